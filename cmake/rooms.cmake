@@ -1,0 +1,33 @@
+# millrace_room(NAME SOURCES a.cc… HEADERS a.h… [USES room…] [LINKS target…])
+#   Makes the static library millrace_NAME of one folder. USES names the rooms it may include and link (DESIGN's
+#   table; tests/layering checks it), LINKS the outside libraries. Headers are included as "room/file.h" from the root.
+function(millrace_room name)
+  cmake_parse_arguments(R "" "" "SOURCES;HEADERS;USES;LINKS" ${ARGN})
+  set(target millrace_${name})
+  add_library(${target} STATIC ${R_SOURCES})
+  target_sources(${target} PUBLIC FILE_SET HEADERS BASE_DIRS ${PROJECT_SOURCE_DIR} FILES ${R_HEADERS})
+  # Compiles every header alone, on demand: target millrace_NAME_verify_interface_header_sets.
+  set_target_properties(${target} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON)
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
+  foreach(room IN LISTS R_USES)
+    target_link_libraries(${target} PUBLIC millrace_${room})
+  endforeach()
+  target_link_libraries(${target} PUBLIC ${R_LINKS})
+endfunction()
+
+# millrace_test(NAME SOURCES a_test.cc… [USES room…] [LINKS target…] [LABELS label…] [TIMEOUT seconds])
+#   One GoogleTest program for a room's tests. MILLRACE_SOURCE_DIR is defined for goldens. Each TEST is a ctest entry.
+include(GoogleTest)
+function(millrace_test name)
+  cmake_parse_arguments(T "" "TIMEOUT" "SOURCES;USES;LINKS;LABELS" ${ARGN})
+  if(NOT T_TIMEOUT)
+    set(T_TIMEOUT 300)
+  endif()
+  add_executable(${name} ${T_SOURCES})
+  foreach(room IN LISTS T_USES)
+    target_link_libraries(${name} PRIVATE millrace_${room})
+  endforeach()
+  target_link_libraries(${name} PRIVATE ${T_LINKS} GTest::gmock GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE MILLRACE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}")
+endfunction()
