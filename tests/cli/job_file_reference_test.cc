@@ -1,0 +1,99 @@
+// Holds docs/job-file.md's tables to the rules beside the fields in proto/millrace/v1/job.proto.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "gtest/gtest.h"
+#include "proto/millrace/v1/field_options.pb.h"
+#include "proto/millrace/v1/job.pb.h"
+
+namespace millrace {
+namespace {
+
+using ::google::protobuf::Descriptor;
+using ::google::protobuf::FieldDescriptor;
+
+std::string TypeOf(const FieldDescriptor& field) {
+  std::string type;
+  switch (field.cpp_type()) {
+    case FieldDescriptor::CPPTYPE_MESSAGE: {
+      std::string name = field.message_type()->name();
+      type = absl::StrCat("[", name, "](#", name, ")");
+      break;
+    }
+    case FieldDescriptor::CPPTYPE_DOUBLE:
+      type = "number";
+      break;
+    case FieldDescriptor::CPPTYPE_BOOL:
+      type = "true or false";
+      break;
+    case FieldDescriptor::CPPTYPE_STRING:
+      type = "text";
+      break;
+    default:
+      type = "whole number";
+  }
+  return field.is_repeated() ? absl::StrCat("list of ", type) : type;
+}
+
+std::string BoundsOf(const v1::FieldRule& rule) {
+  if (rule.one_of_size() > 0) return absl::StrCat("`", absl::StrJoin(rule.one_of(), "`, `"), "`");
+  std::vector<std::string> bounds;
+  if (rule.has_min()) bounds.push_back(absl::StrCat(rule.exclusive_min() ? "> " : "≥ ", rule.min()));
+  if (rule.has_max()) bounds.push_back(absl::StrCat(rule.exclusive_max() ? "< " : "≤ ", rule.max()));
+  return absl::StrJoin(bounds, ", ");
+}
+
+void AppendTables(const Descriptor& message, std::set<std::string>* done, std::string* out) {
+  if (!done->insert(message.name()).second) return;
+  absl::StrAppend(out, "### ", message.name(), "\n\n| field | type | default | allowed | meaning |\n|---|---|---|---|---|\n");
+  for (int i = 0; i < message.field_count(); ++i) {
+    const FieldDescriptor& field = *message.field(i);
+    const v1::FieldRule& rule = field.options().GetExtension(v1::rule);
+    const std::string fallback =
+        rule.required() ? "required" : rule.default_value().empty() ? "" : absl::StrCat("`", rule.default_value(), "`");
+    absl::StrAppend(out, "| `", field.name(), "` | ", TypeOf(field), " | ", fallback, " | ", BoundsOf(rule), " | ",
+                    absl::StrReplaceAll(rule.doc(), {{"|", "\\|"}}), " |\n");
+  }
+  absl::StrAppend(out, "\n");
+  for (int i = 0; i < message.field_count(); ++i) {
+    if (message.field(i)->message_type() != nullptr) AppendTables(*message.field(i)->message_type(), done, out);
+  }
+}
+
+TEST(JobFileReference, TablesAreTheFieldRules) {
+  std::string expected;
+  std::set<std::string> done;
+  AppendTables(*v1::JobSpec::descriptor(), &done, &expected);
+
+  const std::string path = MILLRACE_SOURCE_DIR "/docs/job-file.md";
+  std::ifstream stream(path);
+  ASSERT_TRUE(stream.good()) << path;
+  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  const size_t start = text.find("### JobSpec\n");
+  const std::string found = start == std::string::npos ? "" : text.substr(start);
+  if (found != expected) {
+    const std::string fresh = (std::filesystem::temp_directory_path() / "job-file-tables.md").string();
+    std::ofstream(fresh) << expected;
+    FAIL() << "docs/job-file.md's tables differ from proto/millrace/v1/job.proto's rules; the right ones are in "
+           << fresh;
+  }
+}
+
+TEST(JobFileReference, EveryFieldHasAMeaning) {
+  std::string tables;
+  std::set<std::string> done;
+  AppendTables(*v1::JobSpec::descriptor(), &done, &tables);
+  EXPECT_EQ(tables.find("|  |\n"), std::string::npos) << tables;
+  EXPECT_GE(done.size(), 12u);
+}
+
+}  // namespace
+}  // namespace millrace
