@@ -1,0 +1,87 @@
+// Knows which workers and shards live: they join once, then speak every heartbeat; whoever is silent for a lease's
+// length, or whose stream breaks, is gone at once.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "proto/millrace/v1/coordinator.pb.h"
+
+namespace millrace::coordinator {
+
+struct Member {
+  std::string id;
+  v1::MemberRole role = v1::MEMBER_ROLE_UNSPECIFIED;
+  std::string name;
+  std::string address;  // of a shard
+  std::string build;
+  std::string processor;
+  uint32_t threads = 0;
+  uint64_t resident_bytes = 0;
+  uint64_t number = 0;  // in the order of joining
+  absl::Time last_heard;
+};
+
+// Thread-safe. Time comes in with each call. Callbacks are made without a lock held, from the calling thread.
+class Members {
+ public:
+  struct Options {
+    std::string worker_conformance_digest;
+    std::string shard_conformance_digest;
+    absl::Duration heartbeat = absl::Seconds(1);
+    absl::Duration lease = absl::Seconds(10);
+    size_t limit = 4096;  // members at a time
+    std::function<void(const Member&)> on_join;
+    std::function<void(const Member&, absl::string_view why)> on_loss;
+  };
+  explicit Members(Options options) : options_(std::move(options)) {}
+
+  // Admits a member. PERMISSION_DENIED for another conformance digest (naming member, build, processor and both
+  // digests), ALREADY_EXISTS for the name of a living member, RESOURCE_EXHAUSTED above the limit, INVALID_ARGUMENT
+  // for a request that no member sends.
+  absl::StatusOr<v1::JoinReply> Join(const v1::JoinRequest& request, absl::Time now);
+
+  // Notes a sign of life. NOT_FOUND: not a member (any more).
+  absl::Status Hear(absl::string_view member_id, uint64_t resident_bytes, absl::Time now);
+
+  // Removes the member, if it still is one.
+  void Remove(absl::string_view member_id, absl::string_view why);
+
+  // Removes who has been silent for longer than the lease; returns their ids.
+  std::vector<std::string> Expire(absl::Time now);
+
+  // Living members of a role, in the order of joining.
+  std::vector<Member> Living(v1::MemberRole role) const;
+
+  // Counts shards ever lost: a runner that remembers the number sees by it that one of its shards may be gone. May be
+  // called under any lock.
+  uint64_t shard_losses() const { return shard_losses_.load(); }
+
+  // Waits until there are `shards` shards and `workers` workers, or `interrupted` (called under a lock, must not
+  // block) says so after Wake(), or `deadline`. True: they are there.
+  bool Await(size_t shards, size_t workers, absl::Time deadline, absl::FunctionRef<bool()> interrupted) const;
+  void Wake();
+
+ private:
+  size_t Count(v1::MemberRole role) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const Options options_;
+  mutable absl::Mutex mutex_;
+  mutable absl::CondVar changed_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, Member, std::less<>> members_ ABSL_GUARDED_BY(mutex_);  // by id
+  uint64_t joined_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::atomic<uint64_t> shard_losses_ = 0;
+};
+
+}  // namespace millrace::coordinator

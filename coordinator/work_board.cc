@@ -1,0 +1,133 @@
+#include "coordinator/work_board.h"
+
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace millrace::coordinator {
+
+void WorkBoard::Admit(const std::string& worker) {
+  absl::MutexLock lock(&mutex_);
+  known_epoch_.emplace(worker, 0);
+}
+
+void WorkBoard::Dismiss(const std::string& worker) {
+  absl::MutexLock lock(&mutex_);
+  if (known_epoch_.erase(worker) == 0) return;
+  counts_.freed += ledger_.Release(worker);
+  work_.SignalAll();
+  progress_.SignalAll();
+}
+
+int WorkBoard::workers() const {
+  absl::MutexLock lock(&mutex_);
+  return static_cast<int>(known_epoch_.size());
+}
+
+void WorkBoard::Report(absl::Span<const v1::WorkResult> results) {
+  if (results.empty()) return;
+  absl::MutexLock lock(&mutex_);
+  const absl::Time now = now_();
+  for (const v1::WorkResult& result : results) {
+    const auto holder = lease_holder_.find(result.lease());
+    const UnitLedger::Verdict verdict = ledger_.Report(result, now);
+    switch (verdict) {
+      case UnitLedger::Verdict::kAccepted:
+        ++counts_.accepted;
+        break;
+      case UnitLedger::Verdict::kRepeated:
+        ++counts_.repeated;
+        break;
+      case UnitLedger::Verdict::kStale:
+        ++counts_.stale;
+        break;
+      case UnitLedger::Verdict::kWaitsAgain:
+      case UnitLedger::Verdict::kFailed:
+        ++counts_.failed;
+        break;
+    }
+    const bool worked = verdict == UnitLedger::Verdict::kAccepted || verdict == UnitLedger::Verdict::kRepeated;
+    if (worked && holder != lease_holder_.end()) {
+      if (const auto known = known_epoch_.find(holder->second); known != known_epoch_.end()) {
+        known->second = result.epoch();
+      }
+    }
+  }
+  if (ledger_.complete() || !ledger_.failure().empty()) progress_.SignalAll();
+}
+
+absl::StatusOr<std::vector<v1::WorkUnit>> WorkBoard::Take(const std::string& worker, uint32_t limit,
+                                                          absl::Time deadline) {
+  std::vector<v1::WorkUnit> units;
+  absl::MutexLock lock(&mutex_);
+  for (;;) {
+    const auto known = known_epoch_.find(worker);
+    if (known == known_epoch_.end()) {
+      return absl::NotFoundError(absl::StrCat("no worker '", worker, "' here (any more); join again"));
+    }
+    while (units.size() < limit) {
+      const std::optional<UnitLedger::Lease> lease = ledger_.Take(worker, now_());
+      if (!lease) break;
+      v1::WorkUnit& unit = units.emplace_back(*lease->unit);
+      unit.set_lease(lease->id);
+      if (context_ != nullptr && known->second != unit.epoch()) *unit.mutable_context() = *context_;
+      lease_holder_.emplace(lease->id, worker);
+    }
+    if (!units.empty()) return units;
+    if (work_.WaitWithDeadline(&mutex_, deadline)) return units;
+  }
+}
+
+void WorkBoard::Return(absl::Span<const v1::WorkUnit> units) {
+  absl::MutexLock lock(&mutex_);
+  for (const v1::WorkUnit& unit : units) {
+    // An Offer may have come in between: then the lease is unknown, and that is well.
+    ledger_.Return(unit.lease());
+  }
+  if (ledger_.available()) work_.SignalAll();
+}
+
+void WorkBoard::SetContext(std::shared_ptr<const v1::PhaseContext> context) {
+  absl::MutexLock lock(&mutex_);
+  context_ = std::move(context);
+  ledger_.Clear();
+  lease_holder_.clear();
+}
+
+void WorkBoard::Offer(std::vector<v1::WorkUnit> units) {
+  absl::MutexLock lock(&mutex_);
+  ledger_.Offer(std::move(units));
+  lease_holder_.clear();
+  work_.SignalAll();
+}
+
+absl::StatusOr<std::vector<v1::WorkResult>> WorkBoard::Await(absl::FunctionRef<bool()> interrupted) {
+  absl::MutexLock lock(&mutex_);
+  for (;;) {
+    if (!ledger_.failure().empty()) return absl::AbortedError(ledger_.failure());
+    if (ledger_.complete()) return ledger_.TakeResults();
+    if (interrupted()) return absl::CancelledError("interrupted");
+    progress_.Wait(&mutex_);
+  }
+}
+
+void WorkBoard::Wake() {
+  absl::MutexLock lock(&mutex_);
+  progress_.SignalAll();
+}
+
+void WorkBoard::Tick() {
+  absl::MutexLock lock(&mutex_);
+  if (const int freed = ledger_.Tick(now_()); freed > 0) {
+    counts_.freed += freed;
+    work_.SignalAll();
+  }
+}
+
+WorkBoard::Counts WorkBoard::counts() const {
+  absl::MutexLock lock(&mutex_);
+  return counts_;
+}
+
+}  // namespace millrace::coordinator
