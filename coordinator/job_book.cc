@@ -13,6 +13,7 @@ namespace {
 
 // Watchers may have seen events that a killed coordinator had not written yet; their sequences are not used again.
 constexpr uint64_t kSequenceGap = 1000;
+constexpr size_t kMostPending = 20'000;
 
 }  // namespace
 
@@ -173,6 +174,10 @@ void JobBook::AppendLocked(Entry* entry, v1::JobEvent event) {
   event.set_unix_ms(absl::ToUnixMillis(now_()));
   event.set_job_id(entry->stored.job.id());
   entry->pending.push_back(std::move(event));
+  if (entry->pending.size() > kMostPending) {
+    // The disk has been full for long: steps can be spared.
+    std::erase_if(entry->pending, [](const v1::JobEvent& pending) { return pending.has_step(); });
+  }
   ++changes_;
   changed_.SignalAll();
 }
@@ -231,8 +236,8 @@ absl::Status JobBook::FlushLocked() {
     Entry* const entry = Find(batch.job.id());
     if (entry == nullptr) continue;
     if (written.ok()) {
-      // Nothing but appending happens to `pending` while writing_ is held.
-      entry->pending.erase(entry->pending.begin(), entry->pending.begin() + batch.events.size());
+      const uint64_t last = batch.events.empty() ? 0 : batch.events.back().sequence();
+      std::erase_if(entry->pending, [last](const v1::JobEvent& pending) { return pending.sequence() <= last; });
     } else {
       entry->dirty = true;
       status.Update(written);
@@ -276,11 +281,16 @@ void JobBook::AwaitEvent(absl::string_view job_id, uint64_t after, absl::Time de
   }
 }
 
-void JobBook::AwaitChange(uint64_t* seen, absl::Time deadline) const {
+void JobBook::AwaitChange(uint64_t* seen) const {
   absl::MutexLock lock(&mutex_);
-  while (changes_ == *seen && !changed_.WaitWithDeadline(&mutex_, deadline)) {
-  }
+  while (changes_ == *seen) changed_.Wait(&mutex_);
   *seen = changes_;
+}
+
+void JobBook::Wake() {
+  absl::MutexLock lock(&mutex_);
+  ++changes_;
+  changed_.SignalAll();
 }
 
 }  // namespace millrace::coordinator

@@ -59,8 +59,9 @@ class JobBook {
   absl::StatusOr<std::vector<v1::JobEvent>> Read(absl::string_view job_id, uint64_t after, int limit);
   // Waits until the job has an event after the sequence, or is gone, or `deadline`.
   void AwaitEvent(absl::string_view job_id, uint64_t after, absl::Time deadline) const;
-  // Waits until something in the book has changed since `*seen` (which it updates), or `deadline`.
-  void AwaitChange(uint64_t* seen, absl::Time deadline) const;
+  // Waits until something in the book has changed, or Wake was called, since `*seen` (which it updates).
+  void AwaitChange(uint64_t* seen) const;
+  void Wake();
 
  private:
   struct Entry {

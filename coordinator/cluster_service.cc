@@ -1,0 +1,178 @@
+#include "coordinator/cluster_service.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/grpc_status.h"
+
+namespace millrace::coordinator {
+namespace {
+
+constexpr uint32_t kLongestWaitMs = 60'000;
+constexpr int kMostResults = 1024;
+
+}  // namespace
+
+// One member's stream. Deletes itself when gRPC is done with it.
+class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice> {
+ public:
+  explicit Attendance(ClusterService* service) : service_(service) {}
+
+  void Read() {
+    absl::MutexLock lock(&mutex_);
+    if (!ended_) StartRead(&heartbeat_);
+  }
+
+  void OnReadDone(bool ok) override {
+    if (!ok) {
+      // The member ended its side, or the connection broke.
+      End(grpc::Status::OK);
+      return;
+    }
+    if (member_id_.empty()) {
+      member_id_ = heartbeat_.member_id();
+      absl::MutexLock lock(&service_->mutex_);
+      service_->attendances_[this] = member_id_;
+      if (service_->epoch_ > 0) SendEpoch(service_->epoch_);
+    }
+    absl::Status heard = heartbeat_.member_id() == member_id_
+                             ? service_->members_->Hear(member_id_, heartbeat_.resident_bytes(), absl::Now())
+                             : absl::InvalidArgumentError("a stream of heartbeats changed its member id");
+    if (!heard.ok()) {
+      End(ToGrpc(heard));
+      return;
+    }
+    Read();
+  }
+
+  void OnWriteDone(bool ok) override {
+    absl::MutexLock lock(&mutex_);
+    writing_ = false;
+    if (ok && !ended_ && waiting_) Write();
+  }
+
+  void OnDone() override {
+    if (!member_id_.empty()) service_->members_->Remove(member_id_, "its stream ended");
+    {
+      absl::MutexLock lock(&service_->mutex_);
+      service_->attendances_.erase(this);
+    }
+    delete this;
+  }
+
+  // Thread-safe; only the newest epoch matters.
+  void SendEpoch(uint64_t epoch) {
+    absl::MutexLock lock(&mutex_);
+    next_.set_epoch(epoch);
+    waiting_ = true;
+    if (!writing_ && !ended_) Write();
+  }
+
+  // Thread-safe.
+  void End(const grpc::Status& status) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (ended_) return;
+      ended_ = true;
+    }
+    Finish(status);
+  }
+
+ private:
+  void Write() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    notice_ = next_;
+    waiting_ = false;
+    writing_ = true;
+    StartWrite(&notice_);
+  }
+
+  ClusterService* const service_;
+  v1::Heartbeat heartbeat_;  // only the reading reaction's
+  std::string member_id_;    // likewise
+  absl::Mutex mutex_;
+  v1::Notice notice_ ABSL_GUARDED_BY(mutex_);  // being written
+  v1::Notice next_ ABSL_GUARDED_BY(mutex_);
+  bool waiting_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+ClusterService::~ClusterService() = default;
+
+grpc::Status ClusterService::Join(grpc::ServerContext*, const v1::JoinRequest* request, v1::JoinReply* reply) {
+  absl::StatusOr<v1::JoinReply> joined = members_->Join(*request, absl::Now());
+  if (!joined.ok()) return ToGrpc(joined.status());
+  *reply = *std::move(joined);
+  return grpc::Status::OK;
+}
+
+grpc::Status ClusterService::NextWork(grpc::ServerContext* context, const v1::NextWorkRequest* request,
+                                      v1::NextWorkReply* reply) {
+  if (request->results_size() > kMostResults) {
+    return ToGrpc(absl::InvalidArgumentError(
+        absl::StrCat(request->results_size(), " results in one call; at most ", kMostResults)));
+  }
+  if (absl::Status heard = members_->Hear(request->member_id(), 0, absl::Now()); !heard.ok()) return ToGrpc(heard);
+  board_->Report(std::vector<v1::WorkResult>(request->results().begin(), request->results().end()));
+  if (request->drain()) {
+    board_->Dismiss(request->member_id());
+    return grpc::Status::OK;
+  }
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(std::min(request->wait_ms(), kLongestWaitMs));
+  absl::StatusOr<std::vector<v1::WorkUnit>> units = board_->Take(request->member_id(), units_per_call_, deadline);
+  if (!units.ok()) return ToGrpc(units.status());
+  if (context->IsCancelled()) {
+    board_->Return(*units);
+    return ToGrpc(absl::CancelledError("the worker gave the call up"));
+  }
+  for (v1::WorkUnit& unit : *units) *reply->add_units() = std::move(unit);
+  return grpc::Status::OK;
+}
+
+grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice>* ClusterService::Attend(grpc::CallbackServerContext*) {
+  auto* const attendance = new Attendance(this);
+  bool closed;
+  {
+    absl::MutexLock lock(&mutex_);
+    attendances_.emplace(attendance, "");
+    closed = closed_;
+  }
+  if (closed) {
+    attendance->End(ToGrpc(absl::UnavailableError("the coordinator is shutting down")));
+  } else {
+    attendance->Read();
+  }
+  return attendance;
+}
+
+void ClusterService::Announce(uint64_t epoch) {
+  absl::MutexLock lock(&mutex_);
+  epoch_ = epoch;
+  for (const auto& [attendance, member] : attendances_) {
+    if (!member.empty()) attendance->SendEpoch(epoch);
+  }
+}
+
+void ClusterService::Dismiss(const std::string& member_id, absl::string_view why) {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [attendance, member] : attendances_) {
+    // Not deleted meanwhile: OnDone takes this mutex first.
+    if (member == member_id) attendance->End(ToGrpc(absl::DeadlineExceededError(why)));
+  }
+}
+
+void ClusterService::Close() {
+  for (const Member& worker : members_->Living(v1::WORKER)) board_->Dismiss(worker.id);
+  absl::MutexLock lock(&mutex_);
+  closed_ = true;
+  for (const auto& [attendance, member] : attendances_) {
+    attendance->End(ToGrpc(absl::UnavailableError("the coordinator is shutting down")));
+  }
+}
+
+}  // namespace millrace::coordinator

@@ -1,0 +1,257 @@
+#include "coordinator/job_queue.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <filesystem>
+#include <optional>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/files.h"
+#include "common/job_file.h"
+#include "common/log.h"
+#include "common/status.h"
+#include "coordinator/checkpoint_manifest.h"
+
+namespace millrace::coordinator {
+namespace {
+
+constexpr size_t kMaxJobBytes = 1 << 20;
+constexpr size_t kMaxNameBytes = 64;
+
+absl::Status CheckName(absl::string_view what, absl::string_view name) {
+  if (IsPlainName(name, kMaxNameBytes)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(what, " '", absl::CHexEscape(name.substr(0, 2 * kMaxNameBytes)),
+                                                 "' is not a name: letters, digits, '-', '_' and '.', at most ",
+                                                 kMaxNameBytes, ", not starting with '.'"));
+}
+
+absl::StatusOr<v1::JobSpec> CheckedSpec(const v1::SubmitJobRequest& request) {
+  if (request.job_yaml().size() > kMaxJobBytes || request.spec().ByteSizeLong() > kMaxJobBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("the job is larger than ", kMaxJobBytes, " bytes"));
+  }
+  v1::JobSpec spec = request.spec();
+  if (!request.has_spec()) {
+    if (request.job_yaml().empty()) return absl::InvalidArgumentError("the request holds no job");
+    MILLRACE_ASSIGN_OR_RETURN(spec, ParseJob(request.job_yaml(), "job_yaml", {}));
+  }
+  FillDefaults(&spec);
+  MILLRACE_RETURN_IF_ERROR(ValidateJob(spec));
+  // The names become parts of paths.
+  MILLRACE_RETURN_IF_ERROR(CheckName("name", spec.name()));
+  for (const v1::PhaseSpec& phase : spec.phases()) MILLRACE_RETURN_IF_ERROR(CheckName("phases.name", phase.name()));
+  if (!request.base_directory().empty() && !std::filesystem::path(request.base_directory()).is_absolute()) {
+    return absl::InvalidArgumentError(absl::StrCat("base_directory '",
+                                                   absl::CHexEscape(request.base_directory().substr(0, 200)),
+                                                   "' is not an absolute path"));
+  }
+  return spec;
+}
+
+absl::Status PlaceFiles(const std::string& directory, const StoredJob& job) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) return absl::UnavailableError(absl::StrCat("cannot make ", directory, ": ", error.message()));
+  std::string json;
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = true;
+  options.preserve_proto_field_names = true;
+  if (!google::protobuf::util::MessageToJsonString(job.job.spec(), &json, options).ok()) {
+    return absl::InvalidArgumentError("the job cannot be written as JSON: a text in it is not UTF-8");
+  }
+  if (!job.job_yaml.empty()) {
+    MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(directory, "/job.yaml"), job.job_yaml));
+  }
+  return WriteFileAtomically(absl::StrCat(directory, "/", kJobFile), json);
+}
+
+}  // namespace
+
+std::string JobDirectory(absl::string_view directory, absl::string_view job_id) {
+  return absl::StrCat(directory, "/jobs/", job_id);
+}
+
+JobQueue::JobQueue(std::string directory, JobBook* book, RunJob run, std::function<void()> wake)
+    : directory_(std::move(directory)), book_(book), run_(std::move(run)), wake_(std::move(wake)) {}
+
+absl::StatusOr<v1::Job> JobQueue::Submit(const v1::SubmitJobRequest& request) {
+  StoredJob job;
+  MILLRACE_ASSIGN_OR_RETURN(*job.job.mutable_spec(), CheckedSpec(request));
+  job.base_directory = request.base_directory();
+  job.job_yaml = request.job_yaml();
+  absl::MutexLock changing(&changing_);
+  // The id, and so the folder, is known once the job is in the book; RunOne cannot start it before changing_ is free.
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job added, book_->Add(job));
+  job.job = added;
+  const std::string directory = JobDirectory(directory_, added.id());
+  std::error_code ignored;
+  std::filesystem::remove_all(directory, ignored);  // what a deletion cut short may have left
+  if (absl::Status placed = PlaceFiles(directory, job); !placed.ok()) {
+    book_->Delete(added.id()).IgnoreError();
+    std::filesystem::remove_all(directory, ignored);
+    return placed;
+  }
+  book_->Update(added.id(), [&](v1::Job* entry) { entry->set_directory(directory); });
+  MILLRACE_RETURN_IF_ERROR(book_->Flush());
+  return book_->Get(added.id());
+}
+
+bool JobQueue::AskRunning(absl::string_view job_id, Wish wish) {
+  std::shared_ptr<JobControl> control;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (running_ != job_id) return false;
+    control = control_;
+  }
+  control->Ask(wish);
+  return true;
+}
+
+absl::StatusOr<v1::Job> JobQueue::Pause(absl::string_view job_id) {
+  absl::MutexLock changing(&changing_);
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  if (HasEnded(job.state())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", job_id, " has ended (", v1::Job::State_Name(job.state()), "): nothing to pause"));
+  }
+  if (job.state() != v1::Job::PAUSED && !AskRunning(job_id, Wish::kPause)) {
+    MILLRACE_RETURN_IF_ERROR(book_->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {}));
+  }
+  return book_->Get(job_id);
+}
+
+absl::StatusOr<v1::Job> JobQueue::Resume(absl::string_view job_id) {
+  absl::MutexLock changing(&changing_);
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  if (job.state() == v1::Job::SUCCEEDED) {
+    return absl::FailedPreconditionError(absl::StrCat("job ", job_id, " has succeeded: nothing to resume"));
+  }
+  if (job.state() == v1::Job::PAUSED || job.state() == v1::Job::FAILED || job.state() == v1::Job::CANCELLED) {
+    MILLRACE_RETURN_IF_ERROR(book_->Requeue(job_id));
+  } else {
+    absl::MutexLock lock(&mutex_);
+    if (running_ == job_id && control_->wish() != Wish::kNone) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("job ", job_id, " is still finishing its step before it pauses or ends; ask again then"));
+    }
+  }
+  return book_->Get(job_id);
+}
+
+absl::StatusOr<v1::Job> JobQueue::Cancel(absl::string_view job_id) {
+  absl::MutexLock changing(&changing_);
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  if (job.state() == v1::Job::SUCCEEDED || job.state() == v1::Job::FAILED) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", job_id, " has ended (", v1::Job::State_Name(job.state()), "): nothing to cancel"));
+  }
+  if (job.state() != v1::Job::CANCELLED && !AskRunning(job_id, Wish::kCancel)) {
+    MILLRACE_RETURN_IF_ERROR(book_->SetState(job_id, v1::Job::CANCELLED,
+                                             [](v1::Job* entry) { entry->set_stop_reason("cancelled"); }));
+  }
+  return book_->Get(job_id);
+}
+
+absl::Status JobQueue::Delete(absl::string_view job_id) {
+  absl::MutexLock changing(&changing_);
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  const bool runs = running() == job_id;
+  if (runs || !(HasEnded(job.state()) || job.state() == v1::Job::PAUSED)) {
+    return absl::FailedPreconditionError(absl::StrCat("job ", job_id, " is ", v1::Job::State_Name(job.state()),
+                                                      runs ? " and running" : "", "; cancel it first"));
+  }
+  // The book first: a folder without a job is only space, a job without its folder would be broken.
+  MILLRACE_RETURN_IF_ERROR(book_->Delete(job_id));
+  std::error_code error;
+  const std::string directory = JobDirectory(directory_, job.id());
+  std::filesystem::remove_all(directory, error);
+  if (error) return absl::UnavailableError(absl::StrCat("cannot remove ", directory, ": ", error.message()));
+  return absl::OkStatus();
+}
+
+void JobQueue::Run() {
+  uint64_t seen = 0;
+  for (;;) {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (stopping_) return;
+    }
+    if (const std::optional<std::string> next = book_->Next(); next.has_value()) {
+      RunOne(*next);
+    } else {
+      book_->AwaitChange(&seen);
+    }
+  }
+}
+
+void JobQueue::RunOne(const std::string& job_id) {
+  auto control = std::make_shared<JobControl>(wake_);
+  StoredJob job;
+  {
+    absl::MutexLock changing(&changing_);
+    absl::StatusOr<StoredJob> stored = book_->GetStored(job_id);
+    const v1::Job::State state = stored.ok() ? stored->job.state() : v1::Job::CANCELLED;
+    if (HasEnded(state) || state == v1::Job::PAUSED) return;  // a user was quicker
+    job = *std::move(stored);
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return;
+    running_ = job_id;
+    control_ = control;
+  }
+  Log(Severity::kInfo, "job starts", {{"job", job_id}});
+  const absl::StatusOr<JobOutcome> outcome = run_(job, *control);
+
+  absl::MutexLock changing(&changing_);
+  {
+    absl::MutexLock lock(&mutex_);
+    running_.clear();
+    control_.reset();
+  }
+  absl::Status recorded;
+  if (!outcome.ok()) {
+    Log(Severity::kError, "job failed", {{"job", job_id}, {"error", std::string(outcome.status().message())}});
+    recorded = book_->SetState(job_id, v1::Job::FAILED, [&](v1::Job* entry) {
+      entry->set_error(std::string(outcome.status().message()));
+    });
+  } else if (outcome->kind == JobOutcome::Kind::kSucceeded) {
+    recorded = book_->SetState(job_id, v1::Job::SUCCEEDED,
+                               [&](v1::Job* entry) { entry->set_stop_reason(outcome->stop_reason); });
+  } else if (outcome->kind == JobOutcome::Kind::kCancelled) {
+    recorded = book_->SetState(job_id, v1::Job::CANCELLED,
+                               [](v1::Job* entry) { entry->set_stop_reason("cancelled"); });
+  } else if (outcome->kind == JobOutcome::Kind::kPaused) {
+    recorded = book_->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {});
+  } else {
+    recorded = book_->Flush();
+  }
+  if (!recorded.ok()) {
+    // In memory the state holds; after a restart the job would go on from its last checkpoint.
+    Log(Severity::kError, "the job's state could not be stored",
+        {{"job", job_id}, {"error", std::string(recorded.message())}});
+  }
+  if (const absl::StatusOr<v1::Job> job_now = book_->Get(job_id); job_now.ok()) {
+    Log(Severity::kInfo, "job rests",
+        {{"job", job_id}, {"state", v1::Job::State_Name(job_now->state())}, {"stop_reason", job_now->stop_reason()}});
+  }
+}
+
+void JobQueue::Stop() {
+  std::shared_ptr<JobControl> control;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    control = control_;
+  }
+  if (control != nullptr) control->Ask(Wish::kStop);
+  book_->Wake();
+}
+
+std::string JobQueue::running() const {
+  absl::MutexLock lock(&mutex_);
+  return running_;
+}
+
+}  // namespace millrace::coordinator

@@ -1,0 +1,63 @@
+// What the coordinator asks of all shards of an epoch together; simulated in tests.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/millrace/v1/parameter_server.pb.h"
+
+namespace millrace::coordinator {
+
+struct FleetSetup {
+  std::string job_id;
+  std::string phase;
+  v1::TensorTable table;
+  v1::OptimizerSpec optimizer;
+  uint64_t max_steps = 0;
+  uint32_t units_per_step = 0;
+};
+
+struct FleetNorms {
+  double squared_norm = 0;  // of the whole gradient: the blocks' squared norms added in block order
+  uint64_t saturated = 0;   // values that did not fit their coding, in this step
+};
+
+// A version held by every shard while its blocks are read.
+class FleetCut {
+ public:
+  virtual ~FleetCut() = default;
+  // Gives every block to `sink` once, from several threads at a time; the first error ends it.
+  virtual absl::Status Read(absl::FunctionRef<absl::Status(const v1::SnapshotReply& block)> sink) = 0;
+  // Makes Read return CANCELLED soon; from any thread.
+  virtual void Cancel() = 0;
+};
+
+// The shards of one epoch. Used by one thread, besides cuts. Errors name the shard; UNAVAILABLE, DEADLINE_EXCEEDED and
+// FAILED_PRECONDITION mean that the shards have to be configured anew.
+class ShardFleet {
+ public:
+  virtual ~ShardFleet() = default;
+  virtual absl::Status Configure(const FleetSetup& setup) = 0;
+  // Loads every block at `version` with what `source` fills in (weights, state, coding, by block index); `source` is
+  // called from several threads at a time.
+  virtual absl::Status Load(uint64_t version,
+                            absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) = 0;
+  // Once all units of the step after `version` are in.
+  virtual absl::StatusOr<FleetNorms> Norms(uint64_t version) = 0;
+  // Publishes version + 1; returns the learning rate used.
+  virtual absl::StatusOr<double> Commit(uint64_t version, float clip_factor) = 0;
+  // Returns once every shard holds `version`.
+  virtual absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version) = 0;
+};
+
+// Connects to the shards at these addresses, in the order of their indices, for one epoch.
+using FleetConnector = std::function<absl::StatusOr<std::unique_ptr<ShardFleet>>(
+    uint64_t epoch, const std::vector<std::string>& addresses)>;
+
+}  // namespace millrace::coordinator
