@@ -47,12 +47,13 @@ Statement& Statement::Bind(int parameter, int64_t value) {
 }
 
 Statement& Statement::Bind(int parameter, absl::string_view text) {
-  sqlite3_bind_text64(statement_, parameter, text.data(), text.size(), SQLITE_TRANSIENT, SQLITE_UTF8);
+  // A null pointer would bind NULL; so below.
+  sqlite3_bind_text64(statement_, parameter, text.empty() ? "" : text.data(), text.size(), SQLITE_TRANSIENT,
+                      SQLITE_UTF8);
   return *this;
 }
 
 Statement& Statement::BindBlob(int parameter, absl::string_view bytes) {
-  // A null pointer would bind NULL.
   sqlite3_bind_blob64(statement_, parameter, bytes.empty() ? "" : bytes.data(), bytes.size(), SQLITE_TRANSIENT);
   return *this;
 }
@@ -90,7 +91,7 @@ absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& path
   std::unique_ptr<Database> database(new Database(connection));
   if (code != SQLITE_OK) return Failure(connection, code);
   sqlite3_extended_result_codes(connection, 1);
-  sqlite3_busy_timeout(connection, 2000);
+  sqlite3_busy_timeout(connection, 500);
   // Exclusive before the log: then the log's index lives in memory, not in a mapped file that a full disk could tear.
   for (const char* sql : {"PRAGMA locking_mode=EXCLUSIVE", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL",
                           "PRAGMA foreign_keys=ON", "BEGIN EXCLUSIVE", "COMMIT"}) {

@@ -1,0 +1,42 @@
+// Reads a checkpoint folder back, refusing a damaged one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "blocks/block_table.h"
+#include "coordinator/checkpoint_manifest.h"
+#include "proto/millrace/v1/parameter_server.pb.h"
+
+namespace millrace::coordinator {
+
+class CheckpointReader {
+ public:
+  // Maps the files and checks their sizes and headers. DATA_LOSS names the file, and for a short model.safetensors the
+  // first tensor that is not all there. A missing optimizer.safetensors is fine (a fetched copy may lack it).
+  static absl::StatusOr<std::unique_ptr<CheckpointReader>> Open(const std::string& directory);
+  ~CheckpointReader();
+
+  const CheckpointManifest& manifest() const;
+  bool has_optimizer() const;
+
+  // Compares every tensor and file with its sum: DATA_LOSS names the first tensor, or else file, that differs.
+  absl::Status Verify() const;
+
+  // FAILED_PRECONDITION unless the model file has exactly the table's tensors with their shapes.
+  absl::Status CheckTable(const blocks::BlockTable& blocks) const;
+
+  // Fills in weights, and if `with_state` state and coding, of a block of the checked table. Thread-safe.
+  absl::Status ReadBlock(const blocks::BlockTable& blocks, uint32_t block, bool with_state,
+                         v1::LoadRequest* request) const;
+
+ private:
+  struct Impl;
+  explicit CheckpointReader(std::unique_ptr<Impl> impl);
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace millrace::coordinator

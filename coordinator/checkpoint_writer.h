@@ -1,0 +1,41 @@
+// Writes one checkpoint folder from blocks as they arrive from the shards (see checkpoint_manifest.h for its files).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "blocks/block_table.h"
+#include "coordinator/checkpoint_manifest.h"
+#include "proto/millrace/v1/parameter_server.pb.h"
+
+namespace millrace::coordinator {
+
+class CheckpointWriter {
+ public:
+  // Makes `directory` (anew, if it is there) with the side files. `manifest` says everything but the sums; `blocks`
+  // outlives the writer. RESOURCE_EXHAUSTED when the disk is full, naming it: the space for the weights is reserved.
+  static absl::StatusOr<std::unique_ptr<CheckpointWriter>> Create(const std::string& directory,
+                                                                  const blocks::BlockTable* blocks,
+                                                                  CheckpointManifest manifest,
+                                                                  const std::map<std::string, std::string>& side_files);
+  // Removes the folder unless finished.
+  ~CheckpointWriter();
+
+  // Writes a block's weights, state and coding; thread-safe. Each block comes once.
+  absl::Status Add(const v1::SnapshotReply& block);
+
+  // Once every block is there: sums up what was written, syncs it and writes the manifest. The folder is then complete
+  // and the caller's to move.
+  absl::StatusOr<CheckpointManifest> Finish();
+
+ private:
+  struct Impl;
+  explicit CheckpointWriter(std::unique_ptr<Impl> impl);
+  const std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace millrace::coordinator

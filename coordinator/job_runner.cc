@@ -1,0 +1,742 @@
+#include "coordinator/job_runner.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <numbers>
+#include <optional>
+#include <set>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "blocks/block_table.h"
+#include "common/files.h"
+#include "common/log.h"
+#include "common/status.h"
+#include "coordinator/checkpoint_reader.h"
+#include "coordinator/checkpoint_shelf.h"
+#include "coordinator/checkpoint_writer.h"
+#include "coordinator/planner.h"
+#include "coordinator/stop_rules.h"
+#include "text/token_store.h"
+
+namespace millrace::coordinator {
+namespace {
+
+// A step event at most this often, besides the first and last step and evaluated ones.
+constexpr absl::Duration kStepEvents = absl::Milliseconds(250);
+// Trouble with the shards at the same version: it is tried again after growing pauses, and other trouble than an
+// unreachable shard ends the job after so many tries.
+constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
+constexpr absl::Duration kLongestPause = absl::Seconds(5);
+constexpr int kTries = 12;
+constexpr size_t kMostSideFiles = 16;
+constexpr size_t kMostSideFileBytes = 16 << 20;
+
+constexpr char kTokenizerFiles[][32] = {"tokenizer.json", "tokenizer_config.json"};
+
+bool ShardTrouble(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) || absl::IsFailedPrecondition(status) ||
+         absl::IsCancelled(status);
+}
+
+// One checkpoint on its way from the shards to the shelf, on a thread of its own.
+class CheckpointOnItsWay {
+ public:
+  // `place` moves the finished folder to the shelf and tells of it.
+  CheckpointOnItsWay(std::unique_ptr<FleetCut> cut, std::unique_ptr<CheckpointWriter> writer,
+                     std::function<absl::Status(const CheckpointManifest&)> place)
+      : cut_(std::move(cut)), thread_([this, writer = std::move(writer), place = std::move(place)] {
+          status_ = cut_->Read([&](const v1::SnapshotReply& block) { return writer->Add(block); });
+          if (status_.ok()) {
+            const absl::StatusOr<CheckpointManifest> manifest = writer->Finish();
+            status_ = manifest.ok() ? place(*manifest) : manifest.status();
+          }
+          arrived_ = true;
+        }) {}
+  ~CheckpointOnItsWay() {
+    if (!thread_.joinable()) return;
+    cut_->Cancel();
+    thread_.join();
+  }
+
+  absl::Status Finish() {
+    if (thread_.joinable()) thread_.join();
+    return status_;
+  }
+  // Finish would not wait.
+  bool arrived() const { return arrived_; }
+
+ private:
+  const std::unique_ptr<FleetCut> cut_;
+  absl::Status status_;  // the thread's until it is joined
+  std::atomic<bool> arrived_ = false;
+  std::thread thread_;
+};
+
+class JobRun {
+ public:
+  JobRun(const StoredJob& job, const RunnerParts& parts, const JobControl& control)
+      : id_(job.job.id()),
+        spec_(job.job.spec()),
+        base_directory_(job.base_directory),
+        directory_(JobDirectory(parts.directory, id_)),
+        parts_(parts),
+        control_(control),
+        shelf_(directory_) {}
+
+  // The story of a job.
+  absl::StatusOr<JobOutcome> Run() {
+    MILLRACE_RETURN_IF_ERROR(PrepareText());
+    JobOutcome outcome;
+    for (int index = 0; index < spec_.phases_size(); ++index) {
+      MILLRACE_RETURN_IF_ERROR(OpenPhase(index));
+      MILLRACE_ASSIGN_OR_RETURN(outcome, TrainPhase());
+      if (outcome.kind != JobOutcome::Kind::kSucceeded) break;
+    }
+    return outcome;
+  }
+
+ private:
+  absl::Status PrepareText();
+  absl::Status OpenPhase(int index);
+  absl::StatusOr<JobOutcome> TrainPhase();
+
+  // One course of training: from a checkpoint, on one set of shards, until the phase ends or something is lost.
+  absl::StatusOr<JobOutcome> Course() {
+    MILLRACE_RETURN_IF_ERROR(AwaitCluster());
+    MILLRACE_RETURN_IF_ERROR(PlanModel());
+    MILLRACE_RETURN_IF_ERROR(ConfigureShards());
+    MILLRACE_ASSIGN_OR_RETURN(const uint64_t version, Restore());
+    return Steps(version);
+  }
+  absl::Status AwaitCluster();
+  absl::Status PlanModel();
+  absl::Status ConfigureShards();
+  absl::StatusOr<uint64_t> Restore();
+  absl::Status LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state);
+  absl::Status Initialize();
+
+  absl::StatusOr<JobOutcome> Steps(uint64_t version);
+  void Offer();
+  void PrepareUnits(uint64_t version);
+  absl::StatusOr<double> TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) const;
+  absl::StatusOr<bool> Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results);
+  absl::Status Commit(uint64_t version, double train_loss);
+  absl::Status BeginCheckpoint(uint64_t version);
+  absl::Status FinishCheckpoint();
+  absl::Status PlaceCheckpoint(const CheckpointManifest& manifest, bool best, absl::Time begun);
+
+  bool EvaluationDue(uint64_t version) const {
+    const bool due = version > 0 && (version % phase_->evaluate().every_steps() == 0 || version >= max_steps());
+    return due && (evaluations_.empty() || evaluations_.back().step < version);
+  }
+  bool CheckpointDue(uint64_t version) const {
+    const uint32_t every = phase_->checkpoint().has_every_steps() && phase_->checkpoint().every_steps() > 0
+                               ? phase_->checkpoint().every_steps()
+                               : phase_->evaluate().every_steps();
+    return version > 0 && version % every == 0 && version != on_shelf_;
+  }
+  uint64_t max_steps() const { return phase_->stop().max_steps(); }
+
+  // Something was asked, or a shard is gone: nothing offered will complete.
+  bool Interrupted() const {
+    switch (control_.wish()) {
+      case Wish::kNone:
+        break;
+      case Wish::kPause:
+        // The step is finished first, if there is anybody to finish it. Called under the board's lock.
+        if (!stepping_ || parts_.members->Living(v1::WORKER).empty()) return true;
+        break;
+      case Wish::kStop:
+      case Wish::kCancel:
+        return true;
+    }
+    return parts_.members->shard_losses() != shard_losses_;
+  }
+  bool Asked() const { return control_.wish() != Wish::kNone; }
+  JobOutcome AsAsked() const {
+    switch (control_.wish()) {
+      case Wish::kPause:
+        return {JobOutcome::Kind::kPaused, ""};
+      case Wish::kCancel:
+        return {JobOutcome::Kind::kCancelled, ""};
+      default:
+        return {JobOutcome::Kind::kStopped, ""};
+    }
+  }
+  // Waits for the units offered; ABORTED becomes an error of the job.
+  absl::StatusOr<std::vector<v1::WorkResult>> Await() {
+    absl::StatusOr<std::vector<v1::WorkResult>> results = parts_.board->Await([this] { return Interrupted(); });
+    if (absl::IsAborted(results.status())) return absl::InternalError(results.status().message());
+    return results;
+  }
+  absl::StatusOr<uint64_t> NextEpoch() {
+    MILLRACE_ASSIGN_OR_RETURN(const uint64_t epoch, parts_.store->NextEpoch());
+    parts_.announce(epoch);
+    return epoch;
+  }
+  v1::PhaseContext Context(uint64_t epoch) const;
+  void Tell(Severity severity, absl::string_view text) const {
+    Log(severity, text, {{"job", id_}, {"phase", phase_ == nullptr ? "" : phase_->name()}, {"step", reached_}});
+    parts_.book->Log(id_, severity == Severity::kInfo ? "info" : severity == Severity::kWarning ? "warning" : "error",
+                     text);
+  }
+
+  const std::string id_;
+  const v1::JobSpec spec_;
+  const std::string base_directory_;
+  const std::string directory_;  // of the job
+  const RunnerParts parts_;
+  const JobControl& control_;
+
+  // Of the present phase.
+  const v1::PhaseSpec* phase_ = nullptr;
+  uint32_t phase_index_ = 0;
+  std::unique_ptr<Planner> planner_;
+  std::unique_ptr<StopRules> rules_;
+  std::vector<CheckpointManifest::Evaluation> evaluations_;  // what rules_ was fed
+  uint64_t reached_ = 0;                                     // version
+  uint64_t on_shelf_ = 0;                                    // last version that was checkpointed
+  uint64_t tokens_ = 0;                                      // trained on, at reached_
+  double seconds_before_ = 0;                                // training before this course, all phases
+
+  // Of the model: the same for all phases.
+  std::unique_ptr<blocks::BlockTable> blocks_;
+  v1::TensorTable table_;
+  std::map<std::string, std::string> side_files_;
+
+  // Of the present course.
+  uint64_t shard_losses_ = 0;
+  std::vector<std::string> addresses_;
+  uint64_t epoch_ = 0;
+  std::unique_ptr<ShardFleet> fleet_;
+  std::atomic<bool> stepping_ = false;
+  std::vector<v1::WorkUnit> prepared_;
+  absl::Time course_began_;
+  absl::Time step_began_;
+  absl::Time told_;          // the last step event
+  uint64_t told_tokens_ = 0;
+  double tokens_per_second_ = 0;
+
+  CheckpointShelf shelf_;  // the checkpoint's thread's while one is on its way
+  std::unique_ptr<CheckpointOnItsWay> checkpoint_;
+};
+
+absl::Status JobRun::PrepareText() {
+  MILLRACE_RETURN_IF_ERROR(shelf_.CleanUp());
+  const std::string data = absl::StrCat(directory_, "/data");
+  MILLRACE_RETURN_IF_ERROR(parts_.book->SetState(id_, v1::Job::PREPARING, [&](v1::Job* job) {
+    if (job->started_unix_ms() == 0) job->set_started_unix_ms(absl::ToUnixMillis(parts_.now()));
+    job->set_directory(directory_);
+    job->clear_error();
+  }));
+  if (text::TokenStore::Open(data).ok()) return absl::OkStatus();  // prepared by an earlier run
+  MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec_, base_directory_, data));
+  v1::JobEvent event;
+  v1::DataEvent& about = *event.mutable_data();
+  about.set_documents(report.documents);
+  parts_.book->Append(id_, std::move(event));
+  return absl::OkStatus();
+}
+
+absl::Status JobRun::OpenPhase(int index) {
+  phase_ = &spec_.phases(index);
+  phase_index_ = static_cast<uint32_t>(index);
+  MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, absl::StrCat(directory_, "/data")));
+  rules_ = std::make_unique<StopRules>(phase_->stop());
+  evaluations_.clear();
+  reached_ = on_shelf_ = tokens_ = 0;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<JobOutcome> JobRun::TrainPhase() {
+  // A phase whose last checkpoint satisfies its stop rule has been trained already.
+  for (const ShelfEntry& entry : shelf_.List()) {
+    if (entry.manifest.phase != phase_->name() || entry.manifest.evaluation() == nullptr) continue;
+    StopRules rules(phase_->stop());
+    for (const auto& evaluation : entry.manifest.evaluations) rules.Add(evaluation.step, evaluation.loss);
+    if (std::string reason = rules.Reason(entry.manifest.step); !reason.empty()) {
+      return JobOutcome{JobOutcome::Kind::kSucceeded, std::move(reason)};
+    }
+  }
+  MILLRACE_RETURN_IF_ERROR(parts_.book->SetState(id_, v1::Job::RUNNING, [&](v1::Job* job) {
+    job->set_phase(phase_->name());
+    job->set_max_steps(max_steps());
+  }));
+  uint64_t furthest = 0;
+  int tries = 0;
+  for (;;) {
+    stepping_ = false;
+    course_began_ = parts_.now();
+    absl::StatusOr<JobOutcome> outcome = Course();
+    stepping_ = false;
+    parts_.board->Withdraw();
+    checkpoint_.reset();  // one that was on its way is given up, unless it has arrived
+    fleet_.reset();
+    seconds_before_ += absl::ToDoubleSeconds(parts_.now() - course_began_);
+    if (outcome.ok()) return outcome;
+    if (Asked() && ShardTrouble(outcome.status())) return AsAsked();
+    if (!ShardTrouble(outcome.status())) return outcome.status();
+
+    tries = reached_ > furthest ? 1 : tries + 1;
+    furthest = std::max(furthest, reached_);
+    if (tries > kTries && absl::IsFailedPrecondition(outcome.status())) return outcome.status();
+    const bool lost = parts_.members->shard_losses() != shard_losses_;
+    Tell(Severity::kWarning,
+         absl::StrCat("a shard was lost or does not answer at step ", reached_, lost ? "" : absl::StrCat(
+             ": ", outcome.status().message()), "; returns to the last checkpoint as soon as ", parts_.shards,
+             parts_.shards == 1 ? " shard is" : " shards are", " there"));
+    parts_.metrics->recoveries->Increment();
+    if (!lost) control_.Pause(std::min(kLongestPause, kFirstPause * (1 << std::min(tries - 1, 10))));
+  }
+}
+
+absl::Status JobRun::AwaitCluster() {
+  for (bool told = false;;) {
+    shard_losses_ = parts_.members->shard_losses();
+    const absl::Time until = told ? absl::InfiniteFuture() : absl::Now() + absl::Seconds(1);
+    const bool there = parts_.members->Await(parts_.shards, 1, until, [this] { return Asked(); });
+    if (Asked()) return absl::CancelledError("asked");
+    const std::vector<Member> shards = parts_.members->Living(v1::SHARD);
+    if (!there && !std::exchange(told, true)) {
+      Tell(Severity::kInfo, absl::StrCat("waits for ", parts_.shards, " shards (", shards.size(),
+                                         " are there) and at least 1 worker (", parts_.board->workers(),
+                                         " are there)"));
+    }
+    if (!there || shards.size() < parts_.shards) continue;
+    addresses_.clear();
+    for (const Member& shard : shards) {
+      if (addresses_.size() < parts_.shards) addresses_.push_back(shard.address);
+    }
+    return absl::OkStatus();
+  }
+}
+
+v1::PhaseContext JobRun::Context(uint64_t epoch) const {
+  v1::PhaseContext context;
+  context.set_epoch(epoch);
+  context.set_job_id(id_);
+  context.set_phase(phase_->name());
+  context.set_seed(spec_.seed());
+  context.set_phase_index(phase_index_);
+  *context.mutable_model() = spec_.model();
+  context.set_vocab_size(planner_->vocab_size());
+  context.set_objective(phase_->objective());
+  *context.mutable_optimizer() = phase_->optimizer();
+  return context;
+}
+
+absl::Status JobRun::PlanModel() {
+  if (blocks_ != nullptr) return absl::OkStatus();
+  MILLRACE_ASSIGN_OR_RETURN(const uint64_t epoch, NextEpoch());
+  parts_.board->SetContext(std::make_shared<v1::PhaseContext>(Context(epoch)));
+  v1::WorkUnit unit;
+  unit.set_kind(v1::WorkUnit::PLAN);
+  unit.set_epoch(epoch);
+  parts_.board->Offer({unit});
+  MILLRACE_ASSIGN_OR_RETURN(std::vector<v1::WorkResult> results, Await());
+  v1::WorkResult& plan = results.front();
+  absl::StatusOr<blocks::BlockTable> blocks = blocks::BlockTable::Create(plan.table());
+  if (!blocks.ok()) return absl::InternalError(absl::StrCat("the worker's plan: ", blocks.status().message()));
+  side_files_.clear();
+  size_t bytes = 0;
+  const std::set<std::string> ours = {kManifestFile, kModelFile, kOptimizerFile, kJobFile};
+  for (auto& [name, text] : *plan.mutable_files()) {
+    bytes += text.size();
+    if (!IsPlainName(name) || ours.contains(name) || bytes > kMostSideFileBytes ||
+        side_files_.size() >= kMostSideFiles) {
+      return absl::InternalError("the worker's plan: side files that no checkpoint has");
+    }
+    side_files_.emplace(name, std::move(text));
+  }
+  for (const char* name : kTokenizerFiles) {
+    const std::string path = absl::StrCat(directory_, "/data/", name);
+    if (!std::filesystem::exists(path)) continue;
+    MILLRACE_ASSIGN_OR_RETURN(side_files_[name], ReadFile(path, 256 << 20));
+  }
+  MILLRACE_ASSIGN_OR_RETURN(side_files_[kJobFile], ReadFile(absl::StrCat(directory_, "/", kJobFile), 16 << 20));
+  table_ = std::move(*plan.mutable_table());
+  blocks_ = std::make_unique<blocks::BlockTable>(*std::move(blocks));
+  return absl::OkStatus();
+}
+
+absl::Status JobRun::ConfigureShards() {
+  MILLRACE_ASSIGN_OR_RETURN(epoch_, NextEpoch());
+  MILLRACE_ASSIGN_OR_RETURN(fleet_, parts_.connect(epoch_, addresses_));
+  FleetSetup setup;
+  setup.job_id = id_;
+  setup.phase = phase_->name();
+  setup.table = table_;
+  setup.optimizer = phase_->optimizer();
+  setup.max_steps = max_steps();
+  setup.units_per_step = planner_->training_units();
+  MILLRACE_RETURN_IF_ERROR(Annotate(fleet_->Configure(setup), "configuring the shards"));
+  auto context = std::make_shared<v1::PhaseContext>(Context(epoch_));
+  *context->mutable_table() = table_;
+  for (const std::string& address : addresses_) context->add_shard_addresses(address);
+  parts_.board->SetContext(std::move(context));
+  return absl::OkStatus();
+}
+
+// Brings the shards to the phase's last good checkpoint, or else to its beginning; returns the version.
+absl::StatusOr<uint64_t> JobRun::Restore() {
+  std::optional<ShelfEntry> from;
+  std::unique_ptr<CheckpointReader> reader;
+  while (reader == nullptr) {
+    from.reset();
+    for (ShelfEntry& entry : shelf_.List()) {
+      if (entry.manifest.phase == phase_->name()) from = std::move(entry);
+    }
+    if (!from.has_value()) break;
+    absl::StatusOr<std::unique_ptr<CheckpointReader>> opened = CheckpointReader::Open(from->directory);
+    absl::Status good = opened.status();
+    if (good.ok()) good = (*opened)->Verify();
+    if (good.ok() && !(*opened)->has_optimizer()) good = absl::DataLossError(absl::StrCat(kOptimizerFile, " is missing"));
+    if (good.ok()) {
+      reader = *std::move(opened);
+    } else if (absl::IsDataLoss(good) || absl::IsNotFound(good)) {
+      Tell(Severity::kError, absl::StrCat("checkpoint ", from->name, " is damaged and set aside: ", good.message()));
+      MILLRACE_RETURN_IF_ERROR(shelf_.SetAside(*from));
+    } else {
+      return absl::InternalError(absl::StrCat("checkpoint ", from->name, ": ", good.message()));
+    }
+  }
+
+  uint64_t version = 0;
+  evaluations_.clear();
+  rules_ = std::make_unique<StopRules>(phase_->stop());
+  tokens_ = 0;
+  on_shelf_ = 0;
+  if (reader != nullptr) {
+    version = on_shelf_ = reader->manifest().step;
+    evaluations_ = reader->manifest().evaluations;
+    for (const auto& evaluation : evaluations_) rules_->Add(evaluation.step, evaluation.loss);
+    tokens_ = reader->manifest().tokens;
+    seconds_before_ = std::max(seconds_before_, reader->manifest().seconds_training);
+    MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(*reader, version, /*with_state=*/true));
+    Tell(Severity::kInfo, absl::StrCat("goes on from checkpoint ", from->name));
+  } else if (phase_index_ > 0) {
+    const std::vector<ShelfEntry> entries = shelf_.List();
+    const ShelfEntry* const best = BestOfPhase(entries, spec_.phases(static_cast<int>(phase_index_) - 1).name());
+    if (best == nullptr) {
+      return absl::InternalError(absl::StrCat("phase ", phase_->name(), " starts from the best checkpoint of ",
+                                              spec_.phases(static_cast<int>(phase_index_) - 1).name(),
+                                              ", which is not there"));
+    }
+    MILLRACE_ASSIGN_OR_RETURN(reader, CheckpointReader::Open(best->directory));
+    if (absl::Status good = reader->Verify(); !good.ok()) {
+      return absl::InternalError(absl::StrCat("checkpoint ", best->name, ": ", good.message()));
+    }
+    MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(*reader, 0, /*with_state=*/false));
+    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from checkpoint ", best->name));
+  } else {
+    MILLRACE_RETURN_IF_ERROR(Initialize());
+    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from new weights"));
+  }
+  // What was told of later steps will be told again.
+  MILLRACE_RETURN_IF_ERROR(parts_.book->Supersede(id_, phase_->name(), version));
+  parts_.book->Update(id_, [&](v1::Job* job) {
+    job->set_step(version);
+    job->set_best_step(rules_->best_step());
+    job->set_best_held_out_loss(rules_->best_loss());
+    job->set_held_out_loss(evaluations_.empty() ? 0 : evaluations_.back().loss);
+  });
+  reached_ = version;
+  return version;
+}
+
+absl::Status JobRun::LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state) {
+  if (reader.manifest().data != planner_->data_fingerprint()) {
+    return absl::InternalError(absl::StrCat("the checkpoint was trained on other data (fingerprint ",
+                                            reader.manifest().data, ") than is in ", directory_, "/data (",
+                                            planner_->data_fingerprint(), ")"));
+  }
+  if (absl::Status fits = reader.CheckTable(*blocks_); !fits.ok()) return absl::InternalError(fits.message());
+  return Annotate(fleet_->Load(version,
+                               [&](uint32_t block, v1::LoadRequest* request) {
+                                 return reader.ReadBlock(*blocks_, block, with_state, request);
+                               }),
+                  "loading a checkpoint into the shards");
+}
+
+absl::Status JobRun::Initialize() {
+  v1::WorkUnit unit;
+  unit.set_kind(v1::WorkUnit::INITIALIZE);
+  unit.set_epoch(epoch_);
+  parts_.board->Offer({unit});
+  return Await().status();
+}
+
+// Makes what Offer will offer at `version`, while the workers compute.
+void JobRun::PrepareUnits(uint64_t version) {
+  prepared_.clear();
+  if (version < max_steps()) prepared_ = planner_->Training(epoch_, version);
+  if (EvaluationDue(version)) {
+    for (v1::WorkUnit& unit : planner_->Evaluation(epoch_, version)) prepared_.push_back(std::move(unit));
+  }
+}
+
+void JobRun::Offer() { parts_.board->Offer(std::move(prepared_)); }
+
+// Invariant at the top of the loop: the shards are at `version`, and its units are offered: those of the next step, and
+// those that evaluate this version if that is due. Nothing is committed before both are in, so that an evaluation needs
+// no copy of the weights and decides before the next step counts.
+absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
+  told_ = step_began_ = parts_.now();
+  told_tokens_ = tokens_;
+  PrepareUnits(version);
+  Offer();
+  stepping_ = true;
+  for (;;) {
+    if (version < max_steps()) PrepareUnits(version + 1);
+    const absl::StatusOr<std::vector<v1::WorkResult>> results = Await();
+    if (!results.ok()) {
+      if (absl::IsCancelled(results.status()) && Asked() && control_.wish() != Wish::kCancel && version > 0) {
+        // Nobody is there to finish the step, or there is no time: the shards still hold this version.
+        if (version != on_shelf_) MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
+        MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
+        return AsAsked();
+      }
+      return results.status();
+    }
+    if (checkpoint_ != nullptr && checkpoint_->arrived()) MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
+    bool evaluated = false, best = false;
+    const bool last = version >= max_steps();
+    const size_t training = last ? 0 : planner_->training_units();
+    double train_loss = 0;
+    if (!last) {
+      MILLRACE_ASSIGN_OR_RETURN(train_loss, TrainLoss(version, absl::MakeSpan(*results).subspan(0, training)));
+    }
+    if (EvaluationDue(version)) {
+      MILLRACE_ASSIGN_OR_RETURN(best, Evaluate(version, absl::MakeSpan(*results).subspan(training)));
+      evaluated = true;
+    }
+    const std::string reason = rules_->Reason(version);
+    if (best || (evaluated && version == on_shelf_) || CheckpointDue(version) || !reason.empty()) {
+      MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
+    }
+    if (!reason.empty()) {
+      MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
+      return JobOutcome{JobOutcome::Kind::kSucceeded, reason};
+    }
+    const bool pausing = control_.wish() == Wish::kPause;
+    // The next units go out before the commit: workers' pulls wait at the shards for the version.
+    if (!pausing) Offer();
+    MILLRACE_RETURN_IF_ERROR(Commit(version, train_loss));
+    ++version;
+    if (pausing) {
+      MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
+      MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
+      return AsAsked();
+    }
+  }
+}
+
+// Nats a token of the step after `version`.
+absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) const {
+  double sum = 0;
+  uint64_t predictions = 0;
+  for (const v1::WorkResult& result : results) {
+    sum += result.loss_sum();
+    predictions += result.predictions();
+  }
+  if (predictions != planner_->training_predictions()) {
+    return absl::InternalError(absl::StrCat("step ", version + 1, ": workers report ", predictions,
+                                            " predictions where the units have ", planner_->training_predictions()));
+  }
+  if (!std::isfinite(sum)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the loss is not finite at step ", version + 1, " of phase ", phase_->name(), " (", sum,
+        "); try a lower learning rate, a longer warm-up or a smaller clip_norm; the last checkpoint is of step ",
+        on_shelf_));
+  }
+  return sum / static_cast<double>(predictions);
+}
+
+// Takes the evaluation of `version` in; returns whether it is the best so far.
+absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results) {
+  double sum = 0;
+  uint64_t predictions = 0;
+  for (const v1::WorkResult& result : results) {
+    sum += result.loss_sum();
+    predictions += result.predictions();
+  }
+  if (predictions != planner_->evaluation_predictions() || predictions == 0) {
+    return absl::InternalError(absl::StrCat("evaluation at step ", version, ": workers report ", predictions,
+                                            " predictions where the units have ",
+                                            planner_->evaluation_predictions()));
+  }
+  if (!std::isfinite(sum)) {
+    return absl::InvalidArgumentError(absl::StrCat("the held-out loss is not finite at step ", version, " of phase ",
+                                                   phase_->name(), " (", sum, "); the last checkpoint is of step ",
+                                                   on_shelf_));
+  }
+  CheckpointManifest::Evaluation evaluation;
+  evaluation.step = version;
+  evaluation.loss = sum / static_cast<double>(predictions);
+  evaluation.tokens = predictions;
+  evaluation.bytes = planner_->evaluation_bytes();
+  evaluation.bits_per_byte =
+      evaluation.bytes == 0 ? 0 : sum / std::numbers::ln2 / static_cast<double>(evaluation.bytes);
+  const bool best = rules_->Add(version, evaluation.loss);
+  evaluations_.push_back(evaluation);
+
+  v1::JobEvent event;
+  v1::EvaluationEvent& about = *event.mutable_evaluation();
+  about.set_phase(phase_->name());
+  about.set_step(version);
+  about.set_loss(evaluation.loss);
+  about.set_perplexity(std::exp(evaluation.loss));
+  about.set_bits_per_byte(evaluation.bits_per_byte);
+  about.set_tokens(evaluation.tokens);
+  about.set_bytes(evaluation.bytes);
+  about.set_best(best);
+  parts_.book->Append(id_, std::move(event));
+  parts_.book->Update(id_, [&](v1::Job* job) {
+    job->set_held_out_loss(evaluation.loss);
+    job->set_best_step(rules_->best_step());
+    job->set_best_held_out_loss(rules_->best_loss());
+  });
+  parts_.metrics->held_out_loss->Set(evaluation.loss);
+  Log(Severity::kInfo, "evaluated",
+      {{"job", id_}, {"phase", phase_->name()}, {"step", version}, {"loss", evaluation.loss},
+       {"bits_per_byte", evaluation.bits_per_byte}, {"best", best}});
+  return best;
+}
+
+// Applies the step after `version`, whose gradients are all in.
+absl::Status JobRun::Commit(uint64_t version, double train_loss) {
+  MILLRACE_ASSIGN_OR_RETURN(const FleetNorms norms, fleet_->Norms(version));
+  const double norm = std::sqrt(norms.squared_norm);
+  if (!std::isfinite(norm)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the gradient is not finite at step ", version + 1, " of phase ", phase_->name(),
+        "; try a lower learning rate, a longer warm-up or a smaller clip_norm; the last checkpoint is of step ",
+        on_shelf_));
+  }
+  const double clip_norm = phase_->optimizer().clip_norm();
+  const float clip_factor = clip_norm > 0 ? static_cast<float>(std::min(1.0, clip_norm / (norm + 1e-6))) : 1.0f;
+  MILLRACE_ASSIGN_OR_RETURN(const double learning_rate, fleet_->Commit(version, clip_factor));
+
+  reached_ = version + 1;
+  const uint64_t step_tokens = planner_->training_predictions();
+  tokens_ += step_tokens;
+  const absl::Time now = parts_.now();
+  CoordinatorMetrics& metrics = *parts_.metrics;
+  metrics.steps->Increment();
+  metrics.tokens->Increment(static_cast<double>(step_tokens));
+  metrics.saturated->Increment(static_cast<double>(norms.saturated));
+  metrics.train_loss->Set(train_loss);
+  metrics.gradient_norm->Set(norm);
+  metrics.learning_rate->Set(learning_rate);
+  metrics.step->Set(static_cast<double>(reached_));
+  metrics.step_duration->Observe(absl::ToDoubleSeconds(now - step_began_));
+  metrics.last_step_timestamp->Set(absl::ToDoubleSeconds(now - absl::UnixEpoch()));
+  step_began_ = now;
+  parts_.book->Update(id_, [&](v1::Job* job) {
+    job->set_step(reached_);
+    job->set_train_loss(train_loss);
+  });
+
+  const bool first = version == 0, last = reached_ >= max_steps();
+  if (!first && !last && !EvaluationDue(reached_) && now - told_ < kStepEvents) return absl::OkStatus();
+  const double seconds = absl::ToDoubleSeconds(now - told_);
+  if (seconds > 0) {
+    const double rate = static_cast<double>(tokens_ - told_tokens_) / seconds;
+    tokens_per_second_ = tokens_per_second_ == 0 ? rate : 0.7 * tokens_per_second_ + 0.3 * rate;
+  }
+  told_ = now;
+  told_tokens_ = tokens_;
+  v1::JobEvent event;
+  v1::StepEvent& about = *event.mutable_step();
+  about.set_phase(phase_->name());
+  about.set_step(reached_);
+  about.set_max_steps(max_steps());
+  about.set_loss(train_loss);
+  about.set_learning_rate(learning_rate);
+  about.set_gradient_norm(norm);
+  about.set_tokens(tokens_);
+  about.set_tokens_per_second(tokens_per_second_);
+  if (tokens_per_second_ > 0) {
+    about.set_eta_seconds(static_cast<double>((max_steps() - reached_) * step_tokens) / tokens_per_second_);
+  }
+  about.set_saturated(norms.saturated);
+  about.set_workers(static_cast<uint32_t>(parts_.board->workers()));
+  about.set_seconds_training(seconds_before_ + absl::ToDoubleSeconds(now - course_began_));
+  parts_.book->Append(id_, std::move(event));
+  metrics.tokens_per_second->Set(tokens_per_second_);
+  return absl::OkStatus();
+}
+
+// Starts writing `version`, which the shards are at, and returns as soon as they hold it.
+absl::Status JobRun::BeginCheckpoint(uint64_t version) {
+  MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
+  const absl::Time begun = parts_.now();
+  CheckpointManifest manifest;
+  manifest.job = id_;
+  manifest.phase = phase_->name();
+  manifest.phase_index = phase_index_;
+  manifest.step = version;
+  manifest.data = planner_->data_fingerprint();
+  manifest.seconds_training = seconds_before_ + absl::ToDoubleSeconds(begun - course_began_);
+  manifest.tokens = tokens_;
+  manifest.evaluations = evaluations_;
+  const std::string name = absl::StrCat(phase_->name(), "-", version);
+  MILLRACE_ASSIGN_OR_RETURN(
+      std::unique_ptr<CheckpointWriter> writer,
+      CheckpointWriter::Create(shelf_.BuildingDirectory(name), blocks_.get(), std::move(manifest), side_files_));
+  MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<FleetCut> cut, fleet_->Snapshot(version));
+  const bool best = !evaluations_.empty() && evaluations_.back().step == version && rules_->best_step() == version;
+  checkpoint_ = std::make_unique<CheckpointOnItsWay>(
+      std::move(cut), std::move(writer),
+      [this, best, begun](const CheckpointManifest& finished) { return PlaceCheckpoint(finished, best, begun); });
+  on_shelf_ = version;
+  return absl::OkStatus();
+}
+
+absl::Status JobRun::FinishCheckpoint() {
+  if (checkpoint_ == nullptr) return absl::OkStatus();
+  const absl::Status finished = checkpoint_->Finish();
+  checkpoint_.reset();
+  return Annotate(finished, "writing a checkpoint");
+}
+
+// On the checkpoint's thread.
+absl::Status JobRun::PlaceCheckpoint(const CheckpointManifest& manifest, bool best, absl::Time begun) {
+  const std::string name = absl::StrCat(manifest.phase, "-", manifest.step);
+  // Events up to here are durable before the checkpoint that later runs go on from.
+  MILLRACE_RETURN_IF_ERROR(parts_.book->Flush());
+  MILLRACE_RETURN_IF_ERROR(shelf_.Place(shelf_.BuildingDirectory(name), name));
+  MILLRACE_RETURN_IF_ERROR(shelf_.Retain(manifest.phase, phase_->checkpoint().keep()));
+  v1::JobEvent event;
+  v1::CheckpointEvent& about = *event.mutable_checkpoint();
+  about.set_phase(manifest.phase);
+  about.set_step(manifest.step);
+  about.set_directory(absl::StrCat(shelf_.directory(), "/", name));
+  about.set_digest(manifest.digest);
+  about.set_best(best);
+  parts_.book->Append(id_, std::move(event));
+  const absl::Time now = parts_.now();
+  parts_.metrics->checkpoints->Increment();
+  parts_.metrics->checkpoint_duration->Observe(absl::ToDoubleSeconds(now - begun));
+  parts_.metrics->last_checkpoint_timestamp->Set(absl::ToDoubleSeconds(now - absl::UnixEpoch()));
+  Log(Severity::kInfo, "checkpoint",
+      {{"job", id_}, {"phase", manifest.phase}, {"step", manifest.step}, {"digest", manifest.digest}, {"best", best}});
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<JobOutcome> RunJob(const StoredJob& job, const RunnerParts& parts, const JobControl& control) {
+  return JobRun(job, parts, control).Run();
+}
+
+}  // namespace millrace::coordinator

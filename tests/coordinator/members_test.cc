@@ -1,0 +1,105 @@
+#include "coordinator/members.h"
+
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace millrace::coordinator {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+constexpr absl::Time kStart = absl::UnixEpoch();
+
+v1::JoinRequest Request(v1::MemberRole role, const std::string& name) {
+  v1::JoinRequest request;
+  request.set_role(role);
+  request.set_name(name);
+  if (role == v1::SHARD) request.set_address("127.0.0.1:7");
+  request.set_conformance_digest(role == v1::SHARD ? "s" : "w");
+  request.set_build("0.1 gcc 12");
+  request.set_processor("Zen 5, avx512");
+  return request;
+}
+
+class MembersTest : public testing::Test {
+ protected:
+  Members members_{{.worker_conformance_digest = "w",
+                    .shard_conformance_digest = "s",
+                    .lease = absl::Seconds(10),
+                    .limit = 3,
+                    .on_join = [this](const Member& member) { joined_.push_back(member.name); },
+                    .on_loss = [this](const Member& member, absl::string_view why) {
+                      lost_.push_back(member.name + ": " + std::string(why));
+                    }}};
+  std::vector<std::string> joined_, lost_;
+};
+
+TEST_F(MembersTest, AnotherConformanceDigestIsRefusedNamingMemberBuildAndProcessor) {
+  v1::JoinRequest request = Request(v1::WORKER, "w-1");
+  request.set_conformance_digest("other");
+  const auto joined = members_.Join(request, kStart);
+  EXPECT_EQ(joined.status().code(), absl::StatusCode::kPermissionDenied);
+  for (const char* part : {"w-1", "0.1 gcc 12", "Zen 5, avx512", "other"}) {
+    EXPECT_THAT(joined.status().message(), HasSubstr(part));
+  }
+  // A shard's digest is another than a worker's.
+  request = Request(v1::SHARD, "s-1");
+  request.set_conformance_digest("w");
+  EXPECT_EQ(members_.Join(request, kStart).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_TRUE(joined_.empty());
+}
+
+TEST_F(MembersTest, SilenceForLongerThanTheLeaseRemovesAMember) {
+  const std::string quiet = members_.Join(Request(v1::WORKER, "quiet"), kStart)->member_id();
+  const std::string lively = members_.Join(Request(v1::SHARD, "lively"), kStart)->member_id();
+  EXPECT_TRUE(members_.Hear(lively, 5, kStart + absl::Seconds(8)).ok());
+  EXPECT_THAT(members_.Expire(kStart + absl::Seconds(10)), ElementsAre());
+  EXPECT_THAT(members_.Expire(kStart + absl::Seconds(11)), ElementsAre(quiet));
+  EXPECT_THAT(lost_, ElementsAre("quiet: silent for 10s"));
+  EXPECT_EQ(members_.Hear(quiet, 0, kStart).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(members_.shard_losses(), 0u);
+  EXPECT_EQ(members_.Living(v1::SHARD).front().resident_bytes, 5u);
+  members_.Remove(lively, "its stream ended");
+  members_.Remove(lively, "again");
+  EXPECT_EQ(members_.shard_losses(), 1u);
+  EXPECT_EQ(lost_.size(), 2u);
+}
+
+TEST_F(MembersTest, ANameIsFreeAgainWhenItsMemberHasGone) {
+  const std::string id = members_.Join(Request(v1::WORKER, "w"), kStart)->member_id();
+  EXPECT_EQ(members_.Join(Request(v1::WORKER, "w"), kStart).status().code(), absl::StatusCode::kAlreadyExists);
+  members_.Remove(id, "left");
+  const auto again = members_.Join(Request(v1::WORKER, "w"), kStart);
+  ASSERT_TRUE(again.ok());
+  EXPECT_NE(again->member_id(), id);
+}
+
+TEST_F(MembersTest, NonsenseIsRefused) {
+  const auto code = [&](const v1::JoinRequest& request) { return members_.Join(request, kStart).status().code(); };
+  v1::JoinRequest request = Request(v1::WORKER, "w");
+  request.set_role(v1::MEMBER_ROLE_UNSPECIFIED);
+  EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Request(v1::WORKER, "")), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Request(v1::WORKER, "line\nbreak")), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(code(Request(v1::WORKER, std::string(100000, 'x'))), absl::StatusCode::kInvalidArgument);
+  request = Request(v1::SHARD, "s");
+  request.clear_address();
+  EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
+  for (const char* name : {"1", "2", "3"}) EXPECT_TRUE(members_.Join(Request(v1::WORKER, name), kStart).ok());
+  EXPECT_EQ(code(Request(v1::WORKER, "4")), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(MembersTest, WaitingEndsWhenEverybodyIsThere) {
+  std::thread waits([&] { EXPECT_TRUE(members_.Await(1, 1, absl::InfiniteFuture(), [] { return false; })); });
+  ASSERT_TRUE(members_.Join(Request(v1::WORKER, "w"), kStart).ok());
+  ASSERT_TRUE(members_.Join(Request(v1::SHARD, "s"), kStart).ok());
+  waits.join();
+  EXPECT_FALSE(members_.Await(2, 1, absl::InfinitePast(), [] { return false; }));
+  EXPECT_FALSE(members_.Await(1, 1, absl::InfiniteFuture(), [] { return true; }));
+}
+
+}  // namespace
+}  // namespace millrace::coordinator
