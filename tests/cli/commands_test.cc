@@ -1,0 +1,349 @@
+// Trains one small job with the real command line, then uses the model with every subcommand that takes one.
+//
+//   commands_test MILLRACE      one ctest entry: the training is shared by all tests
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using Json = nlohmann::json;
+
+std::string* millrace = new std::string;
+
+std::string Quoted(const std::string& text) {
+  std::string quoted = "'";
+  for (char c : text) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
+struct Outcome {
+  int status = -1;
+  std::string out;
+  std::string err;
+};
+
+std::string ReadAll(const fs::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+void WriteAll(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+
+class Commands : public ::testing::Test {
+ protected:
+  // The job's text: every combination of four word lists, except the withheld ones, eight times
+  // over in a scrambled order.
+  static std::string Sentences() {
+    std::vector<std::string> sentences;
+    for (int pass = 0; pass < 8; ++pass) {
+      for (const std::string day : {"Today", "Tomorrow", "Monday", "Friday", "Sunday", "Easter"}) {
+        for (const std::string verb : {"is", "was", "will be"}) {
+          for (const std::string kind : {"sunny", "rainy", "cold", "windy", "quiet", "long"}) {
+            for (const std::string thing : {"day", "morning", "week"}) {
+              const std::string sentence = day + " " + verb + " a " + kind + " " + thing + ".";
+              if (!Withheld().contains(sentence)) sentences.push_back(sentence);
+            }
+          }
+        }
+      }
+    }
+    uint64_t state = 12345;
+    for (size_t i = sentences.size(); i > 1; --i) {
+      state = state * 6364136223846793005u + 1442695040888963407u;
+      std::swap(sentences[i - 1], sentences[(state >> 33) % i]);
+    }
+    std::string text;
+    for (const std::string& sentence : sentences) text += sentence + "\n";
+    return text;
+  }
+
+  static const std::set<std::string>& Withheld() {
+    static const auto* withheld = new std::set<std::string>{
+        "Today is a sunny day.",      "Tomorrow will be a rainy day.", "Monday was a cold morning.",
+        "Friday is a quiet morning.", "Sunday was a long week.",       "Easter will be a windy week.",
+    };
+    return *withheld;
+  }
+
+  static void SetUpTestSuite() {
+    char pattern[] = "/tmp/millrace-commands-XXXXXX";
+    ASSERT_NE(mkdtemp(pattern), nullptr);
+    work_ = new fs::path(pattern);
+    WriteAll(*work_ / "days.txt", Sentences());
+    WriteAll(*work_ / "days.yaml", R"(
+name: days
+seed: 3
+data:
+  sources: [{path: days.txt}]
+  clean: {dedup: none}
+  held_out: 0.05
+  split: {order: file}
+tokenizer: {type: bpe, vocab_size: 300}
+model: {family: llama, layers: 2, hidden_size: 32, heads: 2, context: 32}
+phases:
+  - name: pretrain
+    global_batch: 8
+    optimizer: {type: adamw, lr: 1.0e-2, schedule: linear, warmup_steps: 10}
+    evaluate: {every_steps: 75}
+    stop: {max_steps: 150}
+)");
+    const Outcome train = Run("train " + Quoted((*work_ / "days.yaml").string()) + " --workers 1 --shards 1 --dir " +
+                              Quoted((*work_ / "cluster").string()));
+    ASSERT_EQ(train.status, 0) << train.out << train.err;
+    model_ = new std::string((*work_ / "cluster/jobs/days/checkpoints/best").string());
+    ASSERT_TRUE(fs::exists(*model_)) << train.out;
+  }
+
+  static void TearDownTestSuite() { fs::remove_all(*work_); }
+
+  static Outcome Run(const std::string& arguments) {
+    const std::string out = (*work_ / "out").string(), err = (*work_ / "err").string();
+    const int status = std::system((Quoted(*millrace) + " " + arguments + " </dev/null >" + Quoted(out) + " 2>" +
+                                    Quoted(err)).c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, ReadAll(out), ReadAll(err)};
+  }
+
+  static Json RunJson(const std::string& arguments) {
+    const Outcome outcome = Run(arguments + " --json");
+    EXPECT_EQ(outcome.status, 0) << arguments << "\n" << outcome.err;
+    Json json = Json::parse(outcome.out, nullptr, false);
+    EXPECT_FALSE(json.is_discarded()) << arguments << "\n" << outcome.out;
+    return json;
+  }
+
+  static std::string Model() { return " --model " + Quoted(*model_); }
+  static fs::path Work(const std::string& name) { return *work_ / name; }
+
+  static double LogProbability(const std::string& text) {
+    return RunJson("score" + Model() + " --text " + Quoted(text))["log_probability"];
+  }
+
+  static fs::path* work_;
+  static std::string* model_;
+};
+
+fs::path* Commands::work_ = nullptr;
+std::string* Commands::model_ = nullptr;
+
+TEST_F(Commands, ScorePrefersSentencesToTheirWordsInAnotherOrder) {
+  const std::vector<std::pair<std::string, std::string>> pairs = {
+      {"Today is a sunny day.", "Sunny today is a day."},
+      {"Tomorrow will be a rainy day.", "Rainy tomorrow will be a day."},
+      {"Monday was a cold morning.", "A cold Monday was morning."},
+      {"Friday is a quiet morning.", "Is Friday quiet a morning."},
+      {"Sunday was a long week.", "Sunday a was week long."},
+      {"Easter will be a windy week.", "Easter be will a week windy."},
+  };
+  const std::string text = Sentences();
+  for (const auto& [sentence, scrambled] : pairs) {
+    ASSERT_EQ(text.find(sentence), std::string::npos) << "the model must not have seen it";
+    EXPECT_GT(LogProbability(sentence), LogProbability(scrambled)) << sentence;
+  }
+}
+
+TEST_F(Commands, ScoreAddsUp) {
+  const std::string text = "Today is a cold day.";
+  const Json score = RunJson("score" + Model() + " --text " + Quoted(text));
+  double sum = 0;
+  std::string joined;
+  size_t predictions = 0, bytes = 0;
+  for (const Json& token : score["tokens"]) {
+    joined += token["text"].get<std::string>();
+    if (token["log_probability"].is_null()) continue;
+    EXPECT_LE(token["log_probability"].get<double>(), 0);
+    sum += token["log_probability"].get<double>();
+    bytes += token["text"].get<std::string>().size();
+    ++predictions;
+  }
+  EXPECT_EQ(joined, text);
+  EXPECT_NEAR(score["log_probability"].get<double>(), sum, 1e-4);
+  EXPECT_EQ(score["predictions"], predictions);
+  EXPECT_NEAR(score["perplexity"].get<double>(), std::exp(-sum / predictions), 1e-3);
+  EXPECT_NEAR(score["bits_per_byte"].get<double>(), -sum / std::log(2.0) / bytes, 1e-4);
+  EXPECT_THAT(Run("score" + Model() + " --text " + Quoted(text)).out, HasSubstr("perplexity"));
+}
+
+TEST_F(Commands, EvalGivesTheLossThatTrainingReported) {
+  ASSERT_EQ(Run("data prepare " + Quoted(Work("days.yaml").string()) + " --text --out " +
+                Quoted(Work("data").string())).status, 0);
+  const Json manifest = Json::parse(ReadAll(fs::path(*model_) / "manifest.json"));
+  double reported = -1;
+  for (const Json& evaluation : manifest["evaluations"]) {
+    if (evaluation["step"] == manifest["step"]) reported = evaluation["loss"];
+  }
+  const std::string held_out = Quoted(Work("data/held_out.txt").string());
+  const Json blocks = RunJson("eval" + Model() + " --data " + held_out);
+  EXPECT_NEAR(blocks["loss"].get<double>(), reported, 1e-6);
+  EXPECT_NEAR(blocks["perplexity"].get<double>(), std::exp(blocks["loss"].get<double>()), 1e-6);
+  EXPECT_NEAR(blocks["bits_per_byte"].get<double>(),
+              blocks["loss"].get<double>() * blocks["predictions"].get<double>() / std::log(2.0) /
+                  blocks["bytes"].get<double>(), 1e-9);
+  // The same tokens are predicted once each when windows overlap, with more context, hence better.
+  const Json sliding = RunJson("eval" + Model() + " --stride 4 --data " + held_out);
+  EXPECT_EQ(sliding["predictions"], blocks["predictions"]);
+  EXPECT_EQ(sliding["bytes"], blocks["bytes"]);
+  EXPECT_LT(sliding["loss"].get<double>(), blocks["loss"].get<double>());
+}
+
+TEST_F(Commands, GenerateIsAFunctionOfTheSeed) {
+  const std::string call = "generate" + Model() + " --prompt 'Today is' --max-tokens 24";
+  const Json one = RunJson(call + " --seed 5");
+  EXPECT_EQ(one, RunJson(call + " --seed 5"));
+  EXPECT_NE(one["text"], RunJson(call + " --seed 6 --temperature 2")["text"]);
+  EXPECT_EQ(one["tokens"].size(), 24u);
+  // Greedy decoding needs no seed; top-k of 1 is greedy.
+  const std::string greedy = RunJson(call + " --temperature 0 --seed 1")["text"];
+  EXPECT_EQ(greedy, RunJson(call + " --temperature 0 --seed 2")["text"]);
+  EXPECT_EQ(greedy, RunJson(call + " --top-k 1 --seed 3")["text"]);
+  // The terminal gets the same text, after the prompt.
+  EXPECT_THAT(Run(call + " --temperature 0").out, HasSubstr("Today is" + greedy));
+}
+
+TEST_F(Commands, GenerateSaysWhatTheTextSays) {
+  const std::string text = RunJson("generate" + Model() + " --prompt 'Monday was a' --max-tokens 8 --temperature 0")["text"];
+  const std::vector<std::string> kinds = {"sunny", "rainy", "cold", "windy", "quiet", "long"};
+  EXPECT_TRUE(std::any_of(kinds.begin(), kinds.end(), [&text](const std::string& kind) {
+    return text.find(kind) != std::string::npos;
+  })) << text;
+}
+
+TEST_F(Commands, NearestListsOthersInOrder) {
+  const Json nearest = RunJson("nearest" + Model() + " --token ' sunny' --count 5");
+  ASSERT_EQ(nearest["neighbours"].size(), 5u);
+  double last = 1.0 + 1e-6;
+  for (const Json& neighbour : nearest["neighbours"]) {
+    EXPECT_NE(neighbour["id"], nearest["id"]);
+    EXPECT_LE(neighbour["similarity"].get<double>(), last);
+    last = neighbour["similarity"];
+  }
+}
+
+TEST_F(Commands, EmbedGivesOneVectorATextOfTheModelsWidth) {
+  const Json one = RunJson("embed" + Model() + " --text 'Today is a sunny day.'");
+  ASSERT_EQ(one["embedding"].size(), 32u);
+  const Json other = RunJson("embed" + Model() + " --text 'Monday was'");
+  EXPECT_NE(one["embedding"], other["embedding"]);
+}
+
+TEST_F(Commands, ExportAndImportKeepTheModel) {
+  const std::string exported = Work("hf").string(), imported = Work("imported").string();
+  ASSERT_EQ(Run("export" + Model() + " --format hf --out " + Quoted(exported)).status, 0);
+  for (const char* file : {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}) {
+    EXPECT_TRUE(fs::exists(fs::path(exported) / file)) << file;
+  }
+  EXPECT_EQ(Json::parse(ReadAll(fs::path(exported) / "config.json"))["model_type"], "llama");
+  ASSERT_EQ(Run("import --from " + Quoted(exported) + " --out " + Quoted(imported)).status, 0);
+  const std::string digest = RunJson("digest " + Quoted(*model_))["digest"];
+  EXPECT_EQ(digest, RunJson("digest " + Quoted(exported))["digest"]);
+  EXPECT_EQ(digest, RunJson("digest " + Quoted(imported))["digest"]);
+  EXPECT_EQ(Json::parse(ReadAll(fs::path(*model_) / "manifest.json"))["digest"], digest);
+  const std::string text = " --text 'Today is a cold day.'";
+  EXPECT_EQ(RunJson("score" + Model() + text)["tokens"],
+            RunJson("score --model " + Quoted(imported) + text)["tokens"]);
+  // A folder that is there is not written over.
+  const Outcome again = Run("export" + Model() + " --format hf --out " + Quoted(exported));
+  EXPECT_EQ(again.status, 1);
+  EXPECT_THAT(again.err, HasSubstr("exists"));
+}
+
+TEST_F(Commands, ModelsAreFoundByJob) {
+  const std::string dir = " --dir " + Quoted(Work("cluster").string());
+  const Json by_folder = RunJson("score" + Model() + " --text Today");
+  EXPECT_EQ(by_folder["tokens"], RunJson("score --model days@best --text Today" + dir)["tokens"]);
+  EXPECT_EQ(by_folder["tokens"], RunJson("score --model days --text Today" + dir)["tokens"]);
+  EXPECT_EQ(RunJson("digest days@150" + dir)["digest"], RunJson("digest days@last" + dir)["digest"]);
+  const Outcome absent = Run("score --model days@7777 --text Today" + dir);
+  EXPECT_EQ(absent.status, 1);
+  EXPECT_THAT(absent.err, HasSubstr("150"));
+}
+
+TEST_F(Commands, DataStatsTellWhatTheTextBecame) {
+  const std::string data = Quoted(Work("stats").string());
+  ASSERT_EQ(Run("data prepare " + Quoted(Work("days.yaml").string()) + " --text --out " + data).status, 0);
+  const Json stats = RunJson("data stats " + data);
+  EXPECT_EQ(stats["train_bytes"], fs::file_size(Work("stats/train.txt")));
+  EXPECT_EQ(stats["held_out_bytes"], fs::file_size(Work("stats/held_out.txt")));
+  EXPECT_EQ(ReadAll(Work("stats/train.txt")) + ReadAll(Work("stats/held_out.txt")), Sentences());
+  EXPECT_GT(stats["train_tokens"].get<int>(), 1000);
+  EXPECT_LE(stats["vocab_size"].get<int>(), 300);
+  fs::resize_file(Work("stats/train.tokens"), fs::file_size(Work("stats/train.tokens")) / 2);
+  const Outcome truncated = Run("data stats " + data);
+  EXPECT_EQ(truncated.status, 1);
+  EXPECT_THAT(truncated.err, HasSubstr("train.tokens"));
+}
+
+TEST_F(Commands, FlippedBitIsNoticed) {
+  const fs::path damaged = Work("damaged");
+  fs::copy(fs::canonical(*model_), damaged, fs::copy_options::recursive);
+  std::string weights = ReadAll(damaged / "model.safetensors");
+  weights[weights.size() - 5] ^= 0x10;
+  WriteAll(damaged / "model.safetensors", weights);
+  for (const std::string& command : {"digest " + Quoted(damaged.string()),
+                                     "generate --prompt x --max-tokens 2 --model " + Quoted(damaged.string())}) {
+    const Outcome outcome = Run(command);
+    EXPECT_EQ(outcome.status, 1) << command;
+    EXPECT_THAT(outcome.err, HasSubstr("model.safetensors")) << command;
+    EXPECT_THAT(outcome.err, HasSubstr("SHA-256")) << command;
+  }
+}
+
+TEST_F(Commands, MistakesAreExplained) {
+  const std::vector<std::tuple<std::string, int, std::string>> cases = {
+      {"generate --prompt x", 2, "--model is missing"},
+      {"generate" + Model() + " --prompt x --temprature 1", 2, "did you mean --temperature?"},
+      {"generate" + Model() + " --prompt x --top-p 1.5", 2, "--top-p"},
+      {"score --model /nowhere/at/all --text x", 1, "/nowhere/at/all"},
+      {"score --model /tmp --text x", 1, "config.json"},
+      {"score" + Model() + " --text ''", 1, "empty"},
+      {"eval" + Model() + " --data /nowhere.txt", 1, "/nowhere.txt"},
+      {"nearest" + Model() + " --token 'Nebuchadnezzar'", 1, "token"},
+      {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf"},
+      {"data stats /nowhere", 1, "/nowhere"},
+      {"genrate", 2, "did you mean generate?"},
+  };
+  for (const auto& [arguments, status, message] : cases) {
+    const Outcome outcome = Run(arguments);
+    EXPECT_EQ(outcome.status, status) << arguments << "\n" << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr(message)) << arguments;
+    EXPECT_EQ(outcome.out, "") << arguments;
+  }
+}
+
+TEST_F(Commands, EveryHelpShowsAnExample) {
+  for (const std::string command :
+       {"generate", "score", "eval", "embed", "nearest", "export", "import", "digest", "data prepare", "data stats"}) {
+    const Outcome outcome = Run(command + " --help");
+    EXPECT_EQ(outcome.status, 0) << command;
+    EXPECT_THAT(outcome.out, HasSubstr("Example:\n  millrace " + command)) << command;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ::testing::InitGoogleMock(&argc, argv);
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: commands_test MILLRACE\n");
+    return 2;
+  }
+  *millrace = fs::absolute(argv[1]).string();
+  return RUN_ALL_TESTS();
+}
