@@ -31,4 +31,7 @@ class ByteStream {
 // NOT_FOUND, PERMISSION_DENIED and the like, naming the path, if it cannot be read.
 absl::StatusOr<std::unique_ptr<ByteStream>> OpenByteStream(const std::string& path);
 
+// The same without unpacking.
+absl::StatusOr<std::unique_ptr<ByteStream>> OpenPackedStream(const std::string& path);
+
 }  // namespace millrace::text

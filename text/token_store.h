@@ -18,6 +18,7 @@
 //
 // manifest.json:
 //   {"format": "millrace token store", "version": 1,
+//    "text": true | false,                 train.txt and held_out.txt are there
 //    "inputs": {…}                         everything that the store is a function of: the SHA-256 of each source, the
 //                                          cleaning, the split, the tokenizer's spec
 //    "tokenizer": {"kind": "bpe" | "char", "vocab_size": N, "sha256": HEX},     of tokenizer.json
@@ -105,6 +106,8 @@ class TokenStore {
   const std::string& fingerprint() const { return fingerprint_; }
   // JSON text of the manifest's "inputs".
   const std::string& inputs() const { return inputs_; }
+  // train.txt and held_out.txt were written too.
+  bool has_text() const { return has_text_; }
   // Bytes of text that a token stands for: 0 for <|endoftext|>.
   uint32_t BytesOf(uint32_t id) const { return token_bytes_[id]; }
 
@@ -119,6 +122,7 @@ class TokenStore {
   DataReport report_;
   std::string fingerprint_;
   std::string inputs_;
+  bool has_text_ = false;
 };
 
 }  // namespace millrace::text
