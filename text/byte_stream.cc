@@ -85,7 +85,8 @@ class GzipStream final : public Unpacker {
   absl::StatusOr<size_t> Read(char* out, size_t size) override {
     size = std::min<size_t>(size, 1 << 30);
     for (;;) {
-      if (begin_ == end_) {
+      // A full output may have left more inside: ask for it before reading on.
+      if (begin_ == end_ && !full_) {
         MILLRACE_ASSIGN_OR_RETURN(const bool more, Refill());
         if (!more) {
           if (inside_) return Damaged("gzip data ends early");
@@ -112,6 +113,7 @@ class GzipStream final : public Unpacker {
         return Damaged(absl::StrCat("damaged gzip data (", zlib_.msg == nullptr ? "?" : zlib_.msg, ")"));
       }
       const size_t count = size - zlib_.avail_out;
+      full_ = inside_ && count == size;
       MILLRACE_RETURN_IF_ERROR(Count(count));
       if (count > 0) return count;
     }
@@ -121,6 +123,7 @@ class GzipStream final : public Unpacker {
   z_stream zlib_ = {};
   bool open_ = false;
   bool inside_ = false;  // a member has begun and not ended
+  bool full_ = false;
 };
 
 class ZstdStream final : public Unpacker {
@@ -134,8 +137,7 @@ class ZstdStream final : public Unpacker {
       ZSTD_DCtx_setParameter(zstd_.get(), ZSTD_d_windowLogMax, 27);
     }
     for (;;) {
-      // A full output may have left more inside: ask for it before reading on.
-      if (begin_ == end_ && !full_) {
+      if (begin_ == end_ && !full_) {  // as above
         MILLRACE_ASSIGN_OR_RETURN(const bool more, Refill());
         if (!more) {
           if (inside_) return Damaged("zstd data ends early");

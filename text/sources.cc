@@ -114,6 +114,7 @@ absl::StatusOr<SourceFiles> FindSources(const v1::DataSpec& data, const std::str
     } else if (source.path().find_first_of("*?[") != std::string::npos) {
       std::vector<std::string> pattern;
       for (const fs::path& component : path.relative_path()) pattern.push_back(component.string());
+      if (!pattern.empty() && pattern.back() == "**") pattern.push_back("*");  // everything below
       std::set<std::string> matches;
       MatchGlob(path.root_path(), pattern, 0, &matches);
       for (const std::string& match : matches) {
