@@ -44,7 +44,13 @@ struct CoordinatorClient::Impl {
   std::unique_ptr<v1::Cluster::Stub> cluster;
   absl::Duration patience;
   absl::Mutex mutex;
-  std::set<grpc::ClientContext*> waiting ABSL_GUARDED_BY(mutex);  // NextWork calls in flight
+  std::set<grpc::ClientContext*> waiting ABSL_GUARDED_BY(mutex);   // NextWork calls in flight
+  std::set<grpc::ClientContext*> watching ABSL_GUARDED_BY(mutex);  // WatchJob calls in flight
+  bool watching_ended ABSL_GUARDED_BY(mutex) = false;
+
+  // One WatchJob call; moves the request on to the last event given to `each`.
+  absl::Status Watch(const std::string& address, v1::WatchJobRequest* request,
+                     absl::FunctionRef<bool(const v1::JobEvent&)> each, absl::Time* heard);
 
   absl::Status Connect(const std::string& address) {
     if (channel->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY) return absl::OkStatus();
@@ -120,38 +126,64 @@ absl::Status CoordinatorClient::DeleteJob(absl::string_view job_id) {
   return Call<v1::DeleteJobReply>(impl_.get(), address_, &v1::Jobs::Stub::DeleteJob, ForJob(job_id)).status();
 }
 
+absl::Status CoordinatorClient::Impl::Watch(const std::string& address, v1::WatchJobRequest* request,
+                                            absl::FunctionRef<bool(const v1::JobEvent&)> each, absl::Time* heard) {
+  MILLRACE_RETURN_IF_ERROR(Connect(address));
+  grpc::ClientContext context;
+  {
+    absl::MutexLock lock(&mutex);
+    if (watching_ended) return absl::CancelledError("no longer watched");
+    watching.insert(&context);
+  }
+  const std::unique_ptr<grpc::ClientReader<v1::JobEvent>> stream = jobs->WatchJob(&context, *request);
+  v1::JobEvent event;
+  bool wanted = true;
+  while (wanted && stream->Read(&event)) {
+    *heard = absl::Now();
+    if (event.sequence() <= request->after_sequence()) continue;
+    request->set_after_sequence(event.sequence());
+    wanted = each(event);
+  }
+  if (!wanted) context.TryCancel();
+  while (stream->Read(&event)) {
+  }
+  const absl::Status status = FromGrpc(stream->Finish());
+  absl::MutexLock lock(&mutex);
+  watching.erase(&context);
+  return wanted ? status : absl::OkStatus();
+}
+
 absl::Status CoordinatorClient::WatchJob(absl::string_view job_id, uint64_t after_sequence,
                                          absl::FunctionRef<bool(const v1::JobEvent&)> each) {
+  v1::WatchJobRequest request;
+  request.set_job_id(std::string(job_id));
+  request.set_after_sequence(after_sequence);
   absl::Time heard = absl::Now();
   absl::Duration delay = kShortestDelay;
   for (;;) {
-    MILLRACE_RETURN_IF_ERROR(impl_->Connect(address_));
-    v1::WatchJobRequest request;
-    request.set_job_id(std::string(job_id));
-    request.set_after_sequence(after_sequence);
-    grpc::ClientContext context;
-    const std::unique_ptr<grpc::ClientReader<v1::JobEvent>> stream = impl_->jobs->WatchJob(&context, request);
-    v1::JobEvent event;
-    bool wanted = true;
-    while (wanted && stream->Read(&event)) {
-      heard = absl::Now();
-      delay = kShortestDelay;
-      if (event.sequence() <= after_sequence) continue;
-      after_sequence = event.sequence();
-      wanted = each(event);
-    }
-    if (!wanted) {
-      context.TryCancel();
-      while (stream->Read(&event)) {
-      }
-      stream->Finish();
-      return absl::OkStatus();
-    }
-    const absl::Status status = FromGrpc(stream->Finish());
+    const absl::Time before = heard;
+    const absl::Status status = impl_->Watch(address_, &request, each, &heard);
     if (!absl::IsUnavailable(status) || absl::Now() - heard > impl_->patience) return status;
+    if (heard > before) delay = kShortestDelay;
     absl::SleepFor(delay);
     delay = std::min(2 * delay, kLongestDelay);
   }
+}
+
+absl::Status CoordinatorClient::ReadEvents(absl::string_view job_id, uint64_t after_sequence,
+                                           absl::FunctionRef<bool(const v1::JobEvent&)> each) {
+  v1::WatchJobRequest request;
+  request.set_job_id(std::string(job_id));
+  request.set_after_sequence(after_sequence);
+  request.set_until_now(true);
+  absl::Time heard;
+  return impl_->Watch(address_, &request, each, &heard);
+}
+
+void CoordinatorClient::InterruptWatching() {
+  absl::MutexLock lock(&impl_->mutex);
+  impl_->watching_ended = true;
+  for (grpc::ClientContext* const context : impl_->watching) context->TryCancel();
 }
 
 absl::StatusOr<std::vector<v1::Checkpoint>> CoordinatorClient::ListCheckpoints(absl::string_view job_id) {

@@ -40,6 +40,11 @@ class CoordinatorClient {
   // false (both OK). A broken connection is made again from the last event for up to `patience`.
   absl::Status WatchJob(absl::string_view job_id, uint64_t after_sequence,
                         absl::FunctionRef<bool(const v1::JobEvent&)> each);
+  // The same for the events there are now: does not wait for more.
+  absl::Status ReadEvents(absl::string_view job_id, uint64_t after_sequence,
+                          absl::FunctionRef<bool(const v1::JobEvent&)> each);
+  // Makes WatchJob return CANCELLED, now and from now on.
+  void InterruptWatching();
   absl::StatusOr<std::vector<v1::Checkpoint>> ListCheckpoints(absl::string_view job_id);
   // Copies a checkpoint ("best", "last" or a step) into `directory`, which is made and must not exist yet; checks each
   // chunk's checksum. On failure nothing is left behind.

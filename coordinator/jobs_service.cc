@@ -115,7 +115,7 @@ grpc::Status JobsService::WatchJob(grpc::ServerContext* context, const v1::Watch
       if (!writer->Write(event)) return ToGrpc(absl::CancelledError("the watcher has gone"));
     }
     if (!events->empty()) continue;
-    if (HasEnded(job->state())) return grpc::Status::OK;
+    if (HasEnded(job->state()) || request->until_now()) return grpc::Status::OK;
     if (context->IsCancelled()) return ToGrpc(absl::CancelledError("the watcher has gone"));
     if (closed_) return ToGrpc(absl::UnavailableError("the coordinator is shutting down"));
     book_->AwaitEvent(request->job_id(), after, absl::Now() + kLookUp);
