@@ -37,23 +37,28 @@ uint64_t Permutation::operator()(uint64_t index) const {
 Batches::Batches(std::shared_ptr<const TokenStore> store, const BatchOptions& options)
     : store_(std::move(store)),
       options_(options),
-      key_(std::stoull(Sha256Hex(absl::StrCat("millrace batches\n", store_->fingerprint(), "\n", options.seed, "\n", options.phase)).substr(0, 16),
-                       nullptr, 16)) {}
+      key_(std::stoull(
+          Sha256Hex(absl::StrCat("millrace batches\n", store_->fingerprint(), "\n", options.seed, "\n", options.phase))
+              .substr(0, 16),
+          nullptr, 16)) {}
 
 absl::StatusOr<Batches> Batches::Create(std::shared_ptr<const TokenStore> store, const BatchOptions& options) {
   if (options.context == 0 || options.microbatch == 0 || options.global_batch == 0 ||
       options.global_batch % options.microbatch != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("context ", options.context, ", global_batch ", options.global_batch, ", microbatch ",
-                                                   options.microbatch, ": all must be positive, and microbatch must divide global_batch"));
+    return absl::InvalidArgumentError(absl::StrCat("context ", options.context, ", global_batch ", options.global_batch,
+                                                   ", microbatch ", options.microbatch,
+                                                   ": all must be positive, and microbatch must divide global_batch"));
   }
   const uint64_t tokens = store->train().size();
   if (tokens < uint64_t{options.context} + 1) {
-    return absl::InvalidArgumentError(absl::StrCat("the train text has ", tokens, " tokens, too few for one sequence of model.context ",
-                                                   options.context, " + 1; ", tokens < 3 ? "add text" : absl::StrCat("a context of at most ", tokens - 1, " is possible")));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the train text has ", tokens, " tokens, too few for one sequence of model.context ", options.context, " + 1; ",
+        tokens < 3 ? "add text" : absl::StrCat("a context of at most ", tokens - 1, " is possible")));
   }
   if (store->held_out().size() < 2) {
-    return absl::InvalidArgumentError(absl::StrCat("the held-out text has ", store->held_out().size(),
-                                                   " tokens; at least 2 are needed to predict one: raise data.held_out or add text"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the held-out text has ", store->held_out().size(),
+                     " tokens; at least 2 are needed to predict one: raise data.held_out or add text"));
   }
   Batches batches(std::move(store), options);
   batches.windows_ = std::max<uint64_t>(tokens / options.context, 2) - 1;
@@ -62,7 +67,8 @@ absl::StatusOr<Batches> Batches::Create(std::shared_ptr<const TokenStore> store,
   if (options.max_evaluation_tokens > 0) {
     batches.evaluation_predictions_ = std::min(batches.evaluation_predictions_, options.max_evaluation_tokens);
   }
-  for (uint64_t i = 1; i <= batches.evaluation_predictions_; ++i) batches.evaluation_bytes_ += batches.store_->BytesOf(held_out[i]);
+  for (uint64_t i = 1; i <= batches.evaluation_predictions_; ++i)
+    batches.evaluation_bytes_ += batches.store_->BytesOf(held_out[i]);
   return batches;
 }
 
@@ -78,7 +84,8 @@ TokenBatch Batches::Training(uint64_t step, uint32_t index) const {
     const uint64_t sequence = step * options_.global_batch + uint64_t{index} * options_.microbatch + row;
     const uint64_t epoch = sequence / windows_;
     const Philox key = EpochKey(epoch);
-    const uint64_t last_offset = std::min<uint64_t>(train.size() - 1 - windows_ * options_.context, options_.context - 1);
+    const uint64_t last_offset =
+        std::min<uint64_t>(train.size() - 1 - windows_ * options_.context, options_.context - 1);
     const uint64_t offset = Word64(key(~uint64_t{0}, 0)) % (last_offset + 1);
     const uint64_t window = Permutation(windows_, key)(sequence % windows_);
     const uint64_t begin = offset + window * options_.context;

@@ -36,7 +36,8 @@ absl::StatusOr<std::unique_ptr<BpeTokenizer>> BpeTokenizer::Create(BpeVocabulary
   const BpeVocabulary& v = tokenizer->vocabulary_;
   tokenizer->is_added_.assign(v.tokens.size(), false);
   for (const AddedToken& token : v.added) {
-    if (token.id >= v.tokens.size()) return absl::InvalidArgumentError(absl::StrCat("added token ", token.id, " is beyond the vocabulary"));
+    if (token.id >= v.tokens.size())
+      return absl::InvalidArgumentError(absl::StrCat("added token ", token.id, " is beyond the vocabulary"));
     tokenizer->is_added_[token.id] = true;
     tokenizer->added_[token.normalized].push_back(&token);
     if (token.content == kEndOfText) tokenizer->end_of_text_ = token.id;
@@ -59,7 +60,8 @@ absl::StatusOr<std::unique_ptr<BpeTokenizer>> BpeTokenizer::Create(BpeVocabulary
     }
     const auto merged = ids.find(v.tokens[left] + v.tokens[right]);
     if (merged == ids.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("merge ", rank, " makes \"", ByteLevel(v.tokens[left] + v.tokens[right]),
+      return absl::InvalidArgumentError(absl::StrCat("merge ", rank, " makes \"",
+                                                     ByteLevel(v.tokens[left] + v.tokens[right]),
                                                      "\", which is not in the vocabulary"));
     }
     // Of a pair listed twice the later rank counts, as in Hugging Face's map.
@@ -105,9 +107,7 @@ absl::Status BpeTokenizer::EncodeWord(absl::string_view word, std::vector<uint32
     uint32_t at;
     uint32_t id;
     uint32_t left, right;  // what was there: stale if something else is now
-    bool operator<(const Candidate& other) const {
-      return rank != other.rank ? rank > other.rank : at > other.at;
-    }
+    bool operator<(const Candidate& other) const { return rank != other.rank ? rank > other.rank : at > other.at; }
   };
   if (parts.size() >= kNone) return absl::ResourceExhaustedError("a word of more than 4 GB");
   const auto size = static_cast<uint32_t>(parts.size());
@@ -151,7 +151,8 @@ absl::Status BpeTokenizer::EncodeWith(absl::string_view text, Cache* cache, std:
         ids->insert(ids->end(), known->second.begin(), known->second.end());
       } else {
         const size_t before = ids->size();
-        if (absl::Status status = EncodeWord(word, ids); !status.ok()) return Annotate(status, absl::StrCat("at byte ", at));
+        if (absl::Status status = EncodeWord(word, ids); !status.ok())
+          return Annotate(status, absl::StrCat("at byte ", at));
         if (cache->size() >= kMaxCachedWords) cache->clear();
         cache->emplace(word, std::vector<uint32_t>(ids->begin() + static_cast<ptrdiff_t>(before), ids->end()));
       }
@@ -163,8 +164,8 @@ absl::Status BpeTokenizer::EncodeWith(absl::string_view text, Cache* cache, std:
   return absl::OkStatus();
 }
 
-absl::Status BpeTokenizer::EncodeOrdinary(absl::string_view text, std::vector<uint32_t>* ids) const
-    ABSL_NO_THREAD_SAFETY_ANALYSIS {
+absl::Status BpeTokenizer::EncodeOrdinary(absl::string_view text,
+                                          std::vector<uint32_t>* ids) const ABSL_NO_THREAD_SAFETY_ANALYSIS {
   if (cache_mutex_.TryLock()) {
     const absl::Status status = EncodeWith(text, &cache_, ids);
     cache_mutex_.Unlock();
@@ -215,10 +216,16 @@ std::string BpeTokenizer::TokenBytes(uint32_t id) const { return id < vocab_size
 std::string BpeTokenizer::ToJson() const {
   Json added = Json::array();
   for (const AddedToken& token : vocabulary_.added) {
-    added.push_back({{"id", token.id}, {"content", token.content}, {"single_word", false}, {"lstrip", false},
-                     {"rstrip", false}, {"normalized", token.normalized}, {"special", token.special}});
+    added.push_back({{"id", token.id},
+                     {"content", token.content},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", token.normalized},
+                     {"special", token.special}});
   }
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
   Json vocab = Json::object();
   for (uint32_t id = 0; id < vocab_size(); ++id) {
     if (vocabulary_.tokens[id].empty()) continue;

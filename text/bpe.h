@@ -63,8 +63,8 @@ class BpeTokenizer final : public Tokenizer {
   absl::Status EncodeAround(absl::string_view text, bool normalized, std::vector<uint32_t>* ids) const;
 
   const BpeVocabulary vocabulary_;
-  absl::flat_hash_map<uint64_t, Merge> merges_;     // by left << 32 | right
-  std::array<int64_t, 256> byte_ids_ = {};          // -1: the vocabulary lacks the byte
+  absl::flat_hash_map<uint64_t, Merge> merges_;  // by left << 32 | right
+  std::array<int64_t, 256> byte_ids_ = {};       // -1: the vocabulary lacks the byte
   std::vector<bool> is_added_;
   std::array<std::vector<const AddedToken*>, 2> added_;  // by AddedToken::normalized
   std::optional<uint32_t> end_of_text_;

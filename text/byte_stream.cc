@@ -189,9 +189,12 @@ absl::StatusOr<std::unique_ptr<ByteStream>> OpenPackedStream(const std::string& 
 absl::StatusOr<std::unique_ptr<ByteStream>> OpenByteStream(const std::string& path) {
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<ByteStream> packed, OpenPackedStream(path));
   switch (PackingOf(path)) {
-    case Packing::kGzip: return std::make_unique<GzipStream>(path, std::move(packed));
-    case Packing::kZstd: return std::make_unique<ZstdStream>(path, std::move(packed));
-    case Packing::kPlain: break;
+    case Packing::kGzip:
+      return std::make_unique<GzipStream>(path, std::move(packed));
+    case Packing::kZstd:
+      return std::make_unique<ZstdStream>(path, std::move(packed));
+    case Packing::kPlain:
+      break;
   }
   return packed;
 }

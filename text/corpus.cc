@@ -42,7 +42,8 @@ absl::StatusOr<std::string> ReadWhole(ByteStream* stream, absl::string_view show
     text.resize(before + *count);
     if (*count == 0) return text;
     if (text.size() > kMaxDocumentBytes) {
-      return absl::ResourceExhaustedError(absl::StrCat(shown, ": a document of more than ", kMaxDocumentBytes, " bytes"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat(shown, ": a document of more than ", kMaxDocumentBytes, " bytes"));
     }
   }
 }
@@ -61,7 +62,8 @@ absl::Status Give(absl::string_view text, uint64_t offset, const SourceFile& fil
   return sink.document(text);
 }
 
-absl::Status ReadText(ByteStream* stream, const SourceFile& file, const CorpusOptions& options, const CorpusSink& sink) {
+absl::Status ReadText(ByteStream* stream, const SourceFile& file, const CorpusOptions& options,
+                      const CorpusSink& sink) {
   if (options.window_bytes == 0) {
     MILLRACE_ASSIGN_OR_RETURN(const std::string text, ReadWhole(stream, file.shown));
     return Give(text, 0, file, sink);
@@ -80,7 +82,8 @@ absl::Status ReadText(ByteStream* stream, const SourceFile& file, const CorpusOp
   return cutter.Finish();
 }
 
-absl::Status ReadMarkup(ByteStream* stream, const SourceFile& file, const CorpusOptions& options, const CorpusSink& sink) {
+absl::Status ReadMarkup(ByteStream* stream, const SourceFile& file, const CorpusOptions& options,
+                        const CorpusSink& sink) {
   MILLRACE_ASSIGN_OR_RETURN(const std::string markup, ReadWhole(stream, file.shown));
   const auto give = [&](absl::string_view text) {
     absl::ConsumePrefix(&text, kByteOrderMark);
@@ -142,7 +145,8 @@ absl::Status ReadJsonLines(ByteStream* stream, const SourceFile& file, const Cor
     }
     absl::StrAppend(&pending, rest);
     if (pending.size() > kMaxDocumentBytes) {
-      return absl::ResourceExhaustedError(absl::StrCat(file.shown, ":", line_number + 1, ": a line of more than ", kMaxDocumentBytes, " bytes"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat(file.shown, ":", line_number + 1, ": a line of more than ", kMaxDocumentBytes, " bytes"));
     }
   }
   if (!pending.empty()) MILLRACE_RETURN_IF_ERROR(give(pending));
@@ -160,7 +164,8 @@ absl::StatusOr<std::string> FieldOfJsonLine(absl::string_view line, absl::string
   std::string reached;
   for (const absl::string_view name : absl::StrSplit(field, '.')) {
     if (!value.is_object()) {
-      return absl::InvalidArgumentError(reached.empty() ? "not a JSON object" : absl::StrCat("the field '", reached, "' is no object"));
+      return absl::InvalidArgumentError(reached.empty() ? "not a JSON object"
+                                                        : absl::StrCat("the field '", reached, "' is no object"));
     }
     absl::StrAppend(&reached, reached.empty() ? "" : ".", name);
     const auto it = value.find(std::string(name));
@@ -176,10 +181,13 @@ absl::Status ReadDocuments(const SourceFile& file, const CorpusOptions& options,
   absl::StatusOr<std::unique_ptr<ByteStream>> stream = OpenByteStream(file.path);
   if (!stream.ok()) return stream.status();
   switch (file.format) {
-    case Format::kText: return ReadText(stream->get(), file, options, sink);
+    case Format::kText:
+      return ReadText(stream->get(), file, options, sink);
     case Format::kMarkdown:
-    case Format::kHtml: return ReadMarkup(stream->get(), file, options, sink);
-    case Format::kJsonLines: return ReadJsonLines(stream->get(), file, sink);
+    case Format::kHtml:
+      return ReadMarkup(stream->get(), file, options, sink);
+    case Format::kJsonLines:
+      return ReadJsonLines(stream->get(), file, sink);
   }
   return absl::InternalError("unknown format");
 }
@@ -204,7 +212,8 @@ absl::Status ParagraphCutter::Add(absl::string_view bytes) {
       if (at < window_) continue;
       const char here = pending_[at];
       const bool continues = (static_cast<unsigned char>(here) & 0xC0) == 0x80;
-      if ((at >= 8 * window_ && !continues) || at >= 8 * window_ + 4 || (at >= 4 * window_ && pending_[at - 1] == '\n')) {
+      if ((at >= 8 * window_ && !continues) || at >= 8 * window_ + 4 ||
+          (at >= 4 * window_ && pending_[at - 1] == '\n')) {
         MILLRACE_RETURN_IF_ERROR(Emit(at));
         continue;
       }

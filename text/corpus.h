@@ -40,8 +40,9 @@ absl::StatusOr<std::string> FieldOfJsonLine(absl::string_view line, absl::string
 // Cuts a long text into documents at the ends of paragraphs, as it comes in.
 //
 // A document ends at the first end of a paragraph (a newline, then a run of blank lines) at which it holds at least
-// `window` bytes; if there is none before it holds 4 windows, at the next newline; if there is none before 8 windows, at
-// the next start of a UTF-8 character. What is left at the end is a document too. The documents together are the text.
+// `window` bytes; if there is none before it holds 4 windows, at the next newline; if there is none before 8 windows,
+// at the next start of a UTF-8 character. What is left at the end is a document too. The documents together are the
+// text.
 class ParagraphCutter {
  public:
   // Gives a document and its offset in the text.
@@ -56,8 +57,8 @@ class ParagraphCutter {
   const uint64_t window_;
   const Sink sink_;
   std::string pending_;
-  size_t scanned_ = 0;     // bytes of pending_ looked at
-  uint64_t offset_ = 0;    // of pending_ in the text
+  size_t scanned_ = 0;   // bytes of pending_ looked at
+  uint64_t offset_ = 0;  // of pending_ in the text
 };
 
 }  // namespace millrace::text

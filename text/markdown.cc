@@ -16,14 +16,17 @@ constexpr size_t kMaxSpan = 4096;  // how far the end of a link, tag or code spa
 
 bool IsPunctuation(char c) { return absl::ascii_ispunct(static_cast<unsigned char>(c)); }
 bool IsSpace(char c) { return absl::ascii_isspace(static_cast<unsigned char>(c)); }
-bool IsWordByte(char c) { return absl::ascii_isalnum(static_cast<unsigned char>(c)) || static_cast<unsigned char>(c) >= 0x80; }
+bool IsWordByte(char c) {
+  return absl::ascii_isalnum(static_cast<unsigned char>(c)) || static_cast<unsigned char>(c) >= 0x80;
+}
 
 struct Entity {
   absl::string_view name;
   absl::string_view text;
 };
-constexpr Entity kEntities[] = {{"&amp;", "&"}, {"&lt;", "<"}, {"&gt;", ">"}, {"&quot;", "\""}, {"&#39;", "'"},
-                                {"&apos;", "'"}, {"&nbsp;", "\xC2\xA0"}, {"&mdash;", "—"}, {"&ndash;", "–"}, {"&hellip;", "…"}};
+constexpr Entity kEntities[] = {{"&amp;", "&"},   {"&lt;", "<"},    {"&gt;", ">"},          {"&quot;", "\""},
+                                {"&#39;", "'"},   {"&apos;", "'"},  {"&nbsp;", "\xC2\xA0"}, {"&mdash;", "—"},
+                                {"&ndash;", "–"}, {"&hellip;", "…"}};
 
 // Offset of the bracket that closes the one at `open`; npos if none is near.
 size_t Closing(absl::string_view text, size_t open, char opening, char closing) {
@@ -56,7 +59,7 @@ void Inline(absl::string_view text, int depth, std::string* out) {
       const absl::string_view fence = text.substr(i, ticks);
       const size_t begin = i + ticks;
       size_t end = begin;
-      for (;; ) {  // a run of exactly as many ticks
+      for (;;) {  // a run of exactly as many ticks
         end = text.substr(0, std::min(text.size(), begin + kMaxSpan)).find(fence, end);
         if (end == absl::string_view::npos) break;
         size_t run = ticks;
@@ -96,7 +99,8 @@ void Inline(absl::string_view text, int depth, std::string* out) {
       if (close != absl::string_view::npos && (absl::ascii_isalpha(static_cast<unsigned char>(next)) || next == '/')) {
         const absl::string_view inside = text.substr(i + 1, close - i - 1);
         if (inside.find_first_of(" \n\t") == absl::string_view::npos &&
-            (absl::StrContains(inside, "://") || absl::StartsWith(inside, "mailto:") || absl::StrContains(inside, "@"))) {
+            (absl::StrContains(inside, "://") || absl::StartsWith(inside, "mailto:") ||
+             absl::StrContains(inside, "@"))) {
           absl::StrAppend(out, inside);  // <https://…>
         }
         i = close + 1;
@@ -157,7 +161,8 @@ bool IsDefinition(absl::string_view line) {
   line = absl::StripLeadingAsciiWhitespace(line);
   if (!absl::StartsWith(line, "[")) return false;
   const size_t close = Closing(line, 0, '[', ']');
-  return close != absl::string_view::npos && close > 1 && line[1] != '^' && close + 1 < line.size() && line[close + 1] == ':';
+  return close != absl::string_view::npos && close > 1 && line[1] != '^' && close + 1 < line.size() &&
+         line[close + 1] == ':';
 }
 
 // What is left of a line without the marks of its block.
@@ -171,7 +176,8 @@ absl::string_view WithoutBlockMarks(absl::string_view line) {
   if (rest.size() >= 2 && (rest[0] == '-' || rest[0] == '*' || rest[0] == '+') && IsSpace(rest[1])) {
     rest = absl::StripLeadingAsciiWhitespace(rest.substr(1));
     marked = true;
-    if (absl::StartsWith(rest, "[ ] ") || absl::StartsWith(rest, "[x] ") || absl::StartsWith(rest, "[X] ")) rest.remove_prefix(4);
+    if (absl::StartsWith(rest, "[ ] ") || absl::StartsWith(rest, "[x] ") || absl::StartsWith(rest, "[X] "))
+      rest.remove_prefix(4);
   } else if (const size_t digits = rest.find_first_not_of("0123456789");
              digits != absl::string_view::npos && digits > 0 && digits <= 9 && digits + 1 < rest.size() &&
              (rest[digits] == '.' || rest[digits] == ')') && IsSpace(rest[digits + 1])) {

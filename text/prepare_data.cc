@@ -70,7 +70,8 @@ class NewFile {
   }
   // Requires a flushed file that holds so much.
   absl::Status Overwrite(absl::string_view bytes, off_t offset) {
-    if (pwrite(file_, bytes.data(), bytes.size(), offset) == static_cast<ssize_t>(bytes.size())) return absl::OkStatus();
+    if (pwrite(file_, bytes.data(), bytes.size(), offset) == static_cast<ssize_t>(bytes.size()))
+      return absl::OkStatus();
     return absl::ErrnoToStatus(errno, absl::StrCat("writing ", beside()));
   }
   absl::Status Commit() {
@@ -116,7 +117,8 @@ struct Part {
 
 class Preparation {
  public:
-  Preparation(const v1::JobSpec& job, const std::string& base_dir, const std::string& out_dir, const PrepareOptions& options)
+  Preparation(const v1::JobSpec& job, const std::string& base_dir, const std::string& out_dir,
+              const PrepareOptions& options)
       : job_(job), base_dir_(base_dir), out_dir_(out_dir), options_(options) {}
 
   absl::StatusOr<DataReport> Run() {
@@ -155,7 +157,8 @@ class Preparation {
   absl::Status Fingerprint() {
     const v1::DataSpec& data = job_.data();
     if (!(data.held_out() > 0 && data.held_out() < 1)) {
-      return absl::InvalidArgumentError(absl::StrCat("data.held_out is ", data.held_out(), "; it must lie between 0 and 1"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("data.held_out is ", data.held_out(), "; it must lie between 0 and 1"));
     }
     if (data.split().order() != "hash" && data.split().order() != "file") {
       return absl::InvalidArgumentError(absl::StrCat("data.split.order is '", data.split().order(), "'; hash or file"));
@@ -170,14 +173,16 @@ class Preparation {
         Skip(std::string(sum.status().message()));
         continue;
       }
-      sources.push_back({{"path", file.shown}, {"format", static_cast<int>(file.format)}, {"field", file.field}, {"sha256", *sum}});
+      sources.push_back(
+          {{"path", file.shown}, {"format", static_cast<int>(file.format)}, {"field", file.field}, {"sha256", *sum}});
       files_.push_back(std::move(file));
     }
     const v1::CleanSpec& clean = data.clean();
     Json tokenizer = {{"type", job_.tokenizer().type()}};
     if (!job_.tokenizer().path().empty()) {
       const fs::path given(job_.tokenizer().path());
-      tokenizer_path_ = given.is_absolute() || base_dir_.empty() ? given.string() : (fs::path(base_dir_) / given).string();
+      tokenizer_path_ =
+          given.is_absolute() || base_dir_.empty() ? given.string() : (fs::path(base_dir_) / given).string();
       if (fs::is_directory(tokenizer_path_)) tokenizer_path_ += "/tokenizer.json";
       absl::StatusOr<std::string> sum = Sha256OfFile(tokenizer_path_);
       if (!sum.ok()) return Annotate(sum.status(), "tokenizer.path");
@@ -190,8 +195,12 @@ class Preparation {
     inputs_ = {{"rules", kRules},
                {"sources", sources},
                {"clean",
-                {{"unicode", clean.unicode()}, {"strip_markup", clean.strip_markup()}, {"lowercase", clean.lowercase()},
-                 {"punctuation", clean.punctuation()}, {"control", clean.control()}, {"dedup", clean.dedup()}}},
+                {{"unicode", clean.unicode()},
+                 {"strip_markup", clean.strip_markup()},
+                 {"lowercase", clean.lowercase()},
+                 {"punctuation", clean.punctuation()},
+                 {"control", clean.control()},
+                 {"dedup", clean.dedup()}}},
                {"held_out", data.held_out()},
                {"split", {{"order", data.split().order()}, {"window_bytes", data.split().window_bytes()}}},
                {"tokenizer", tokenizer}};
@@ -203,7 +212,8 @@ class Preparation {
   std::optional<DataReport> Reuse() const {
     const absl::StatusOr<std::shared_ptr<const TokenStore>> store = TokenStore::Open(out_dir_);
     if (!store.ok() || (*store)->inputs() != inputs_.dump()) return std::nullopt;
-    if (options_.write_text && !((*store)->has_text() && fs::exists(In("train.txt")) && fs::exists(In("held_out.txt")))) return std::nullopt;
+    if (options_.write_text && !((*store)->has_text() && fs::exists(In("train.txt")) && fs::exists(In("held_out.txt"))))
+      return std::nullopt;
     DataReport report = (*store)->report();
     report.reused = true;
     return report;
@@ -240,9 +250,9 @@ class Preparation {
       if (!status.ok()) return status;
     }
     if (spools_[0].bytes() + spools_[1].bytes() == 0) {
-      return absl::InvalidArgumentError(absl::StrCat("the sources hold no text: ", files_.size(), " files read, ", report_.skipped,
-                                                     " left out", report_.skips.empty() ? "" : ", the first: ",
-                                                     report_.skips.empty() ? "" : report_.skips[0]));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the sources hold no text: ", files_.size(), " files read, ", report_.skipped, " left out",
+                       report_.skips.empty() ? "" : ", the first: ", report_.skips.empty() ? "" : report_.skips[0]));
     }
     return absl::OkStatus();
   }
@@ -260,10 +270,10 @@ class Preparation {
     if (by_hash()) {
       for (const int part : {0, 1}) {
         if (spools_[part].bytes() == 0) {
-          return absl::InvalidArgumentError(absl::StrCat(
-              "none of ", documents, " documents fell into the ", part == 0 ? "train" : "held-out", " part (held_out is ", Percent(),
-              ", by document hash); use data.split {order: file}, ", part == 0 ? "lower" : "raise",
-              " data.held_out, lower data.split.window_bytes or add text"));
+          return absl::InvalidArgumentError(
+              absl::StrCat("none of ", documents, " documents fell into the ", part == 0 ? "train" : "held-out",
+                           " part (held_out is ", Percent(), ", by document hash); use data.split {order: file}, ",
+                           part == 0 ? "lower" : "raise", " data.held_out, lower data.split.window_bytes or add text"));
         }
         MILLRACE_ASSIGN_OR_RETURN(MappedFile map, MappedFile::Open(spools_[part].file->beside()));
         maps_.push_back(std::move(map));
@@ -277,7 +287,8 @@ class Preparation {
       const uint64_t characters = CountCharacters(text);
       const auto kept = static_cast<uint64_t>(static_cast<double>(characters) * (1.0 - job_.data().held_out()));
       if (kept == 0 || kept == characters) {
-        return absl::InvalidArgumentError(absl::StrCat("the text of ", characters, " characters is too short to hold out ", Percent()));
+        return absl::InvalidArgumentError(
+            absl::StrCat("the text of ", characters, " characters is too short to hold out ", Percent()));
       }
       size_t cut = 0;
       for (uint64_t passed = 0; passed < kept; ++passed) cut += FirstCharacter(text.substr(cut)).bytes;
@@ -293,7 +304,8 @@ class Preparation {
   }
 
   // The documents, or pieces of them, that lie in [begin, end) of the text.
-  static void AddDocuments(absl::string_view text, const std::vector<uint64_t>& ends, uint64_t begin, uint64_t end, Part* part) {
+  static void AddDocuments(absl::string_view text, const std::vector<uint64_t>& ends, uint64_t begin, uint64_t end,
+                           Part* part) {
     part->text = text.substr(begin, end - begin);
     uint64_t from = 0;
     for (const uint64_t to : ends) {
@@ -313,9 +325,9 @@ class Preparation {
     } else {
       // The alphabet is that of the whole text, as nanoGPT has it: a character may occur in the held-out part alone.
       MILLRACE_ASSIGN_OR_RETURN(tokenizer_, TrainCharacters([this](const auto& each) -> absl::Status {
-        MILLRACE_RETURN_IF_ERROR(parts_[0].ForEach(each));
-        return parts_[1].ForEach(each);
-      }));
+                                  MILLRACE_RETURN_IF_ERROR(parts_[0].ForEach(each));
+                                  return parts_[1].ForEach(each);
+                                }));
     }
     report_.vocab_size = tokenizer_->vocab_size();
     return absl::OkStatus();
@@ -392,16 +404,26 @@ class Preparation {
         {"version", 1},
         {"text", options_.write_text},
         {"inputs", inputs_},
-        {"tokenizer", {{"kind", tokenizer_->kind()}, {"vocab_size", tokenizer_->vocab_size()}, {"sha256", tokenizer_sum}}},
+        {"tokenizer",
+         {{"kind", tokenizer_->kind()}, {"vocab_size", tokenizer_->vocab_size()}, {"sha256", tokenizer_sum}}},
         {"train",
-         {{"tokens", train.tokens}, {"bytes", report_.train_bytes}, {"documents", report_.train_documents}, {"sha256", train.sha256}}},
+         {{"tokens", train.tokens},
+          {"bytes", report_.train_bytes},
+          {"documents", report_.train_documents},
+          {"sha256", train.sha256}}},
         {"held_out",
-         {{"tokens", held_out.tokens}, {"bytes", report_.held_out_bytes}, {"documents", report_.held_out_documents},
+         {{"tokens", held_out.tokens},
+          {"bytes", report_.held_out_bytes},
+          {"documents", report_.held_out_documents},
           {"sha256", held_out.sha256}}},
         {"report",
-         {{"documents", report_.documents}, {"duplicates", report_.duplicates}, {"skipped", report_.skipped}, {"skips", report_.skips}}},
+         {{"documents", report_.documents},
+          {"duplicates", report_.duplicates},
+          {"skipped", report_.skipped},
+          {"skips", report_.skips}}},
         {"fingerprint", Sha256Hex(absl::StrCat(tokenizer_sum, "\n", train.sha256, "\n", held_out.sha256, "\n"))}};
-    MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(In("manifest.json"), manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"));
+    MILLRACE_RETURN_IF_ERROR(
+        WriteFileAtomically(In("manifest.json"), manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"));
     return report_;
   }
 

@@ -24,7 +24,8 @@ namespace fs = std::filesystem;
 
 bool IsHidden(const fs::path& path) { return absl::StartsWith(path.filename().string(), "."); }
 
-// Regular files below `folder` by full path; what cannot be listed goes to `skips`. Folders' symbolic links are not followed.
+// Regular files below `folder` by full path; what cannot be listed goes to `skips`. Folders' symbolic links are not
+// followed.
 void FilesBelow(const fs::path& folder, std::vector<std::string>* files, std::vector<std::string>* skips) {
   std::error_code error;
   fs::directory_iterator it(folder, error);
@@ -41,7 +42,8 @@ void FilesBelow(const fs::path& folder, std::vector<std::string>* files, std::ve
 }
 
 // Paths that match the components of `pattern` from `depth` on, below `folder`.
-void MatchGlob(const fs::path& folder, const std::vector<std::string>& pattern, size_t depth, std::set<std::string>* matches) {
+void MatchGlob(const fs::path& folder, const std::vector<std::string>& pattern, size_t depth,
+               std::set<std::string>* matches) {
   if (depth == pattern.size()) {
     matches->insert(folder.string());
     return;
@@ -59,7 +61,8 @@ void MatchGlob(const fs::path& folder, const std::vector<std::string>& pattern, 
     const std::string name = it->path().filename().string();
     std::error_code status_error;
     if (component == "**") {
-      if (!IsHidden(name) && it->is_directory(status_error) && !it->is_symlink(status_error)) MatchGlob(folder / name, pattern, depth, matches);
+      if (!IsHidden(name) && it->is_directory(status_error) && !it->is_symlink(status_error))
+        MatchGlob(folder / name, pattern, depth, matches);
     } else if (fnmatch(component.c_str(), name.c_str(), FNM_PERIOD) == 0) {
       MatchGlob(folder / name, pattern, depth + 1, matches);
     }
@@ -84,7 +87,8 @@ absl::StatusOr<Format> FormatOf(const std::string& path) {
   if (ending == ".md" || ending == ".markdown") return Format::kMarkdown;
   if (ending == ".html" || ending == ".htm" || ending == ".xhtml") return Format::kHtml;
   if (ending == ".jsonl" || ending == ".ndjson") return Format::kJsonLines;
-  return absl::NotFoundError(absl::StrCat(path, ": its ending tells no format (.txt, .md, .html, .jsonl, each also .gz or .zst)"));
+  return absl::NotFoundError(
+      absl::StrCat(path, ": its ending tells no format (.txt, .md, .html, .jsonl, each also .gz or .zst)"));
 }
 
 absl::StatusOr<SourceFiles> FindSources(const v1::DataSpec& data, const std::string& base_dir) {
@@ -96,10 +100,12 @@ absl::StatusOr<SourceFiles> FindSources(const v1::DataSpec& data, const std::str
     const std::string where = absl::StrCat("data.sources[", i, "]: ");
     if (source.path().empty()) return absl::InvalidArgumentError(where + "path is empty");
     const fs::path given(source.path());
-    const fs::path path = (given.is_absolute() || base_dir.empty() ? given : fs::path(base_dir) / given).lexically_normal();
+    const fs::path path =
+        (given.is_absolute() || base_dir.empty() ? given : fs::path(base_dir) / given).lexically_normal();
     const std::optional<Format> format = FormatNamed(source.format());
     if (!format && !source.format().empty() && source.format() != "auto") {
-      return absl::InvalidArgumentError(absl::StrCat(where, "format is '", source.format(), "'; auto, txt, md, html or jsonl"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, "format is '", source.format(), "'; auto, txt, md, html or jsonl"));
     }
 
     std::vector<std::string> paths;
@@ -133,7 +139,9 @@ absl::StatusOr<SourceFiles> FindSources(const v1::DataSpec& data, const std::str
       SourceFile entry;
       entry.path = file;
       // As the job names it, so that a store does not depend on where the job file lies.
-      const fs::path shown = given.is_absolute() || base_dir.empty() ? fs::path(file) : fs::path(file).lexically_relative(fs::path(base_dir).lexically_normal());
+      const fs::path shown = given.is_absolute() || base_dir.empty()
+                                 ? fs::path(file)
+                                 : fs::path(file).lexically_relative(fs::path(base_dir).lexically_normal());
       entry.shown = shown.empty() ? file : shown.string();
       entry.field = source.field().empty() ? "text" : source.field();
       entry.explicitly_named = single;

@@ -27,8 +27,8 @@ struct SourceFiles {
 
 // Files in the order of the sources and, within a source, of their paths' bytes; a file that two sources name counts
 // once, where it comes first. A path is a file, a folder (with everything below, hidden files left out) or a glob (*, ?
-// and [...] within a name, ** for any number of folders). INVALID_ARGUMENT or NOT_FOUND for a source that names nothing,
-// or a single file whose ending tells no format.
+// and [...] within a name, ** for any number of folders). INVALID_ARGUMENT or NOT_FOUND for a source that names
+// nothing, or a single file whose ending tells no format.
 absl::StatusOr<SourceFiles> FindSources(const v1::DataSpec& data, const std::string& base_dir);
 
 // txt, text; md, markdown; html, htm, xhtml; jsonl, ndjson; below .gz and .zst. NOT_FOUND for other endings.

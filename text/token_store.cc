@@ -35,7 +35,8 @@ uint64_t LargestOf(const char* tokens, uint64_t count) {
 }
 
 absl::Status Broken(const std::string& what) {
-  return absl::DataLossError(absl::StrCat(what, "; prepare the data again (millrace data prepare, or remove the folder)"));
+  return absl::DataLossError(
+      absl::StrCat(what, "; prepare the data again (millrace data prepare, or remove the folder)"));
 }
 
 uint64_t Number(const Json& object, const char* section, const char* name) {
@@ -59,7 +60,8 @@ absl::StatusOr<TokenFile> TokenFile::Parse(absl::string_view bytes, absl::string
                                " and its header"));
   }
   const auto version = Load<uint32_t>(bytes.data() + 8);
-  if (version != kVersion) return Broken(absl::StrCat(name, " has version ", version, "; this program reads ", kVersion));
+  if (version != kVersion)
+    return Broken(absl::StrCat(name, " has version ", version, "; this program reads ", kVersion));
   TokenFile file;
   file.width_ = Load<uint32_t>(bytes.data() + 12);
   file.vocab_ = Load<uint64_t>(bytes.data() + 16);
@@ -70,12 +72,15 @@ absl::StatusOr<TokenFile> TokenFile::Parse(absl::string_view bytes, absl::string
   }
   const uint64_t body = bytes.size() - kHeaderBytes;
   if (file.count_ > body / file.width_ || file.count_ * file.width_ != body) {
-    return Broken(absl::StrCat(name, " is ", file.count_ > body / file.width_ ? "truncated" : "too long", ": its header promises ",
-                               file.count_, " tokens of ", file.width_, " bytes, and ", body, " bytes follow"));
+    return Broken(absl::StrCat(name, " is ", file.count_ > body / file.width_ ? "truncated" : "too long",
+                               ": its header promises ", file.count_, " tokens of ", file.width_, " bytes, and ", body,
+                               " bytes follow"));
   }
   if (file.count_ > 0) {
-    const uint64_t largest = file.width_ == 2 ? LargestOf<uint16_t>(file.tokens_, file.count_) : LargestOf<uint32_t>(file.tokens_, file.count_);
-    if (largest >= file.vocab_) return Broken(absl::StrCat(name, " holds token ", largest, ", beyond its vocabulary of ", file.vocab_));
+    const uint64_t largest = file.width_ == 2 ? LargestOf<uint16_t>(file.tokens_, file.count_)
+                                              : LargestOf<uint32_t>(file.tokens_, file.count_);
+    if (largest >= file.vocab_)
+      return Broken(absl::StrCat(name, " holds token ", largest, ", beyond its vocabulary of ", file.vocab_));
   }
   return file;
 }
@@ -102,7 +107,8 @@ absl::StatusOr<std::shared_ptr<const TokenStore>> TokenStore::Open(const std::st
     const std::string sum = Sha256Hex(bytes);
     absl::StrAppend(&sums, sum, "\n");
     if (sum == Text(json, section, "sha256")) return absl::OkStatus();
-    return Broken(absl::StrCat(name, " was altered: its SHA-256 is ", sum, ", the manifest says '", Text(json, section, "sha256"), "'"));
+    return Broken(absl::StrCat(name, " was altered: its SHA-256 is ", sum, ", the manifest says '",
+                               Text(json, section, "sha256"), "'"));
   };
 
   const std::string tokenizer_path = dir + "/tokenizer.json";
@@ -117,7 +123,8 @@ absl::StatusOr<std::shared_ptr<const TokenStore>> TokenStore::Open(const std::st
     MILLRACE_ASSIGN_OR_RETURN(const TokenFile file, TokenFile::Parse(map.bytes(), path));
     MILLRACE_RETURN_IF_ERROR(check(map.bytes(), path, part));
     if (file.vocab_size() != store->vocab_size()) {
-      return Broken(absl::StrCat(path, " is of a vocabulary of ", file.vocab_size(), ", tokenizer.json of ", store->vocab_size()));
+      return Broken(absl::StrCat(path, " is of a vocabulary of ", file.vocab_size(), ", tokenizer.json of ",
+                                 store->vocab_size()));
     }
     (part == absl::string_view("train") ? store->train_ : store->held_out_) = file;
     store->maps_.push_back(std::move(map));
@@ -125,7 +132,8 @@ absl::StatusOr<std::shared_ptr<const TokenStore>> TokenStore::Open(const std::st
 
   store->token_bytes_.resize(store->vocab_size());
   for (uint32_t id = 0; id < store->vocab_size(); ++id) {
-    if (!store->tokenizer_->IsSpecial(id)) store->token_bytes_[id] = static_cast<uint32_t>(store->tokenizer_->TokenBytes(id).size());
+    if (!store->tokenizer_->IsSpecial(id))
+      store->token_bytes_[id] = static_cast<uint32_t>(store->tokenizer_->TokenBytes(id).size());
   }
   store->fingerprint_ = Sha256Hex(sums);
   if (json.value("fingerprint", Json()) != Json(store->fingerprint_)) {

@@ -19,8 +19,8 @@
 // manifest.json:
 //   {"format": "millrace token store", "version": 1,
 //    "text": true | false,                 train.txt and held_out.txt are there
-//    "inputs": {…}                         everything that the store is a function of: the SHA-256 of each source, the
-//                                          cleaning, the split, the tokenizer's spec
+//    "inputs": {…}                         everything that the store is a function of: the SHA-256 of each
+//                                          source, the cleaning, the split, the tokenizer's spec
 //    "tokenizer": {"kind": "bpe" | "char", "vocab_size": N, "sha256": HEX},     of tokenizer.json
 //    "train": {"tokens": N, "bytes": N, "documents": N, "sha256": HEX}, "held_out": {likewise},
 //    "report": {…},                        the counts of DataReport
@@ -46,9 +46,9 @@ namespace millrace::text {
 
 // What became of the sources; the fields of DataEvent.
 struct DataReport {
-  uint64_t documents = 0;   // in the store, both parts
-  uint64_t duplicates = 0;  // left out as equal to an earlier document
-  uint64_t skipped = 0;     // files and documents left out for another reason
+  uint64_t documents = 0;          // in the store, both parts
+  uint64_t duplicates = 0;         // left out as equal to an earlier document
+  uint64_t skipped = 0;            // files and documents left out for another reason
   std::vector<std::string> skips;  // why, the first kMaxSkips of them: "a.txt: byte 17 (0xff) is not UTF-8"
   uint64_t train_documents = 0;
   uint64_t held_out_documents = 0;
@@ -71,7 +71,8 @@ struct PrepareOptions {
 absl::StatusOr<DataReport> PrepareData(const v1::JobSpec& job, const std::string& base_dir, const std::string& out_dir,
                                        const PrepareOptions& options = {});
 
-// One *.tokens file's content: a view of memory that the caller keeps. Checks header, size and that ids are below vocab.
+// One *.tokens file's content: a view of memory that the caller keeps. Checks header, size and that ids are below
+// vocab.
 class TokenFile {
  public:
   static absl::StatusOr<TokenFile> Parse(absl::string_view bytes, absl::string_view name);

@@ -27,7 +27,8 @@ constexpr int kMaxDepth = 64;
 absl::Status NotSupported(absl::string_view field, const Json& found, absl::string_view supported) {
   std::string shown = found.dump(-1, ' ', true, Json::error_handler_t::replace);
   if (shown.size() > 120) shown = shown.substr(0, 120) + "…";
-  return absl::UnimplementedError(absl::StrCat(field, " is ", shown, ", which is not supported; supported: ", supported));
+  return absl::UnimplementedError(
+      absl::StrCat(field, " is ", shown, ", which is not supported; supported: ", supported));
 }
 
 const Json& Field(const Json& object, const char* name) {
@@ -44,7 +45,8 @@ std::string TypeOf(const Json& object) {
 
 absl::Status RequireAbsent(const Json& object, const std::string& where, const char* name) {
   const Json& value = Field(object, name);
-  const bool absent = value.is_null() || value == Json(false) || value == Json("") || (value.is_number() && value == Json(0.0));
+  const bool absent =
+      value.is_null() || value == Json(false) || value == Json("") || (value.is_number() && value == Json(0.0));
   return absent ? absl::OkStatus() : NotSupported(where + name, value, "null");
 }
 
@@ -55,7 +57,8 @@ absl::StatusOr<std::vector<std::string>> ReadVocabulary(const Json& vocab) {
   std::vector<std::string> tokens;
   for (const auto& [token, id] : vocab.items()) {
     if (!id.is_number_unsigned() || id.get<uint64_t>() >= kMaxVocabulary) {
-      return absl::InvalidArgumentError(absl::StrCat("model.vocab: the id of \"", token, "\" is no whole number below ", kMaxVocabulary));
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.vocab: the id of \"", token, "\" is no whole number below ", kMaxVocabulary));
     }
     if (token.empty()) return absl::InvalidArgumentError("model.vocab: a token is empty");
     const auto index = id.get<size_t>();
@@ -79,13 +82,17 @@ absl::StatusOr<std::vector<AddedToken>> ReadAddedTokens(const Json& list) {
     const Json& entry = list[i];
     const Json& id = Field(entry, "id");
     const Json& content = Field(entry, "content");
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= kMaxVocabulary) return absl::InvalidArgumentError(where + "id is missing or no id");
+    if (!id.is_number_unsigned() || id.get<uint64_t>() >= kMaxVocabulary)
+      return absl::InvalidArgumentError(where + "id is missing or no id");
     if (!content.is_string() || content.get_ref<const std::string&>().empty()) {
       return absl::InvalidArgumentError(where + "content is missing or empty");
     }
-    for (const char* name : {"single_word", "lstrip", "rstrip"}) MILLRACE_RETURN_IF_ERROR(RequireAbsent(entry, where, name));
-    added.push_back({.id = id.get<uint32_t>(), .content = content.get<std::string>(),
-                     .special = Field(entry, "special") == Json(true), .normalized = Field(entry, "normalized") == Json(true)});
+    for (const char* name : {"single_word", "lstrip", "rstrip"})
+      MILLRACE_RETURN_IF_ERROR(RequireAbsent(entry, where, name));
+    added.push_back({.id = id.get<uint32_t>(),
+                     .content = content.get<std::string>(),
+                     .special = Field(entry, "special") == Json(true),
+                     .normalized = Field(entry, "normalized") == Json(true)});
   }
   return added;
 }
@@ -106,7 +113,8 @@ absl::StatusOr<std::string> BytesOfToken(const std::string& token) {
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
   const Json& model = Field(json, "model");
-  for (const char* name : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges"}) {
+  for (const char* name :
+       {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges"}) {
     MILLRACE_RETURN_IF_ERROR(RequireAbsent(model, "model.", name));
   }
   const Json& pre_tokenizer = Field(json, "pre_tokenizer");
@@ -134,7 +142,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
       return absl::InvalidArgumentError(absl::StrCat("added_tokens: id ", token.id, " is \"", token.content,
                                                      "\" there and \"", names[token.id], "\" in model.vocab"));
     }
-    if (is_added[token.id]) return absl::InvalidArgumentError(absl::StrCat("added_tokens: id ", token.id, " is given twice"));
+    if (is_added[token.id])
+      return absl::InvalidArgumentError(absl::StrCat("added_tokens: id ", token.id, " is given twice"));
     is_added[token.id] = true;
     vocabulary.tokens[token.id] = token.content;
   }
@@ -153,7 +162,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
     std::vector<std::string> parts;
     if (merges[rank].is_string()) {
       parts = absl::StrSplit(merges[rank].get_ref<const std::string&>(), ' ');
-    } else if (merges[rank].is_array() && merges[rank].size() == 2 && merges[rank][0].is_string() && merges[rank][1].is_string()) {
+    } else if (merges[rank].is_array() && merges[rank].size() == 2 && merges[rank][0].is_string() &&
+               merges[rank][1].is_string()) {
       parts = {merges[rank][0].get<std::string>(), merges[rank][1].get<std::string>()};
     }
     if (parts.size() != 2) return absl::InvalidArgumentError(absl::StrCat("model.merges[", rank, "] is no pair"));
@@ -161,7 +171,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
     for (const int side : {0, 1}) {
       const auto id = ids.find(parts[side]);
       if (id == ids.end() || is_added[id->second]) {
-        return absl::InvalidArgumentError(absl::StrCat("model.merges[", rank, "]: \"", parts[side], "\" is not in model.vocab"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("model.merges[", rank, "]: \"", parts[side], "\" is not in model.vocab"));
       }
       (side == 0 ? pair.first : pair.second) = id->second;
     }
@@ -174,13 +185,16 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
 absl::StatusOr<std::unique_ptr<Tokenizer>> ParseCharacters(const Json& json) {
   const Json& pre_tokenizer = Field(json, "pre_tokenizer");
   const Json& pattern = Field(Field(pre_tokenizer, "pattern"), "Regex");
-  if (TypeOf(pre_tokenizer) != "Split" || pattern != Json("[\\s\\S]") || Field(pre_tokenizer, "behavior") != Json("Isolated") ||
-      Field(pre_tokenizer, "invert") == Json(true)) {
-    return NotSupported("pre_tokenizer", pre_tokenizer, "for WordLevel, Split at Regex [\\s\\S], Isolated: one token a character");
+  if (TypeOf(pre_tokenizer) != "Split" || pattern != Json("[\\s\\S]") ||
+      Field(pre_tokenizer, "behavior") != Json("Isolated") || Field(pre_tokenizer, "invert") == Json(true)) {
+    return NotSupported("pre_tokenizer", pre_tokenizer,
+                        "for WordLevel, Split at Regex [\\s\\S], Isolated: one token a character");
   }
-  if (TypeOf(Field(json, "decoder")) != "Fuse") return NotSupported("decoder", Field(json, "decoder"), "for WordLevel, Fuse");
+  if (TypeOf(Field(json, "decoder")) != "Fuse")
+    return NotSupported("decoder", Field(json, "decoder"), "for WordLevel, Fuse");
   const Json& added = Field(json, "added_tokens");
-  if (!added.is_null() && !(added.is_array() && added.empty())) return NotSupported("added_tokens", added, "for WordLevel, none");
+  if (!added.is_null() && !(added.is_array() && added.empty()))
+    return NotSupported("added_tokens", added, "for WordLevel, none");
   const Json& post_processor = Field(json, "post_processor");
   if (!post_processor.is_null()) return NotSupported("post_processor", post_processor, "for WordLevel, null");
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<std::string> names, ReadVocabulary(Field(Field(json, "model"), "vocab")));
@@ -189,9 +203,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseCharacters(const Json& json) {
   for (size_t id = 0; id < names.size(); ++id) {
     const Character character = names[id].empty() ? Character{} : FirstCharacter(names[id]);
     if (!character.valid || character.bytes != names[id].size()) {
-      return absl::InvalidArgumentError(absl::StrCat("model.vocab: \"", names[id], "\" (id ", id, ") is not one character"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.vocab: \"", names[id], "\" (id ", id, ") is not one character"));
     }
-    if (!seen.insert(character.code).second) return absl::InvalidArgumentError(absl::StrCat("model.vocab: \"", names[id], "\" is given twice"));
+    if (!seen.insert(character.code).second)
+      return absl::InvalidArgumentError(absl::StrCat("model.vocab: \"", names[id], "\" is given twice"));
     characters.push_back(character.code);
   }
   return std::make_unique<CharacterTokenizer>(std::move(characters));
@@ -202,7 +218,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseUnnamed(absl::string_view text) 
   const Json json = Json::parse(text.begin(), text.end(), bounded, /*allow_exceptions=*/false);
   if (json.is_discarded()) return absl::InvalidArgumentError("not JSON");
   if (!json.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  for (const char* name : {"truncation", "padding", "normalizer"}) MILLRACE_RETURN_IF_ERROR(RequireAbsent(json, "", name));
+  for (const char* name : {"truncation", "padding", "normalizer"})
+    MILLRACE_RETURN_IF_ERROR(RequireAbsent(json, "", name));
   const Json& model = Field(json, "model");
   if (!model.is_object()) return absl::InvalidArgumentError("the field model is missing");
   const std::string type = TypeOf(model);

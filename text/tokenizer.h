@@ -61,8 +61,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseTokenizer(absl::string_view json
 using ForEachText = std::function<absl::Status(const std::function<absl::Status(absl::string_view)>&)>;
 
 struct BpeTraining {
-  uint32_t vocab_size = 4096;   // <|endoftext|> and the 256 bytes included
-  uint64_t min_frequency = 2;   // pairs seen less often are not merged
+  uint32_t vocab_size = 4096;  // <|endoftext|> and the 256 bytes included
+  uint64_t min_frequency = 2;  // pairs seen less often are not merged
 };
 
 // Learns a byte-level BPE (Sennrich et al. 2016; GPT-2's bytes and pre-tokenizer). Id 0 is <|endoftext|>, then the 256

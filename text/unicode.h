@@ -31,7 +31,8 @@ void AppendUtf8(uint32_t code, std::string* out);
 // What GPT-2's pre-tokenizer tells apart.
 enum class CharacterClass : uint8_t { kOther = 0, kLetter = 1, kNumber = 2, kSpace = 3 };
 
-// General categories L* and N*, and the White_Space property, as ICU has them; else, and for what is no character, kOther.
+// General categories L* and N*, and the White_Space property, as ICU has them; else, and for what is no character,
+// kOther.
 CharacterClass Classify(uint32_t code);
 
 }  // namespace millrace::text

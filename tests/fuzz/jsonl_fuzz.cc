@@ -19,7 +19,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     absl::StrAppend(&joined, document);
     return absl::OkStatus();
   });
-  if (!cutter.Add(bytes.substr(0, size / 3)).ok() || !cutter.Add(bytes.substr(size / 3)).ok() || !cutter.Finish().ok()) abort();
+  if (!cutter.Add(bytes.substr(0, size / 3)).ok() || !cutter.Add(bytes.substr(size / 3)).ok() || !cutter.Finish().ok())
+    abort();
   if (joined != bytes) abort();
   return 0;
 }

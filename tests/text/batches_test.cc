@@ -122,9 +122,11 @@ TEST_F(BatchesTest, AreAFunctionOfSeedPhaseAndStepNotOfMicrobatchSize) {
 }
 
 TEST_F(BatchesTest, KeepTheirOrderFromBuildToBuild) {
-  // Computed by the definition in a few lines of Python. Digests of trained models depend on it: changing it is changing every result.
+  // Computed by the definition in a few lines of Python. Digests of trained models depend on it: changing it is
+  // changing every result.
   Permutation permutation(1000, Philox(42));
-  EXPECT_EQ(std::vector<uint64_t>({permutation(0), permutation(1), permutation(2), permutation(999)}), std::vector<uint64_t>({572, 661, 809, 825}));
+  EXPECT_EQ(std::vector<uint64_t>({permutation(0), permutation(1), permutation(2), permutation(999)}),
+            std::vector<uint64_t>({572, 661, 809, 825}));
 }
 
 TEST_F(BatchesTest, EvaluationCoversTheHeldOutTextOnce) {
@@ -158,7 +160,8 @@ TEST_F(BatchesTest, EvaluationCoversTheHeldOutTextOnce) {
 
 TEST_F(BatchesTest, EvaluationStopsAtItsLimit) {
   const auto store = Store(6000, 0.1);
-  const Batches batches = Make(store, {.seed = 1, .context = 16, .global_batch = 4, .microbatch = 4, .max_evaluation_tokens = 100});
+  const Batches batches =
+      Make(store, {.seed = 1, .context = 16, .global_batch = 4, .microbatch = 4, .max_evaluation_tokens = 100});
   EXPECT_EQ(batches.evaluation_predictions(), 100u);
   ASSERT_EQ(batches.evaluation_microbatches(), 3u);
   EXPECT_EQ(batches.Evaluation(0).predictions(), 64u);

@@ -77,7 +77,9 @@ v1::DataSpec Data(const std::vector<std::string>& paths) {
 
 TEST(Sources, FilesFoldersAndGlobsInOrder) {
   TemporaryFolder folder;
-  for (const char* name : {"b.txt", "a.md", "sub/c.html.gz", "sub/deep/d.jsonl.zst", "sub/e.bin", ".hidden.txt", "z.txt"}) folder.Write(name, "x");
+  for (const char* name :
+       {"b.txt", "a.md", "sub/c.html.gz", "sub/deep/d.jsonl.zst", "sub/e.bin", ".hidden.txt", "z.txt"})
+    folder.Write(name, "x");
   const auto all = FindSources(Data({"."}), folder.path());
   ASSERT_TRUE(all.ok()) << all.status();
   EXPECT_THAT(Shown(*all), ElementsAre("a.md", "b.txt", "sub/c.html.gz", "sub/deep/d.jsonl.zst", "z.txt"));
@@ -86,7 +88,8 @@ TEST(Sources, FilesFoldersAndGlobsInOrder) {
   EXPECT_THAT(all->skips, ElementsAre(HasSubstr("e.bin")));
 
   EXPECT_THAT(Shown(*FindSources(Data({"z.txt", "*.txt"}), folder.path())), ElementsAre("z.txt", "b.txt"));
-  EXPECT_THAT(Shown(*FindSources(Data({"**/*.zst", "sub/**"}), folder.path())), ElementsAre("sub/deep/d.jsonl.zst", "sub/c.html.gz"));
+  EXPECT_THAT(Shown(*FindSources(Data({"**/*.zst", "sub/**"}), folder.path())),
+              ElementsAre("sub/deep/d.jsonl.zst", "sub/c.html.gz"));
   EXPECT_THAT(Shown(*FindSources(Data({"[ab].*"}), folder.path())), ElementsAre("a.md", "b.txt"));
   EXPECT_THAT(Shown(*FindSources(Data({folder / "b.txt"}), "/elsewhere")), ElementsAre(folder / "b.txt"));
 }
@@ -94,9 +97,12 @@ TEST(Sources, FilesFoldersAndGlobsInOrder) {
 TEST(Sources, WhatNamesNothingIsAnError) {
   TemporaryFolder folder;
   folder.Write("a.bin", "x");
-  EXPECT_THAT(std::string(FindSources(Data({"none.txt"}), folder.path()).status().message()), HasSubstr("none.txt does not exist"));
-  EXPECT_THAT(std::string(FindSources(Data({"*.txt"}), folder.path()).status().message()), HasSubstr("data.sources[0]"));
-  EXPECT_THAT(std::string(FindSources(Data({"a.bin"}), folder.path()).status().message()), HasSubstr("tells no format"));
+  EXPECT_THAT(std::string(FindSources(Data({"none.txt"}), folder.path()).status().message()),
+              HasSubstr("none.txt does not exist"));
+  EXPECT_THAT(std::string(FindSources(Data({"*.txt"}), folder.path()).status().message()),
+              HasSubstr("data.sources[0]"));
+  EXPECT_THAT(std::string(FindSources(Data({"a.bin"}), folder.path()).status().message()),
+              HasSubstr("tells no format"));
   v1::DataSpec data = Data({"a.bin"});
   data.mutable_sources(0)->set_format("txt");
   EXPECT_TRUE(FindSources(data, folder.path()).ok());
@@ -114,15 +120,18 @@ TEST(Corpus, PackedFilesReadAsPlainOnes) {
   EXPECT_THAT(Collect(folder.Write("c.txt.gz", Gzip(runs)), Format::kText).documents, ElementsAre(runs));
   EXPECT_THAT(Collect(folder.Write("c.txt.zst", Zstd(runs)), Format::kText).documents, ElementsAre(runs));
   // Members and frames one after another are one file.
-  EXPECT_THAT(Collect(folder.Write("b.txt.gz", Gzip("one ") + Gzip("two")), Format::kText).documents, ElementsAre("one two"));
-  EXPECT_THAT(Collect(folder.Write("b.txt.zst", Zstd("one ") + Zstd("two")), Format::kText).documents, ElementsAre("one two"));
+  EXPECT_THAT(Collect(folder.Write("b.txt.gz", Gzip("one ") + Gzip("two")), Format::kText).documents,
+              ElementsAre("one two"));
+  EXPECT_THAT(Collect(folder.Write("b.txt.zst", Zstd("one ") + Zstd("two")), Format::kText).documents,
+              ElementsAre("one two"));
 }
 
 TEST(Corpus, DamagedAndCutPackedFilesAreErrors) {
   TemporaryFolder folder;
   std::string text;
   for (int i = 0; i < 5000; ++i) absl::StrAppend(&text, i * 7919 % 10007, " ");
-  for (const auto& [name, packed] : {std::pair<std::string, std::string>{"a.txt.gz", Gzip(text)}, {"a.txt.zst", Zstd(text)}}) {
+  for (const auto& [name, packed] :
+       {std::pair<std::string, std::string>{"a.txt.gz", Gzip(text)}, {"a.txt.zst", Zstd(text)}}) {
     const Collected cut = Collect(folder.Write(name, packed.substr(0, packed.size() / 2)), Format::kText);
     EXPECT_EQ(cut.status.code(), absl::StatusCode::kDataLoss) << cut.status;
     EXPECT_THAT(std::string(cut.status.message()), HasSubstr(name));
@@ -134,7 +143,8 @@ TEST(Corpus, DamagedAndCutPackedFilesAreErrors) {
 TEST(Corpus, DecompressionBombsAreStopped) {
   TemporaryFolder folder;
   const std::string zeros(64 << 20, '\n');
-  for (const auto& [name, packed] : {std::pair<std::string, std::string>{"a.txt.gz", Gzip(zeros)}, {"a.txt.zst", Zstd(zeros)}}) {
+  for (const auto& [name, packed] :
+       {std::pair<std::string, std::string>{"a.txt.gz", Gzip(zeros)}, {"a.txt.zst", Zstd(zeros)}}) {
     const Collected collected = Collect(folder.Write(name, packed), Format::kText);
     EXPECT_EQ(collected.status.code(), absl::StatusCode::kResourceExhausted) << collected.status;
     EXPECT_THAT(std::string(collected.status.message()), HasSubstr("bomb"));
@@ -143,13 +153,17 @@ TEST(Corpus, DecompressionBombsAreStopped) {
 
 TEST(Corpus, SkipsWhatIsNotUtf8WithItsPlace) {
   TemporaryFolder folder;
-  const Collected bad = Collect(folder.Write("bad.txt", "good\xff" "bad"), Format::kText);
+  const Collected bad = Collect(folder.Write("bad.txt",
+                                             "good\xff"
+                                             "bad"),
+                                Format::kText);
   EXPECT_TRUE(bad.status.ok());
   EXPECT_TRUE(bad.documents.empty());
   EXPECT_THAT(bad.skips, ElementsAre("bad.txt: byte 4 (0xff) is not UTF-8"));
   EXPECT_THAT(Collect(folder.Write("empty.txt", ""), Format::kText).skips, ElementsAre("empty.txt: empty"));
   EXPECT_THAT(Collect(folder.Write("bom.txt", "\xEF\xBB\xBFtext"), Format::kText).documents, ElementsAre("text"));
-  EXPECT_THAT(Collect(folder.Write("utf16.txt", std::string("\xFF\xFEt\0", 4)), Format::kText).skips, ElementsAre(HasSubstr("UTF-16")));
+  EXPECT_THAT(Collect(folder.Write("utf16.txt", std::string("\xFF\xFEt\0", 4)), Format::kText).skips,
+              ElementsAre(HasSubstr("UTF-16")));
   // In a file that is cut into windows only the window goes, and the offset is the file's.
   std::string text;
   while (text.size() < 3000) text += "A paragraph of some length that goes on.\n\n";
@@ -157,20 +171,22 @@ TEST(Corpus, SkipsWhatIsNotUtf8WithItsPlace) {
   broken[1500] = '\x80';
   const Collected windows = Collect(folder.Write("windows.txt", broken), Format::kText, 500);
   EXPECT_THAT(windows.skips, ElementsAre("windows.txt: byte 1500 (0x80) is not UTF-8"));
-  EXPECT_EQ(windows.documents.size() + 1, Collect(folder.Write("whole.txt", text), Format::kText, 500).documents.size());
+  EXPECT_EQ(windows.documents.size() + 1,
+            Collect(folder.Write("whole.txt", text), Format::kText, 500).documents.size());
 }
 
 TEST(Corpus, JsonLinesTakeAFieldAndSkipBadLines) {
   TemporaryFolder folder;
-  const std::string path = folder.Write("a.jsonl",
-                                        "{\"text\": \"one\", \"meta\": {\"body\": \"deep\"}}\n\n{\"text\": 5}\nnot json\n{\"other\": \"x\"}\r\n"
-                                        "{\"text\": \"caf\\u00e9 \\ud83d\\ude42\"}\n{\"text\": \"\"}\n{\"text\": \"a\xff\"}\n[1]\n{\"text\": \"last\"}");
+  const std::string path = folder.Write(
+      "a.jsonl",
+      "{\"text\": \"one\", \"meta\": {\"body\": \"deep\"}}\n\n{\"text\": 5}\nnot json\n{\"other\": \"x\"}\r\n"
+      "{\"text\": \"caf\\u00e9 \\ud83d\\ude42\"}\n{\"text\": \"\"}\n{\"text\": \"a\xff\"}\n[1]\n{\"text\": \"last\"}");
   const Collected collected = Collect(path, Format::kJsonLines);
   ASSERT_TRUE(collected.status.ok()) << collected.status;
   EXPECT_THAT(collected.documents, ElementsAre("one", "café 🙂", "last"));
   EXPECT_THAT(collected.skips, ElementsAre("a.jsonl:3: the field 'text' is no string", "a.jsonl:4: not JSON",
-                                           "a.jsonl:5: there is no field 'text'", "a.jsonl:7: empty", HasSubstr("a.jsonl:8: byte "),
-                                           "a.jsonl:9: not a JSON object"));
+                                           "a.jsonl:5: there is no field 'text'", "a.jsonl:7: empty",
+                                           HasSubstr("a.jsonl:8: byte "), "a.jsonl:9: not a JSON object"));
   EXPECT_THAT(Collect(path, Format::kJsonLines, 0, "meta.body").documents, ElementsAre("deep"));
 }
 
@@ -190,23 +206,28 @@ std::vector<std::string> Cut(const std::string& text, uint64_t window, size_t pi
     documents.emplace_back(document);
     return absl::OkStatus();
   });
-  for (size_t at = 0; at < text.size(); at += piece) EXPECT_TRUE(cutter.Add(absl::string_view(text).substr(at, piece)).ok());
+  for (size_t at = 0; at < text.size(); at += piece)
+    EXPECT_TRUE(cutter.Add(absl::string_view(text).substr(at, piece)).ok());
   EXPECT_TRUE(cutter.Finish().ok());
   return documents;
 }
 
 TEST(ParagraphCutter, CutsAtParagraphsOnceThereIsEnough) {
-  EXPECT_THAT(Cut("aaaa\nbb\n\ncc\n\n  dddd\n \t\n\nee\n", 6, 1000), ElementsAre("aaaa\nbb\n\n", "cc\n\n  dddd\n \t\n\n", "ee\n"));
+  EXPECT_THAT(Cut("aaaa\nbb\n\ncc\n\n  dddd\n \t\n\nee\n", 6, 1000),
+              ElementsAre("aaaa\nbb\n\n", "cc\n\n  dddd\n \t\n\n", "ee\n"));
   EXPECT_THAT(Cut("short\n\nall", 100, 1000), ElementsAre("short\n\nall"));
   // No blank line: at a line's end after 4 windows; no line either: after 8.
   EXPECT_THAT(Cut("0123456789\n0123456789\n", 2, 1000), ElementsAre("0123456789\n", "0123456789\n"));
-  EXPECT_THAT(Cut(std::string(40, 'x'), 2, 1000), ElementsAre(std::string(16, 'x'), std::string(16, 'x'), std::string(8, 'x')));
+  EXPECT_THAT(Cut(std::string(40, 'x'), 2, 1000),
+              ElementsAre(std::string(16, 'x'), std::string(16, 'x'), std::string(8, 'x')));
   EXPECT_THAT(Cut("0123456789abcdeéx", 2, 1000), ElementsAre("0123456789abcdeé", "x"));
 }
 
 TEST(ParagraphCutter, DoesNotDependOnHowTheTextArrives) {
   std::string text;
-  for (int i = 0; i < 2000; ++i) absl::StrAppend(&text, "wörd", i * 7919 % 97, i % 13 == 0 ? "\n" : " ", i % 29 == 0 ? "\n\n" : "", i % 31 == 0 ? " \n" : "");
+  for (int i = 0; i < 2000; ++i)
+    absl::StrAppend(&text, "wörd", i * 7919 % 97, i % 13 == 0 ? "\n" : " ", i % 29 == 0 ? "\n\n" : "",
+                    i % 31 == 0 ? " \n" : "");
   const std::vector<std::string> whole = Cut(text, 300, text.size());
   EXPECT_GT(whole.size(), 10u);
   std::string joined;

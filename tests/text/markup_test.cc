@@ -13,7 +13,8 @@ TEST(Html, GivesTheTextThatABrowserShows) {
   const auto text = HtmlToText(
       "<!doctype html><html><head><title>T</title><style>p{}</style></head><body><script>var a = '<p>no</p>';</script>"
       "<h1>A &amp;\n  B</h1><p>One <b>bold</b>, two<br>three &eacute;&#x1F642;</p><ul><li>x</li><li>y</li></ul>"
-      "<pre>  keep\n    this</pre><div>a</div><div>b</div><table><tr><td>1</td><td>2</td></tr></table><!-- gone --></body></html>");
+      "<pre>  keep\n    this</pre><div>a</div><div>b</div><table><tr><td>1</td><td>2</td></tr></table><!-- gone "
+      "--></body></html>");
   ASSERT_TRUE(text.ok());
   EXPECT_EQ(*text, "A & B\n\nOne bold, two\nthree é🙂\n\nx\ny\n\n  keep\n    this\n\na\nb\n\n1 2\n");
 }
@@ -28,12 +29,14 @@ TEST(Html, SurvivesBrokenAndDeeplyNestedPages) {
 }
 
 TEST(Markdown, LeavesWhatTheMarksMark) {
-  EXPECT_EQ(MarkdownToText("---\ntitle: x\n---\n# Title #\n\nSome *emphasis*, __strong__ and `code_x`; snake_case_name, 2 * 3.\n"
-                           "A [link](http://x.org \"t\") and ![image](a.png), <b>bold</b>, <https://a.b>.\n\n"
-                           "> quoted\n\n- one\n- [x] two\n1. three\n\n```cpp\nint *a_b = *c;\n```\n\nSetext\n======\n\n"
-                           "| a | b |\n|---|---|\n| 1 | 2 |\n\n[ref]: http://y\n<!-- comment -->\\*kept\\* R&amp;D\n"),
-            "Title\n\nSome emphasis, strong and code_x; snake_case_name, 2 * 3.\nA link and image, bold, https://a.b.\n\n"
-            "quoted\n\none\ntwo\nthree\n\nint *a_b = *c;\n\nSetext\n\na b\n1 2\n\n*kept* R&D\n");
+  EXPECT_EQ(
+      MarkdownToText(
+          "---\ntitle: x\n---\n# Title #\n\nSome *emphasis*, __strong__ and `code_x`; snake_case_name, 2 * 3.\n"
+          "A [link](http://x.org \"t\") and ![image](a.png), <b>bold</b>, <https://a.b>.\n\n"
+          "> quoted\n\n- one\n- [x] two\n1. three\n\n```cpp\nint *a_b = *c;\n```\n\nSetext\n======\n\n"
+          "| a | b |\n|---|---|\n| 1 | 2 |\n\n[ref]: http://y\n<!-- comment -->\\*kept\\* R&amp;D\n"),
+      "Title\n\nSome emphasis, strong and code_x; snake_case_name, 2 * 3.\nA link and image, bold, https://a.b.\n\n"
+      "quoted\n\none\ntwo\nthree\n\nint *a_b = *c;\n\nSetext\n\na b\n1 2\n\n*kept* R&D\n");
 }
 
 v1::CleanSpec Spec(const std::string& unicode, bool control, bool lowercase, bool punctuation) {

@@ -22,8 +22,8 @@ namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-v1::JobSpec Job(const std::vector<std::string>& paths, const std::string& order, double held_out, const std::string& tokenizer,
-                uint32_t vocab_size = 300) {
+v1::JobSpec Job(const std::vector<std::string>& paths, const std::string& order, double held_out,
+                const std::string& tokenizer, uint32_t vocab_size = 300) {
   v1::JobSpec job;
   for (const std::string& path : paths) {
     v1::SourceSpec& source = *job.mutable_data()->add_sources();
@@ -47,7 +47,8 @@ v1::JobSpec Job(const std::vector<std::string>& paths, const std::string& order,
 std::string Paragraphs(int count) {
   std::string text;
   for (int i = 0; i < count; ++i) {
-    for (int j = 0; j < 12; ++j) absl::StrAppend(&text, "the word ", i * 31 + j * 17 % 23, j % 5 == 0 ? " and " : " of ");
+    for (int j = 0; j < 12; ++j)
+      absl::StrAppend(&text, "the word ", i * 31 + j * 17 % 23, j % 5 == 0 ? " and " : " of ");
     text += "end.\n\n";
   }
   return text;
@@ -93,13 +94,15 @@ TEST(PrepareData, TinyShakespeareHasNanoGptsCounts) {
 TEST(PrepareData, BpeSeparatesDocumentsAndPredictsEveryByte) {
   TemporaryFolder folder;
   folder.Write("a.txt", Paragraphs(200));
-  const auto report = PrepareData(Job({"a.txt"}, "hash", 0.2, "bpe"), folder.path(), folder / "out", {.write_text = true});
+  const auto report =
+      PrepareData(Job({"a.txt"}, "hash", 0.2, "bpe"), folder.path(), folder / "out", {.write_text = true});
   ASSERT_TRUE(report.ok()) << report.status();
   const auto store = *TokenStore::Open(folder / "out");
   const uint32_t end = *store->tokenizer().end_of_text();
   EXPECT_EQ(store->BytesOf(end), 0u);
-  for (const auto& [file, name, documents] : {std::tuple{&store->train(), "train.txt", report->train_documents},
-                                              std::tuple{&store->held_out(), "held_out.txt", report->held_out_documents}}) {
+  for (const auto& [file, name, documents] :
+       {std::tuple{&store->train(), "train.txt", report->train_documents},
+        std::tuple{&store->held_out(), "held_out.txt", report->held_out_documents}}) {
     uint64_t separators = 0, bytes = 0;
     std::string text;
     for (const uint32_t id : Ids(*file)) {
@@ -114,7 +117,9 @@ TEST(PrepareData, BpeSeparatesDocumentsAndPredictsEveryByte) {
   }
   EXPECT_EQ(report->train_bytes, folder.Read("out/train.txt").size());
   EXPECT_EQ(report->documents, report->train_documents + report->held_out_documents);
-  EXPECT_NEAR(static_cast<double>(report->held_out_bytes) / static_cast<double>(report->train_bytes + report->held_out_bytes), 0.2, 0.12);
+  EXPECT_NEAR(
+      static_cast<double>(report->held_out_bytes) / static_cast<double>(report->train_bytes + report->held_out_bytes),
+      0.2, 0.12);
 }
 
 TEST(PrepareData, ADocumentsPartDependsOnItsTextAlone) {
@@ -129,7 +134,9 @@ TEST(PrepareData, ADocumentsPartDependsOnItsTextAlone) {
   std::map<std::string, std::set<std::string>> held;
   for (const auto& [name, lines] : {std::pair{"forward", &forward}, {"backward", &backward}, {"fewer", &fewer}}) {
     folder.Write(absl::StrCat(name, ".jsonl"), *lines);
-    ASSERT_TRUE(PrepareData(Job({absl::StrCat(name, ".jsonl")}, "hash", 0.1, "char"), folder.path(), folder / name, {.write_text = true}).ok());
+    ASSERT_TRUE(PrepareData(Job({absl::StrCat(name, ".jsonl")}, "hash", 0.1, "char"), folder.path(), folder / name,
+                            {.write_text = true})
+                    .ok());
     std::istringstream text(folder.Read(absl::StrCat(name, "/held_out.txt")));
     for (std::string line; std::getline(text, line);) held[name].insert(line);
   }
@@ -141,7 +148,9 @@ TEST(PrepareData, ADocumentsPartDependsOnItsTextAlone) {
 
 TEST(PrepareData, DuplicatesCountOnceAfterCleaning) {
   TemporaryFolder folder;
-  folder.Write("a.jsonl", "{\"text\": \"caf\\u00e9 one\"}\n{\"text\": \"cafe\\u0301 one\"}\n{\"text\": \"two two\"}\n{\"text\": \"two two\"}\n");
+  folder.Write("a.jsonl",
+               "{\"text\": \"caf\\u00e9 one\"}\n{\"text\": \"cafe\\u0301 one\"}\n{\"text\": \"two two\"}\n{\"text\": "
+               "\"two two\"}\n");
   v1::JobSpec job = Job({"a.jsonl"}, "file", 0.5, "char");
   auto report = PrepareData(job, folder.path(), folder / "out");
   ASSERT_TRUE(report.ok()) << report.status();
@@ -205,15 +214,19 @@ TEST(PrepareData, AGivenTokenizerIsUsed) {
   // Characters that a given tokenizer lacks are named.
   job.mutable_tokenizer()->set_path(absl::StrCat(MILLRACE_SOURCE_DIR, "/tests/golden/text/char.json"));
   folder.Write("a.txt", Paragraphs(50) + "Ω");
-  EXPECT_THAT(std::string(PrepareData(job, folder.path(), folder / "out").status().message()), HasSubstr("is none of the"));
+  EXPECT_THAT(std::string(PrepareData(job, folder.path(), folder / "out").status().message()),
+              HasSubstr("is none of the"));
 }
 
 TEST(PrepareData, ErrorsSayWhatIsWrongAndWhatIsPossible) {
   TemporaryFolder folder;
-  const auto error = [&](const v1::JobSpec& job) { return std::string(PrepareData(job, folder.path(), folder / "out").status().message()); };
+  const auto error = [&](const v1::JobSpec& job) {
+    return std::string(PrepareData(job, folder.path(), folder / "out").status().message());
+  };
   folder.Write("a.txt", Paragraphs(3));
   EXPECT_THAT(error(Job({"none.txt"}, "file", 0.1, "bpe")), HasSubstr("none.txt does not exist"));
-  EXPECT_THAT(error(Job({"a.txt"}, "file", 0.1, "bpe", 60000)), HasSubstr("vocab_size 60000 is larger than the training text supports: at most "));
+  EXPECT_THAT(error(Job({"a.txt"}, "file", 0.1, "bpe", 60000)),
+              HasSubstr("vocab_size 60000 is larger than the training text supports: at most "));
   EXPECT_THAT(error(Job({"a.txt"}, "hash", 0.001, "char")), HasSubstr("order: file"));
   folder.Write("empty.txt", "");
   EXPECT_THAT(error(Job({"empty.txt"}, "file", 0.1, "char")), HasSubstr("empty.txt: empty"));
@@ -222,7 +235,10 @@ TEST(PrepareData, ErrorsSayWhatIsWrongAndWhatIsPossible) {
   folder.Write("one.txt", "x");
   EXPECT_THAT(error(Job({"one.txt"}, "file", 0.1, "char")), HasSubstr("too short"));
   folder.Write("file", "");
-  EXPECT_THAT(std::string(PrepareData(Job({"a.txt"}, "file", 0.1, "char"), folder.path(), folder / "file/out").status().message()), HasSubstr("file/out"));
+  EXPECT_THAT(
+      std::string(
+          PrepareData(Job({"a.txt"}, "file", 0.1, "char"), folder.path(), folder / "file/out").status().message()),
+      HasSubstr("file/out"));
   // Nothing half-made is left behind.
   EXPECT_TRUE(!fs::exists(folder / "out") || fs::is_empty(folder / "out"));
   if (geteuid() == 0) return;  // root reads everything
@@ -271,7 +287,9 @@ TEST(TokenFile, ChecksItsHeaderAndIds) {
   const auto parsed = TokenFile::Parse(file, "f");
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_THAT(Ids(*parsed), ElementsAre(4, 0, 1));
-  const auto message = [](const std::string& bytes) { return std::string(TokenFile::Parse(bytes, "f").status().message()); };
+  const auto message = [](const std::string& bytes) {
+    return std::string(TokenFile::Parse(bytes, "f").status().message());
+  };
   EXPECT_THAT(message(""), HasSubstr("no token file"));
   EXPECT_THAT(message(file + "x"), HasSubstr("too long"));
   EXPECT_THAT(message(file.substr(0, 69)), HasSubstr("truncated"));

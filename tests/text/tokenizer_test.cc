@@ -52,8 +52,28 @@ std::vector<std::string> WordsOf(absl::string_view text) {
 
 // Mixed pieces of text that go wrong easily, and raw bytes.
 std::string RandomText(std::mt19937* random, bool valid) {
-  static const std::vector<std::string> pieces = {"the", " king", "'s", "'", " ", "  ", "\n", "\t", "é", "e\u0301", "🙂", "日本", "12",
-                                                  "½", "\u00a0", "\u3000", "<|endoftext|>", "<|endoftext", "!?", "ab", "abab", "\x00"};
+  static const std::vector<std::string> pieces = {"the",
+                                                  " king",
+                                                  "'s",
+                                                  "'",
+                                                  " ",
+                                                  "  ",
+                                                  "\n",
+                                                  "\t",
+                                                  "é",
+                                                  "e\u0301",
+                                                  "🙂",
+                                                  "日本",
+                                                  "12",
+                                                  "½",
+                                                  "\u00a0",
+                                                  "\u3000",
+                                                  "<|endoftext|>",
+                                                  "<|endoftext",
+                                                  "!?",
+                                                  "ab",
+                                                  "abab",
+                                                  "\x00"};
   std::string text;
   const int count = std::uniform_int_distribution<int>(0, 40)(*random);
   for (int i = 0; i < count; ++i) {
@@ -94,7 +114,8 @@ TEST(TrainBpe, LearnsWhatHuggingFacesTrainerLearns) {
   const Json ours = Json::parse(tokenizer->ToJson())["model"], theirs = Json::parse(Golden("bpe.json"))["model"];
   EXPECT_EQ(ours["vocab"], theirs["vocab"]);
   std::vector<std::string> merges;
-  for (const Json& merge : theirs["merges"]) merges.push_back(absl::StrCat(merge[0].get<std::string>(), " ", merge[1].get<std::string>()));
+  for (const Json& merge : theirs["merges"])
+    merges.push_back(absl::StrCat(merge[0].get<std::string>(), " ", merge[1].get<std::string>()));
   EXPECT_EQ(ours["merges"].get<std::vector<std::string>>(), merges);
 }
 
@@ -146,7 +167,8 @@ std::vector<std::pair<uint32_t, uint32_t>> SlowMerges(const std::string& text, s
 TEST(TrainBpe, MergesTheMostFrequentPairAsCountedAfresh) {
   std::mt19937 random(7);
   std::string text;
-  for (int i = 0; i < 1500; ++i) text += absl::StrCat(std::string(1 + random() % 3, "abc"[random() % 3]), random() % 4 == 0 ? " " : "");
+  for (int i = 0; i < 1500; ++i)
+    text += absl::StrCat(std::string(1 + random() % 3, "abc"[random() % 3]), random() % 4 == 0 ? " " : "");
   const auto tokenizer = Must(TrainBpe({.vocab_size = 320}, Once(text)));
   ASSERT_NE(tokenizer, nullptr);
   const auto& merges = static_cast<const BpeTokenizer&>(*tokenizer).vocabulary().merges;
@@ -194,7 +216,8 @@ TEST(Tokenizer, LongWordsEncodeAsTheirRuleSaysAndInReasonableTime) {
   const auto& v = bpe.vocabulary();
   for (size_t rank = 0; rank < v.merges.size(); ++rank) {
     const std::string bytes = v.tokens[v.merges[rank].first] + v.tokens[v.merges[rank].second];
-    ranks[v.merges[rank]] = {rank, static_cast<uint32_t>(std::find(v.tokens.begin() + 1, v.tokens.end(), bytes) - v.tokens.begin())};
+    ranks[v.merges[rank]] = {
+        rank, static_cast<uint32_t>(std::find(v.tokens.begin() + 1, v.tokens.end(), bytes) - v.tokens.begin())};
   }
   std::mt19937 random(5);
   for (const size_t size : {47, 48, 49, 200}) {
@@ -278,10 +301,10 @@ TEST(TokenizerJson, NamesTheFieldThatIsNotSupported) {
 TEST(Unicode, FindsTheFirstInvalidByte) {
   EXPECT_FALSE(FirstInvalidUtf8("aé🙂\u0800\uffff").has_value());
   EXPECT_EQ(FirstInvalidUtf8("ab\xff"), 2u);
-  EXPECT_EQ(FirstInvalidUtf8("a\xc3"), 1u);                // cut short
-  EXPECT_EQ(FirstInvalidUtf8("\xc0\xaf"), 0u);             // overlong
-  EXPECT_EQ(FirstInvalidUtf8("x\xed\xa0\x80"), 1u);        // a surrogate
-  EXPECT_EQ(FirstInvalidUtf8("\xf4\x90\x80\x80"), 0u);     // above U+10FFFF
+  EXPECT_EQ(FirstInvalidUtf8("a\xc3"), 1u);             // cut short
+  EXPECT_EQ(FirstInvalidUtf8("\xc0\xaf"), 0u);          // overlong
+  EXPECT_EQ(FirstInvalidUtf8("x\xed\xa0\x80"), 1u);     // a surrogate
+  EXPECT_EQ(FirstInvalidUtf8("\xf4\x90\x80\x80"), 0u);  // above U+10FFFF
   EXPECT_EQ(FirstInvalidUtf8("\xe0\x80\x80"), 0u);
 }
 
