@@ -1,0 +1,18 @@
+// Says what this process is and runs on, for joining a cluster and for metrics.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace millrace {
+
+// "millrace 0.1.0, gcc 12.2.0".
+std::string BuildDescription();
+// The processor's model name as the kernel knows it, in printable ASCII; "unknown processor" if it does not say.
+std::string ProcessorName();
+// Memory of this process that is resident; 0 if unknown.
+uint64_t ResidentBytes();
+// HOST:PID, for naming members of a cluster.
+std::string ProcessName();
+
+}  // namespace millrace
