@@ -164,8 +164,7 @@ absl::Status BpeTokenizer::EncodeWith(absl::string_view text, Cache* cache, std:
   return absl::OkStatus();
 }
 
-absl::Status BpeTokenizer::EncodeOrdinary(absl::string_view text,
-                                          std::vector<uint32_t>* ids) const ABSL_NO_THREAD_SAFETY_ANALYSIS {
+absl::Status BpeTokenizer::EncodeOrdinary(absl::string_view text, std::vector<uint32_t>* ids) const {
   if (cache_mutex_.TryLock()) {
     const absl::Status status = EncodeWith(text, &cache_, ids);
     cache_mutex_.Unlock();
