@@ -74,7 +74,7 @@ def main():
     pairs = [m for m in pairs if "".join(m) in keep and m[0] in keep and m[1] in keep]
     other = byte_level(Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(order)}, merges=[tuple(m) for m in pairs])))
     other.add_special_tokens(["<|end|>", END, "<|endoftext|>!"])
-    other.add_tokens(["king of", " the  "])
+    other.add_tokens(["king of", " the  ", "x<|en"])
     other.save(os.path.join(HERE, "bpe_pairs.json"))
 
     characters = sorted(set(text))
@@ -86,7 +86,7 @@ def main():
     known = set(characters)
     with open(os.path.join(HERE, "cases.json"), "w", encoding="utf-8") as f:
         json.dump({"bpe": cases(bpe, CASES + [text[:3000]]),
-                   "bpe_pairs": cases(other, CASES + ["the king of the  king of<|end|><|endoftext|>!x", " the  <|endoftext|>! the  the"]),
+                   "bpe_pairs": cases(other, CASES + ["the king of the  king of<|end|><|endoftext|>!x", "x<|end|> x<|en <x<|endoftext|>", " the  <|endoftext|>! the  the"]),
                    "char": cases(char, ["".join(c for c in t if c in known) for t in CASES] + [text[:300]])},
                   f, ensure_ascii=True, separators=(",", ":"))
 

@@ -207,7 +207,7 @@ TEST(PrepareData, AGivenTokenizerIsUsed) {
   job.mutable_tokenizer()->set_path(absl::StrCat(MILLRACE_SOURCE_DIR, "/tests/golden/text/bpe_pairs.json"));
   const auto report = PrepareData(job, folder.path(), folder / "out");
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->vocab_size, 305u);
+  EXPECT_EQ(report->vocab_size, 306u);
   EXPECT_EQ((*TokenStore::Open(folder / "out"))->train()[0], 301u);
   job.mutable_tokenizer()->set_path("none.json");
   EXPECT_THAT(std::string(PrepareData(job, folder.path(), folder / "out").status().message()), HasSubstr("none.json"));
