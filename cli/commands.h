@@ -1,0 +1,45 @@
+// Lists the subcommands of `millrace`: one function a subcommand, in the file of its name.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+
+namespace millrace::cli {
+
+// What stands after the subcommand's name.
+using Arguments = absl::Span<const std::string>;
+
+struct Command {
+  const char* group;    // heading in the list that `millrace --help` prints
+  const char* name;
+  const char* summary;  // one line
+  absl::Status (*run)(Arguments arguments);
+};
+
+// In the order of the help.
+absl::Span<const Command> Commands();
+
+// A local cluster.
+absl::Status RunTrain(Arguments arguments);
+absl::Status RunUp(Arguments arguments);
+absl::Status RunDown(Arguments arguments);
+
+// Jobs of a coordinator.
+absl::Status RunSubmit(Arguments arguments);
+absl::Status RunJobs(Arguments arguments);
+absl::Status RunWatch(Arguments arguments);
+absl::Status RunLogs(Arguments arguments);
+absl::Status RunCancel(Arguments arguments);
+absl::Status RunPause(Arguments arguments);
+absl::Status RunResume(Arguments arguments);
+absl::Status RunDelete(Arguments arguments);
+absl::Status RunCheckpoints(Arguments arguments);
+
+// One role, as run in a cluster.
+absl::Status RunCoordinatorRole(Arguments arguments);
+absl::Status RunShardRole(Arguments arguments);
+absl::Status RunWorkerRole(Arguments arguments);
+
+}  // namespace millrace::cli

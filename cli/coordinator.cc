@@ -1,0 +1,45 @@
+// millrace coordinator: the role that plans.
+#include "coordinator/coordinator.h"
+
+#include "absl/time/time.h"
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/role_flags.h"
+#include "cli/stop_signal.h"
+#include "common/status.h"
+#include "kernels/compute.h"
+#include "ps/conformance.h"
+#include "worker/conformance.h"
+
+namespace millrace::cli {
+
+absl::Status RunCoordinatorRole(Arguments arguments) {
+  std::string directory;
+  int64_t shards = 1, units_per_call = 1;
+  double lease = 10;
+  ServerFlags server;
+  Flags flags("coordinator", "Runs the coordinator: takes jobs, leases their work to the members of its cluster.",
+              "--dir runs/cluster --listen 0.0.0.0:7400 --shards 2");
+  flags.Text("dir", "DIR", "jobs, their state and their checkpoints", &directory).Required();
+  flags.Integer("shards", "M", "a job starts when so many shards are there", &shards, 1, 1024);
+  flags.Number("lease", "SECONDS", "silence after which a member counts as lost", &lease, 0.1, 3600);
+  flags.Integer("units-per-call", "N", "work units that a worker gets at once at most", &units_per_call, 1, 1024);
+  server.Declare(&flags);
+  MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  StopSignal stop;
+  coordinator::CoordinatorOptions options;
+  options.directory = directory;
+  options.listen = server.listen;
+  options.address_file = server.address_file;
+  options.metrics_listen = server.metrics;
+  options.shards = static_cast<uint32_t>(shards);
+  options.units_per_call = static_cast<uint32_t>(units_per_call);
+  options.lease = absl::Seconds(lease);
+  options.heartbeat = absl::Seconds(lease / 10);
+  options.worker_conformance_digest = worker::ConformanceDigest(kernels::Compute(kernels::DetectIsa(), 1));
+  options.shard_conformance_digest = ps::ConformanceDigest();
+  options.stop = stop.notification();
+  return coordinator::RunCoordinator(options);
+}
+
+}  // namespace millrace::cli

@@ -1,0 +1,95 @@
+#include "cli/job_view.h"
+
+#include <cmath>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace millrace::cli {
+
+std::string StateName(v1::Job::State state) { return absl::AsciiStrToLower(v1::Job::State_Name(state)); }
+
+bool HasEnded(v1::Job::State state) {
+  return state == v1::Job::SUCCEEDED || state == v1::Job::FAILED || state == v1::Job::CANCELLED;
+}
+
+void JobView::Show(const v1::JobEvent& event) {
+  switch (event.event_case()) {
+    case v1::JobEvent::kState: {
+      const v1::StateEvent& state = event.state();
+      std::string text = absl::StrCat("job ", event.job_id(), ": ", StateName(state.state()));
+      if (!state.stop_reason().empty()) absl::StrAppend(&text, " (", state.stop_reason(), ")");
+      if (!state.error().empty()) absl::StrAppend(&text, ": ", state.error());
+      line_->Print(text);
+      break;
+    }
+    case v1::JobEvent::kData: {
+      const v1::DataEvent& data = event.data();
+      line_->Print(absl::StrFormat(
+          "text: %d documents (%d duplicates, %d skipped); %s bytes = %s tokens to train on, %s bytes = %s tokens held "
+          "out; vocabulary of %d",
+          data.documents(), data.duplicates(), data.skipped(), ShortCount(data.train_bytes()),
+          ShortCount(data.train_tokens()), ShortCount(data.held_out_bytes()), ShortCount(data.held_out_tokens()),
+          data.vocab_size()));
+      for (const std::string& skip : data.skips()) line_->Print(absl::StrCat("  skipped ", skip));
+      break;
+    }
+    case v1::JobEvent::kStep: {
+      const v1::StepEvent& step = event.step();
+      std::string text = absl::StrFormat("%s %d/%d  loss %.4f", step.phase(), step.step(), step.max_steps(), step.loss());
+      if (held_out_ > 0) absl::StrAppendFormat(&text, "  held-out %.4f", held_out_);
+      absl::StrAppendFormat(&text, "  %s tokens/s  %d worker%s  ETA %s", ShortCount(step.tokens_per_second()),
+                            step.workers(), step.workers() == 1 ? "" : "s", ShortDuration(step.eta_seconds()));
+      line_->Show(text);
+      break;
+    }
+    case v1::JobEvent::kEvaluation: {
+      const v1::EvaluationEvent& evaluation = event.evaluation();
+      held_out_ = evaluation.loss();
+      line_->Print(absl::StrFormat("%s step %d: held-out loss %.4f, perplexity %.2f, %.4f bits a byte%s",
+                                   evaluation.phase(), evaluation.step(), evaluation.loss(), evaluation.perplexity(),
+                                   evaluation.bits_per_byte(), evaluation.best() ? " (best)" : ""));
+      break;
+    }
+    case v1::JobEvent::kCheckpoint:
+      line_->Print(absl::StrFormat("%s step %d: checkpoint%s", event.checkpoint().phase(), event.checkpoint().step(),
+                                   event.checkpoint().best() ? " (best)" : ""));
+      break;
+    case v1::JobEvent::kLog:
+      line_->Print(event.log().severity() == "info" ? event.log().text()
+                                                    : absl::StrCat(event.log().severity(), ": ", event.log().text()));
+      break;
+    case v1::JobEvent::EVENT_NOT_SET:
+      break;
+  }
+}
+
+std::string Summary(const v1::Job& job) {
+  std::string text = absl::StrCat("Job ", job.id(), " ", job.state() == v1::Job::SUCCEEDED ? "is finished" : StateName(job.state()),
+                                  " after ", job.step(), " of ", job.max_steps(), " steps");
+  if (!job.stop_reason().empty()) absl::StrAppend(&text, " (", job.stop_reason(), ")");
+  if (job.started_unix_ms() > 0 && job.ended_unix_ms() >= job.started_unix_ms()) {
+    absl::StrAppend(&text, ", ",
+                    ShortDuration(static_cast<double>(job.ended_unix_ms() - job.started_unix_ms()) / 1000),
+                    " after its start");
+  }
+  absl::StrAppend(&text, ".\n");
+  if (!job.error().empty()) absl::StrAppend(&text, "  ", job.error(), "\n");
+  if (job.best_step() > 0) {
+    absl::StrAppendFormat(&text, "  best held-out loss  %.4f nats a token (perplexity %.2f), at step %d\n",
+                          job.best_held_out_loss(), std::exp(job.best_held_out_loss()), job.best_step());
+    if (job.held_out_loss() != job.best_held_out_loss()) {
+      absl::StrAppendFormat(&text, "  last held-out loss  %.4f\n", job.held_out_loss());
+    }
+  }
+  return text;
+}
+
+std::string NextCommands(const std::string& program, const std::string& checkpoint) {
+  return absl::StrCat("Try:\n  ", program, " generate --model ", checkpoint, " --prompt \"The \"\n  ", program,
+                      " score --model ", checkpoint, " --text \"Today is a sunny day.\"\n  ", program,
+                      " export --model ", checkpoint, " --format hf --out hugging-face\n");
+}
+
+}  // namespace millrace::cli

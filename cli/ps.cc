@@ -1,0 +1,35 @@
+// millrace ps: the role that holds parameters.
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/role_flags.h"
+#include "cli/stop_signal.h"
+#include "common/machine.h"
+#include "common/status.h"
+#include "ps/shard.h"
+
+namespace millrace::cli {
+
+absl::Status RunShardRole(Arguments arguments) {
+  std::string coordinator, name;
+  int64_t threads = 1;
+  ServerFlags server;
+  Flags flags("ps", "Runs a parameter-server shard: holds parameters, sums gradients, applies the optimizer.",
+              "--coordinator coordinator:7400 --listen 10.0.0.5:7401");
+  flags.Text("coordinator", "HOST:PORT", "the cluster to join", &coordinator).Required();
+  flags.Text("name", "NAME", "unique among the living shards; default HOST:PID", &name);
+  flags.Integer("threads", "T", "for the optimizer", &threads, 1, 1024);
+  server.Declare(&flags);
+  MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  StopSignal stop;
+  ps::ShardOptions options;
+  options.coordinator = coordinator;
+  options.name = name.empty() ? ProcessName() : name;
+  options.listen = server.listen;
+  options.address_file = server.address_file;
+  options.metrics_listen = server.metrics;
+  options.threads = static_cast<int>(threads);
+  options.stop = stop.notification();
+  return ps::RunShard(options);
+}
+
+}  // namespace millrace::cli

@@ -1,0 +1,27 @@
+// Runs a worker: joins a cluster, takes units of work, computes, pushes gradients to the shards, reports losses.
+//
+// Everything a worker needs to know comes with the work: no data, no files.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/synchronization/notification.h"
+#include "kernels/compute.h"
+
+namespace millrace::worker {
+
+struct WorkerOptions {
+  std::string coordinator;     // HOST:PORT
+  std::string name;            // unique among the living workers of the cluster
+  std::string metrics_listen;  // HOST:PORT of the Prometheus endpoint; empty: none
+  kernels::Isa max_isa = kernels::Isa::kScalar;  // instruction sets above are not used
+  int threads = 1;             // that compute, the calling one included
+  absl::Notification* stop = nullptr;  // required; notified: finish the unit at hand, report it, leave
+};
+
+// Works until `stop` is notified (OK) or the coordinator refuses the worker (PERMISSION_DENIED). A coordinator or a
+// shard that does not answer is waited for.
+absl::Status RunWorker(const WorkerOptions& options);
+
+}  // namespace millrace::worker
