@@ -1,0 +1,20 @@
+// Makes the connections to other processes of the cluster.
+#pragma once
+
+#include <memory>
+#include <string>
+
+namespace grpc {
+class Channel;
+}
+
+namespace millrace {
+
+// Messages above this are refused on both sides.
+inline constexpr int kMaxMessageBytes = 64 << 20;
+
+// A connection of its own to HOST:PORT (equal channels would share one: a bulk transfer would hold heartbeats up). It
+// is made on first use, and again soon after it broke; a peer that answers no ping for some seconds counts as broken.
+std::shared_ptr<grpc::Channel> NewChannel(const std::string& address);
+
+}  // namespace millrace
