@@ -1,0 +1,466 @@
+#include "common/job_file.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "common/files.h"
+#include "common/status.h"
+#include "proto/millrace/v1/field_options.pb.h"
+
+namespace millrace {
+namespace {
+
+using google::protobuf::Descriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Reflection;
+
+constexpr size_t kMaxListItems = 10'000;
+
+const v1::FieldRule& RuleOf(const FieldDescriptor& field) { return field.options().GetExtension(v1::rule); }
+
+std::string Shown(absl::string_view text) {
+  return absl::StrCat("'", absl::Utf8SafeCEscape(text.substr(0, 80)), text.size() > 80 ? "…" : "", "'");
+}
+
+// Where a value stands: "job.yaml:12", or the override.
+class Place {
+ public:
+  explicit Place(absl::string_view file) : file_(file) {}
+  absl::Status Error(const YAML::Node& node, absl::string_view what) const {
+    const YAML::Mark mark = node.Mark();
+    return absl::InvalidArgumentError(lines_ && !mark.is_null() ? absl::StrCat(file_, ":", mark.line + 1, ": ", what)
+                                                                : absl::StrCat(file_, ": ", what));
+  }
+  static Place Override(absl::string_view override_text) {
+    Place place(absl::StrCat("--set ", override_text));
+    place.lines_ = false;
+    return place;
+  }
+
+ private:
+  std::string file_;
+  bool lines_ = true;
+};
+
+size_t EditDistance(absl::string_view a, absl::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+std::string DidYouMean(absl::string_view word, const std::vector<std::string>& names) {
+  const std::string* nearest = nullptr;
+  size_t least = std::max<size_t>(2, word.size() / 3) + 1;
+  for (const std::string& name : names) {
+    const size_t distance = word.size() > 100 ? least : EditDistance(word, name);
+    if (distance < least) {
+      least = distance;
+      nearest = &name;
+    }
+  }
+  return nearest == nullptr ? absl::StrCat("; it takes ", absl::StrJoin(names, ", "))
+                            : absl::StrCat("; did you mean '", *nearest, "'?");
+}
+
+std::string UnknownField(const Descriptor& message, absl::string_view name, absl::string_view path) {
+  std::vector<std::string> names;
+  for (int i = 0; i < message.field_count(); ++i) names.push_back(message.field(i)->name());
+  return absl::StrCat("unknown field ", Shown(name), path.empty() ? "" : absl::StrCat(" in ", path),
+                      DidYouMean(name, names));
+}
+
+std::string Join(absl::string_view path, absl::string_view name) {
+  return path.empty() ? std::string(name) : absl::StrCat(path, ".", name);
+}
+
+// ---- rules ----
+
+// Empty: the number is within the field's bounds.
+std::string OutOfBounds(const v1::FieldRule& rule, double value) {
+  if (!std::isfinite(value)) return "it is not finite";
+  if (rule.has_min() && (rule.exclusive_min() ? value <= rule.min() : value < rule.min())) {
+    return absl::StrCat("it must be ", rule.exclusive_min() ? "above " : "at least ", rule.min());
+  }
+  if (rule.has_max() && (rule.exclusive_max() ? value >= rule.max() : value > rule.max())) {
+    return absl::StrCat("it must be ", rule.exclusive_max() ? "below " : "at most ", rule.max());
+  }
+  return "";
+}
+
+std::string NotAmong(const v1::FieldRule& rule, absl::string_view word) {
+  if (rule.one_of_size() == 0) return "";
+  const std::vector<std::string> words(rule.one_of().begin(), rule.one_of().end());
+  if (std::find(words.begin(), words.end(), word) != words.end()) return "";
+  return absl::StrCat("there is no ", Shown(word), DidYouMean(word, words));
+}
+
+// ---- YAML to message ----
+
+class Mapper {
+ public:
+  explicit Mapper(const Place& place) : place_(place) {}
+
+  absl::Status Map(const YAML::Node& node, absl::string_view path, Message* message) const {
+    if (!node.IsMap()) {
+      return place_.Error(node, absl::StrCat(path.empty() ? "the job" : path, " must be fields, as in {",
+                                             message->GetDescriptor()->field(0)->name(), ": …}"));
+    }
+    std::set<std::string> seen;
+    for (const auto& entry : node) {
+      if (!entry.first.IsScalar()) return place_.Error(entry.first, "a field's name must be one word");
+      const std::string& name = entry.first.Scalar();
+      const FieldDescriptor* const field = message->GetDescriptor()->FindFieldByName(name);
+      if (field == nullptr) return place_.Error(entry.first, UnknownField(*message->GetDescriptor(), name, path));
+      if (!seen.insert(name).second) return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given twice"));
+      MILLRACE_RETURN_IF_ERROR(Set(entry.second, Join(path, name), *field, message));
+    }
+    return absl::OkStatus();
+  }
+
+  // Replaces the whole field; a message's given fields are merged into what is there.
+  absl::Status Set(const YAML::Node& node, const std::string& path, const FieldDescriptor& field,
+                   Message* message) const {
+    const Reflection& reflection = *message->GetReflection();
+    const bool is_message = field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
+    if (!field.is_repeated()) {
+      return is_message ? Map(node, path, reflection.MutableMessage(message, &field)) : Scalar(node, path, field, message);
+    }
+    if (!node.IsSequence()) return place_.Error(node, absl::StrCat(path, " must be a list, as in [a, b]"));
+    if (node.size() > kMaxListItems) return place_.Error(node, absl::StrCat(path, " has too many items"));
+    reflection.ClearField(message, &field);
+    int index = 0;
+    for (const auto& item : node) {
+      const std::string item_path = absl::StrCat(path, ".", index++);
+      MILLRACE_RETURN_IF_ERROR(is_message ? Map(item, item_path, reflection.AddMessage(message, &field))
+                                          : Scalar(item, item_path, field, message));
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  absl::Status Scalar(const YAML::Node& node, const std::string& path, const FieldDescriptor& field,
+                      Message* message) const {
+    const Reflection& reflection = *message->GetReflection();
+    const bool repeated = field.is_repeated();
+    const auto wrong = [&](absl::string_view what) {
+      return place_.Error(node, absl::StrCat(path, ": ", what));
+    };
+    if (!node.IsScalar()) return wrong("a single value is wanted here");
+    const std::string& text = node.Scalar();
+    const bool quoted = node.Tag() == "!";
+    const v1::FieldRule& rule = RuleOf(field);
+    switch (field.cpp_type()) {
+      case FieldDescriptor::CPPTYPE_STRING: {
+        if (std::string why = NotAmong(rule, text); !why.empty()) return wrong(why);
+        repeated ? reflection.AddString(message, &field, text) : reflection.SetString(message, &field, text);
+        return absl::OkStatus();
+      }
+      case FieldDescriptor::CPPTYPE_BOOL: {
+        if (quoted || (text != "true" && text != "false")) {
+          return wrong(absl::StrCat("true or false is wanted, not ", Shown(text)));
+        }
+        reflection.SetBool(message, &field, text == "true");
+        return absl::OkStatus();
+      }
+      case FieldDescriptor::CPPTYPE_DOUBLE: {
+        double value = 0;
+        if (quoted || !absl::SimpleAtod(text, &value)) return wrong(absl::StrCat("a number is wanted, not ", Shown(text)));
+        if (std::string why = OutOfBounds(rule, value); !why.empty()) return wrong(absl::StrCat(why, ", not ", text));
+        repeated ? reflection.AddDouble(message, &field, value) : reflection.SetDouble(message, &field, value);
+        return absl::OkStatus();
+      }
+      case FieldDescriptor::CPPTYPE_UINT32:
+      case FieldDescriptor::CPPTYPE_UINT64: {
+        uint64_t value = 0;
+        if (quoted || !absl::SimpleAtoi(text, &value)) {
+          return wrong(absl::StrCat("a whole number of at least 0 is wanted, not ", Shown(text)));
+        }
+        if (std::string why = OutOfBounds(rule, static_cast<double>(value)); !why.empty()) {
+          return wrong(absl::StrCat(why, ", not ", text));
+        }
+        if (field.cpp_type() == FieldDescriptor::CPPTYPE_UINT64) {
+          reflection.SetUInt64(message, &field, value);
+          return absl::OkStatus();
+        }
+        if (value > std::numeric_limits<uint32_t>::max()) {
+          return wrong(absl::StrCat("it must be at most ", std::numeric_limits<uint32_t>::max(), ", not ", text));
+        }
+        reflection.SetUInt32(message, &field, static_cast<uint32_t>(value));
+        return absl::OkStatus();
+      }
+      default:
+        return wrong("a type that job files do not have");
+    }
+  }
+
+  const Place& place_;
+};
+
+absl::StatusOr<YAML::Node> LoadYaml(const std::string& text, const Place& place) {
+  try {
+    return YAML::Load(text);
+  } catch (const YAML::Exception& error) {
+    return absl::InvalidArgumentError(std::string(
+        place.Error(YAML::Node(), absl::StrCat("line ", error.mark.line + 1, ": this is not YAML: ", error.msg)).message()));
+  }
+}
+
+absl::Status ApplyOverride(absl::string_view override_text, v1::JobSpec* job) {
+  const Place place = Place::Override(override_text);
+  const size_t equals = override_text.find('=');
+  if (equals == absl::string_view::npos || equals == 0) {
+    return place.Error(YAML::Node(), "FIELD=VALUE is wanted, as in phases.0.stop.max_steps=20");
+  }
+  const std::vector<std::string> parts = absl::StrSplit(override_text.substr(0, equals), '.');
+  MILLRACE_ASSIGN_OR_RETURN(const YAML::Node value, LoadYaml(std::string(override_text.substr(equals + 1)), place));
+  Message* message = job;
+  std::string path;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const FieldDescriptor* const field = message->GetDescriptor()->FindFieldByName(parts[i]);
+    if (field == nullptr) return place.Error(YAML::Node(), UnknownField(*message->GetDescriptor(), parts[i], path));
+    path = Join(path, parts[i]);
+    if (i + 1 == parts.size()) return Mapper(place).Set(value, path, *field, message);
+    if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
+      return place.Error(YAML::Node(), absl::StrCat(path, " has no fields; ", field->is_repeated() ? "give the whole list" : "it is a single value"));
+    }
+    const Reflection& reflection = *message->GetReflection();
+    if (!field->is_repeated()) {
+      message = reflection.MutableMessage(message, field);
+      continue;
+    }
+    const int size = reflection.FieldSize(*message, field);
+    int index = 0;
+    if (++i == parts.size() || !absl::SimpleAtoi(parts[i], &index) || index < 0 || index >= size) {
+      return place.Error(YAML::Node(), absl::StrCat(path, " is a list of ", size, "; its items are numbered from 0"));
+    }
+    message = reflection.MutableRepeatedMessage(message, field, index);
+    path = Join(path, parts[i]);
+    if (i + 1 == parts.size()) return Mapper(place).Map(value, path, message);
+  }
+  return absl::OkStatus();
+}
+
+// ---- defaults ----
+
+void FillMessage(Message* message) {
+  const Descriptor& descriptor = *message->GetDescriptor();
+  const Reflection& reflection = *message->GetReflection();
+  for (int i = 0; i < descriptor.field_count(); ++i) {
+    const FieldDescriptor& field = *descriptor.field(i);
+    if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      if (!field.is_repeated()) {
+        FillMessage(reflection.MutableMessage(message, &field));
+      } else {
+        for (int j = 0; j < reflection.FieldSize(*message, &field); ++j) {
+          FillMessage(reflection.MutableRepeatedMessage(message, &field, j));
+        }
+      }
+      continue;
+    }
+    const std::string& fallback = RuleOf(field).default_value();
+    if (fallback.empty()) continue;
+    if (field.is_repeated() ? reflection.FieldSize(*message, &field) > 0 : reflection.HasField(*message, &field)) continue;
+    // A default that its own rule refuses is our mistake; ValidateJob names it, and tests try them all.
+    const Place place(field.full_name());
+    const absl::StatusOr<YAML::Node> value = LoadYaml(fallback, place);
+    if (value.ok()) Mapper(place).Set(*value, field.name(), field, message).IgnoreError();
+  }
+}
+
+uint32_t LargestDivisor(uint32_t number, uint32_t limit) {
+  for (uint32_t divisor = std::min(number, limit); divisor > 1; --divisor) {
+    if (number % divisor == 0) return divisor;
+  }
+  return 1;
+}
+
+// ---- checks ----
+
+absl::Status CheckRules(const Message& message, const std::string& path) {
+  const Descriptor& descriptor = *message.GetDescriptor();
+  const Reflection& reflection = *message.GetReflection();
+  for (int i = 0; i < descriptor.field_count(); ++i) {
+    const FieldDescriptor& field = *descriptor.field(i);
+    const v1::FieldRule& rule = RuleOf(field);
+    const std::string name = Join(path, field.name());
+    const int size = field.is_repeated() ? reflection.FieldSize(message, &field)
+                                         : static_cast<int>(reflection.HasField(message, &field));
+    if (size == 0 && rule.required()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, " is missing: ", rule.doc()));
+    }
+    for (int j = 0; j < size; ++j) {
+      const bool repeated = field.is_repeated();
+      const std::string item = repeated ? absl::StrCat(name, ".", j) : name;
+      std::string why;
+      switch (field.cpp_type()) {
+        case FieldDescriptor::CPPTYPE_MESSAGE:
+          MILLRACE_RETURN_IF_ERROR(CheckRules(
+              repeated ? reflection.GetRepeatedMessage(message, &field, j) : reflection.GetMessage(message, &field), item));
+          break;
+        case FieldDescriptor::CPPTYPE_STRING: {
+          const std::string text = repeated ? reflection.GetRepeatedString(message, &field, j)
+                                            : reflection.GetString(message, &field);
+          why = NotAmong(rule, text);
+          if (text.find('\0') != std::string::npos) why = "it holds a zero byte";
+          break;
+        }
+        case FieldDescriptor::CPPTYPE_DOUBLE:
+          why = OutOfBounds(rule, repeated ? reflection.GetRepeatedDouble(message, &field, j)
+                                           : reflection.GetDouble(message, &field));
+          break;
+        case FieldDescriptor::CPPTYPE_UINT32:
+          why = OutOfBounds(rule, reflection.GetUInt32(message, &field));
+          break;
+        case FieldDescriptor::CPPTYPE_UINT64:
+          why = OutOfBounds(rule, static_cast<double>(reflection.GetUInt64(message, &field)));
+          break;
+        default:
+          break;
+      }
+      if (!why.empty()) return absl::InvalidArgumentError(absl::StrCat(item, ": ", why));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckName(absl::string_view field, const std::string& name) {
+  bool plain = !name.empty() && name.size() <= 64 && name[0] != '.';
+  for (const char c : name) {
+    plain = plain && (absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' || c == '.');
+  }
+  if (plain) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      field, ": ", Shown(name), " is no name: letters, digits, '-', '_' and '.', at most 64, the first no '.'"));
+}
+
+absl::Status Divides(absl::string_view divisor_name, uint64_t divisor, absl::string_view number_name, uint64_t number) {
+  if (divisor != 0 && number % divisor == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(divisor_name, " (", divisor, ") does not divide ", number_name, " (", number, ")"));
+}
+
+absl::Status CheckModel(const v1::ModelSpec& model) {
+  MILLRACE_RETURN_IF_ERROR(Divides("model.heads", model.heads(), "model.hidden_size", model.hidden_size()));
+  if (model.family() == "gpt2") {
+    if (model.has_kv_heads() && model.kv_heads() != model.heads()) {
+      return absl::InvalidArgumentError("model.kv_heads: the family gpt2 has as many as heads; use llama for others");
+    }
+    return absl::OkStatus();
+  }
+  if (model.has_kv_heads()) {
+    MILLRACE_RETURN_IF_ERROR(Divides("model.kv_heads", model.kv_heads(), "model.heads", model.heads()));
+  }
+  if (model.hidden_size() / model.heads() % 2 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("model.hidden_size / model.heads is ",
+                                                   model.hidden_size() / model.heads(),
+                                                   "; rotary positions need an even number"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
+  MILLRACE_RETURN_IF_ERROR(CheckName(path + ".name", phase.name()));
+  const uint32_t microbatch = phase.has_microbatch() ? phase.microbatch() : LargestDivisor(phase.global_batch(), 4);
+  MILLRACE_RETURN_IF_ERROR(Divides(path + ".microbatch", microbatch, path + ".global_batch", phase.global_batch()));
+  MILLRACE_RETURN_IF_ERROR(Divides(path + ".unit_microbatches", std::max(1u, phase.unit_microbatches()),
+                                   path + ".global_batch / microbatch", phase.global_batch() / microbatch));
+  const v1::OptimizerSpec& optimizer = phase.optimizer();
+  if (optimizer.betas_size() != 2 && optimizer.betas_size() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".optimizer.betas: two numbers are wanted, not ", optimizer.betas_size()));
+  }
+  if (optimizer.has_gradient_bits() && optimizer.gradient_bits() != 16 && optimizer.gradient_bits() != 32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".optimizer.gradient_bits: 16 or 32 is wanted, not ", optimizer.gradient_bits()));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void FillDefaults(v1::JobSpec* job) {
+  FillMessage(job);
+  v1::ModelSpec& model = *job->mutable_model();
+  if (!model.has_kv_heads() && model.has_heads()) model.set_kv_heads(model.heads());
+  if (!model.has_intermediate_size() && model.has_hidden_size()) {
+    const uint64_t hidden = model.hidden_size();
+    model.set_intermediate_size(
+        static_cast<uint32_t>(model.family() == "llama" ? (8 * hidden + 95) / 96 * 32 : 4 * hidden));
+  }
+  for (v1::PhaseSpec& phase : *job->mutable_phases()) {
+    if (!phase.has_microbatch() && phase.has_global_batch()) phase.set_microbatch(LargestDivisor(phase.global_batch(), 4));
+    if (!phase.optimizer().has_decay_steps() && phase.stop().has_max_steps()) {
+      phase.mutable_optimizer()->set_decay_steps(static_cast<uint32_t>(
+          std::min<uint64_t>(phase.stop().max_steps(), std::numeric_limits<uint32_t>::max())));
+    }
+    if (!phase.checkpoint().has_every_steps()) {
+      phase.mutable_checkpoint()->set_every_steps(phase.evaluate().every_steps());
+    }
+  }
+}
+
+absl::Status ValidateJob(const v1::JobSpec& job) {
+  MILLRACE_RETURN_IF_ERROR(CheckRules(job, ""));
+  MILLRACE_RETURN_IF_ERROR(CheckName("name", job.name()));
+  MILLRACE_RETURN_IF_ERROR(CheckModel(job.model()));
+  std::set<std::string> names;
+  for (int i = 0; i < job.phases_size(); ++i) {
+    const std::string path = absl::StrCat("phases.", i);
+    MILLRACE_RETURN_IF_ERROR(CheckPhase(job.phases(i), path));
+    if (!names.insert(job.phases(i).name()).second) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()),
+                                                     " already"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::JobSpec> ParseJob(absl::string_view yaml, absl::string_view file_name,
+                                     absl::Span<const std::string> overrides) {
+  const Place place(file_name);
+  if (yaml.size() > kMaxJobFileBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(file_name, " has ", yaml.size(), " bytes; a job file has at most ",
+                                                   kMaxJobFileBytes));
+  }
+  v1::JobSpec job;
+  MILLRACE_ASSIGN_OR_RETURN(const YAML::Node node, LoadYaml(std::string(yaml), place));
+  try {
+    MILLRACE_RETURN_IF_ERROR(Mapper(place).Map(node, "", &job));
+    for (const std::string& override_text : overrides) MILLRACE_RETURN_IF_ERROR(ApplyOverride(override_text, &job));
+  } catch (const YAML::Exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(file_name, ":", error.mark.line + 1, ": ", error.msg));
+  }
+  FillDefaults(&job);
+  MILLRACE_RETURN_IF_ERROR(Annotate(ValidateJob(job), file_name));
+  return job;
+}
+
+absl::StatusOr<v1::JobSpec> ReadJobFile(const std::string& path, absl::Span<const std::string> overrides) {
+  MILLRACE_ASSIGN_OR_RETURN(const std::string yaml, ReadFile(path, kMaxJobFileBytes));
+  return ParseJob(yaml, path, overrides);
+}
+
+}  // namespace millrace

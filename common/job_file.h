@@ -1,0 +1,33 @@
+// Reads job files: YAML mapped strictly onto the message JobSpec, driven by the rules beside its fields
+// (proto/millrace/v1/field_options.proto). docs/job-file.md is for users.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "proto/millrace/v1/job.pb.h"
+
+namespace millrace {
+
+inline constexpr size_t kMaxJobFileBytes = 1 << 20;
+
+// Reads a file, applies `overrides` ("phases.0.stop.max_steps=20": a dotted path with list indices as numbers, then a
+// value in YAML), fills in defaults and validates. Errors name the file and the line, or the override:
+//   job.yaml:12: unknown field 'layer' in model; did you mean 'layers'?
+absl::StatusOr<v1::JobSpec> ReadJobFile(const std::string& path, absl::Span<const std::string> overrides);
+
+// The same of text; `file_name` is for messages.
+absl::StatusOr<v1::JobSpec> ParseJob(absl::string_view yaml, absl::string_view file_name,
+                                     absl::Span<const std::string> overrides);
+
+// Gives every absent field its default: the one beside the field, or else one that follows from other fields. Fields
+// that stay absent are those that documentation calls optional (a tokenizer's path). Idempotent.
+void FillDefaults(v1::JobSpec* job);
+
+// Checks every field's rule and what must hold between fields. INVALID_ARGUMENT names the field by its path.
+absl::Status ValidateJob(const v1::JobSpec& job);
+
+}  // namespace millrace
