@@ -1,0 +1,147 @@
+#include "blocks/fixed_point.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace millrace::blocks {
+namespace {
+
+// Rounding is the processor's default, to nearest even, in every mode of flushing denormals.
+
+uint64_t Encode16(absl::Span<const float> values, float scale, char* out) {
+  constexpr float kLimit = 32767.0f;
+  uint64_t clipped = 0;
+  size_t i = 0;
+  const __m256 scales = _mm256_set1_ps(scale), highest = _mm256_set1_ps(kLimit), lowest = _mm256_set1_ps(-kLimit);
+  for (; i + 16 <= values.size(); i += 16) {
+    const __m256 a = _mm256_mul_ps(_mm256_loadu_ps(values.data() + i), scales);
+    const __m256 b = _mm256_mul_ps(_mm256_loadu_ps(values.data() + i + 8), scales);
+    const __m256 clipped_a = _mm256_max_ps(_mm256_min_ps(a, highest), lowest);
+    const __m256 clipped_b = _mm256_max_ps(_mm256_min_ps(b, highest), lowest);
+    const int changed_a = _mm256_movemask_ps(_mm256_cmp_ps(a, clipped_a, _CMP_NEQ_UQ));
+    const int changed_b = _mm256_movemask_ps(_mm256_cmp_ps(b, clipped_b, _CMP_NEQ_UQ));
+    clipped += static_cast<uint64_t>(__builtin_popcount(static_cast<unsigned>(changed_a)) +
+                                     __builtin_popcount(static_cast<unsigned>(changed_b)));
+    // Packing works within halves of the register: put the quarters in order.
+    const __m256i packed = _mm256_permute4x64_epi64(
+        _mm256_packs_epi32(_mm256_cvtps_epi32(clipped_a), _mm256_cvtps_epi32(clipped_b)), 0b11011000);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i), packed);
+  }
+  for (; i < values.size(); ++i) {
+    const float scaled = values[i] * scale;
+    const float within = std::max(std::min(scaled, kLimit), -kLimit);
+    clipped += within != scaled;
+    const auto integer = static_cast<int16_t>(_mm_cvtss_si32(_mm_set_ss(within)));
+    std::memcpy(out + 2 * i, &integer, sizeof(integer));
+  }
+  return clipped;
+}
+
+template <typename Integer>
+uint64_t EncodeWide(absl::Span<const float> values, double scale, int64_t limit_integer, char* out) {
+  const auto limit = static_cast<double>(limit_integer);
+  uint64_t clipped = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double scaled = static_cast<double>(values[i]) * scale;
+    const double within = std::max(std::min(scaled, limit), -limit);
+    clipped += within != scaled;
+    const auto integer = static_cast<Integer>(_mm_cvtsd_si64(_mm_set_sd(within)));
+    std::memcpy(out + sizeof(Integer) * i, &integer, sizeof(integer));
+  }
+  return clipped;
+}
+
+// Whether every value is finite: the exponent has not all bits set.
+bool AllFinite(absl::Span<const float> values) {
+  uint32_t found = 0;
+  for (const float value : values) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    found |= static_cast<uint32_t>((bits & 0x7F800000) == 0x7F800000);
+  }
+  return found == 0;
+}
+
+template <typename Integer>
+bool AddIntegers(absl::string_view coded, int64_t limit, absl::Span<int64_t> sums) {
+  bool beyond = false;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    Integer integer;
+    std::memcpy(&integer, coded.data() + sizeof(Integer) * i, sizeof(integer));
+    const auto value = static_cast<int64_t>(integer);
+    beyond |= value > limit || value < -limit;
+  }
+  if (beyond) return false;
+  for (size_t i = 0; i < sums.size(); ++i) {
+    Integer integer;
+    std::memcpy(&integer, coded.data() + sizeof(Integer) * i, sizeof(integer));
+    sums[i] += static_cast<int64_t>(integer);
+  }
+  return true;
+}
+
+}  // namespace
+
+absl::StatusOr<Coding> CodingFromProto(const v1::Coding& coding) {
+  if (coding.bits() == 0) return Coding();
+  if (coding.bits() != 16 && coding.bits() != 32 && coding.bits() != 64) {
+    return absl::InvalidArgumentError(absl::StrCat("a coding of ", coding.bits(), " bits; 16, 32 and 64 are known"));
+  }
+  if (coding.exponent() < kMinExponent || coding.exponent() > kMaxExponent) {
+    return absl::InvalidArgumentError(absl::StrCat("a coding's exponent of ", coding.exponent(), " is not within [",
+                                                   kMinExponent, ", ", kMaxExponent, "]"));
+  }
+  return Coding{coding.bits(), coding.exponent()};
+}
+
+v1::Coding CodingToProto(const Coding& coding) {
+  v1::Coding proto;
+  proto.set_bits(coding.bits);
+  proto.set_exponent(coding.exponent);
+  return proto;
+}
+
+absl::StatusOr<uint64_t> Encode(absl::Span<const float> values, const Coding& coding, std::string* out) {
+  if (!AllFinite(values)) {
+    const auto bad = std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+    return absl::InvalidArgumentError(absl::StrCat("element ", bad - values.begin(), " is not finite (", *bad, ")"));
+  }
+  out->resize(values.size() * coding.bits / 8);
+  const double scale = std::ldexp(1.0, -coding.exponent);
+  if (coding.bits == 16) return Encode16(values, static_cast<float>(scale), out->data());
+  return coding.bits == 32 ? EncodeWide<int32_t>(values, scale, coding.limit(), out->data())
+                           : EncodeWide<int64_t>(values, scale, coding.limit(), out->data());
+}
+
+absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums) {
+  if (coded.size() != sums.size() * coding.bits / 8) {
+    return absl::InvalidArgumentError(absl::StrCat(coded.size(), " bytes where ", sums.size(), " integers of ",
+                                                   coding.bits, " bits have ", sums.size() * coding.bits / 8));
+  }
+  const bool within = coding.bits == 16   ? AddIntegers<int16_t>(coded, coding.limit(), sums)
+                      : coding.bits == 32 ? AddIntegers<int32_t>(coded, coding.limit(), sums)
+                                          : AddIntegers<int64_t>(coded, coding.limit(), sums);
+  return within ? absl::OkStatus() : absl::InvalidArgumentError("a value lies beyond the coding's limit");
+}
+
+Coding NextCoding(const Coding& previous, uint64_t largest, uint32_t bits) {
+  // The smallest exponent at which 4 * largest * 2^previous.exponent is within 2^(bits - 1), by whole numbers alone:
+  // 2^magnitude is the first power of two that is not below `largest`.
+  const bool first = previous.bits != bits;
+  int exponent = kMinExponent;
+  if (largest > 0) {
+    const int magnitude = largest == 1 ? 0 : 64 - __builtin_clzll(largest - 1);
+    exponent = magnitude + 2 + previous.exponent - static_cast<int>(bits - 1);
+  } else if (first) {
+    exponent = previous.exponent;
+  }
+  if (!first) exponent = std::max(exponent, previous.exponent - 1);
+  return {bits, std::clamp(exponent, kMinExponent, kMaxExponent)};
+}
+
+}  // namespace millrace::blocks
