@@ -1,0 +1,477 @@
+#include "client/shard_group.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <deque>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "blocks/placement.h"
+#include "common/checksum.h"
+#include "common/grpc_channel.h"
+#include "common/grpc_status.h"
+#include "common/status.h"
+#include "proto/millrace/v1/parameter_server.grpc.pb.h"
+
+namespace millrace::client {
+namespace {
+
+// For calls that have an answer at once, or after one step of the optimizer.
+constexpr absl::Duration kCallDeadline = absl::Minutes(10);
+// Bytes that wait to be sent to one shard.
+constexpr size_t kMaxWaitingBytes = 8 << 20;
+
+}  // namespace
+
+// One shard's connection and its calls in flight.
+struct ShardGroup::Shard {
+  std::string address;
+  std::unique_ptr<v1::ParameterServer::Stub> stub;
+  std::vector<uint32_t> blocks;  // that it holds, in the table's order
+
+  absl::Mutex mutex;
+  bool cancelled ABSL_GUARDED_BY(mutex) = false;
+  std::set<grpc::ClientContext*> calls ABSL_GUARDED_BY(mutex);
+
+  void Enter(grpc::ClientContext* context) {
+    absl::MutexLock lock(&mutex);
+    calls.insert(context);
+    if (cancelled) context->TryCancel();
+  }
+  void Leave(grpc::ClientContext* context) {
+    absl::MutexLock lock(&mutex);
+    calls.erase(context);
+  }
+  void Cancel(bool for_good) {
+    absl::MutexLock lock(&mutex);
+    cancelled |= for_good;
+    for (grpc::ClientContext* const context : calls) context->TryCancel();
+  }
+  absl::Status Status(const grpc::Status& status) const { return Named(FromGrpc(status)); }
+  absl::Status Named(const absl::Status& status) const { return Annotate(status, absl::StrCat("shard ", address)); }
+  absl::Status Damaged(absl::string_view what, uint32_t block) const {
+    return absl::DataLossError(absl::StrCat("shard ", address, ": ", what, " of block ", block, " on its way"));
+  }
+};
+
+namespace {
+
+// A call that Cancel can reach.
+template <typename Shard>
+class Call {
+ public:
+  explicit Call(Shard* shard) : shard_(shard) { shard_->Enter(&context_); }
+  ~Call() { shard_->Leave(&context_); }
+  grpc::ClientContext* context() { return &context_; }
+  void SetDeadline() { context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kCallDeadline)); }
+
+ private:
+  Shard* const shard_;
+  grpc::ClientContext context_;
+};
+
+}  // namespace
+
+ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses)
+    : epoch_(epoch), addresses_(std::move(addresses)) {
+  for (const std::string& address : addresses_) {
+    auto shard = std::make_unique<Shard>();
+    shard->address = address;
+    shard->stub = v1::ParameterServer::NewStub(NewChannel(address));
+    shards_.push_back(std::move(shard));
+  }
+}
+
+ShardGroup::~ShardGroup() = default;
+
+void ShardGroup::Place(const blocks::BlockTable* blocks, const v1::OptimizerSpec& optimizer) {
+  blocks_ = blocks;
+  shard_of_ = blocks::PlaceBlocks(*blocks, optimizer, static_cast<uint32_t>(shards_.size()));
+  for (const auto& shard : shards_) shard->blocks.clear();
+  for (uint32_t block = 0; block < shard_of_.size(); ++block) shards_[shard_of_[block]]->blocks.push_back(block);
+}
+
+void ShardGroup::Cancel() {
+  for (const auto& shard : shards_) shard->Cancel(/*for_good=*/true);
+}
+
+absl::Status ShardGroup::OnEach(absl::FunctionRef<absl::Status(Shard&)> call) {
+  absl::Mutex mutex;
+  absl::Status first;
+  const auto run = [&](Shard& shard) {
+    const absl::Status status = call(shard);
+    if (status.ok()) return;
+    {
+      absl::MutexLock lock(&mutex);
+      if (!first.ok()) return;
+      first = status;
+    }
+    for (const auto& other : shards_) other->Cancel(/*for_good=*/false);
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 1; i < shards_.size(); ++i) threads.emplace_back([&run, shard = shards_[i].get()] { run(*shard); });
+  run(*shards_[0]);
+  for (std::thread& thread : threads) thread.join();
+  return first;
+}
+
+// ---- for workers ----
+
+absl::Status ShardGroup::Pull(uint64_t version,
+                              absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights,
+                                                             const blocks::Coding& coding)> sink) {
+  return OnEach([&](Shard& shard) -> absl::Status {
+    if (shard.blocks.empty()) return absl::OkStatus();
+    v1::PullRequest request;
+    request.set_epoch(epoch_);
+    request.set_version(version);
+    Call call(&shard);
+    const std::unique_ptr<grpc::ClientReader<v1::PullReply>> stream = shard.stub->Pull(call.context(), request);
+    v1::PullReply reply;
+    size_t next = 0;
+    absl::Status status;
+    while (status.ok() && stream->Read(&reply)) {
+      const uint32_t block = reply.block();
+      if (next == shard.blocks.size() || block != shard.blocks[next]) {
+        status = absl::InternalError(absl::StrCat("shard ", shard.address, " sent block ", block, " out of order"));
+        break;
+      }
+      ++next;
+      const std::string& weights = reply.weights();
+      if (weights.size() != 4 * static_cast<size_t>(blocks_->blocks()[block].size) ||
+          Crc32c(weights.data(), weights.size()) != reply.crc32c()) {
+        status = shard.Damaged("the weights were damaged", block);
+        break;
+      }
+      const absl::StatusOr<blocks::Coding> coding = blocks::CodingFromProto(reply.coding());
+      status = coding.ok() ? sink(block, weights, *coding) : shard.Named(coding.status());
+    }
+    if (!status.ok()) {
+      call.context()->TryCancel();
+      while (stream->Read(&reply)) {
+      }
+    }
+    const absl::Status finished = shard.Status(stream->Finish());
+    if (!status.ok()) return status;
+    MILLRACE_RETURN_IF_ERROR(finished);
+    if (next != shard.blocks.size()) {
+      return absl::InternalError(absl::StrCat("shard ", shard.address, " sent ", next, " of ", shard.blocks.size(),
+                                              " blocks"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+class ShardGroup::Pusher : public GradientPush {
+ public:
+  Pusher(ShardGroup* group, uint64_t version, uint32_t unit) : group_(group), version_(version), unit_(unit) {
+    lanes_.resize(group->shards_.size());
+  }
+
+  ~Pusher() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      ended_ = given_up_ = true;
+      changed_.SignalAll();
+    }
+    for (const auto& lane : lanes_) {
+      if (lane == nullptr || !lane->thread.joinable()) continue;
+      lane->call.context()->TryCancel();
+      lane->thread.join();
+    }
+  }
+
+  absl::Status Add(uint32_t block, const blocks::Coding& coding, std::string values, uint64_t saturated) override {
+    const uint32_t index = group_->shard_of_[block];
+    if (lanes_[index] == nullptr) {
+      lanes_[index] = std::make_unique<Lane>(group_->shards_[index].get());
+      lanes_[index]->thread = std::thread([this, lane = lanes_[index].get()] { Send(lane); });
+    }
+    Lane& lane = *lanes_[index];
+    v1::PushRequest request;
+    request.set_epoch(group_->epoch_);
+    request.set_version(version_);
+    request.set_unit(unit_);
+    request.set_block(block);
+    *request.mutable_coding() = blocks::CodingToProto(coding);
+    request.set_crc32c(Crc32c(values.data(), values.size()));
+    request.set_values(std::move(values));
+    request.set_saturated(saturated);
+    absl::MutexLock lock(&mutex_);
+    while (status_.ok() && lane.waiting_bytes > kMaxWaitingBytes) changed_.Wait(&mutex_);
+    if (!status_.ok()) return status_;
+    lane.waiting_bytes += request.values().size();
+    ++lane.added;
+    lane.waiting.push_back(std::move(request));
+    changed_.SignalAll();
+    return absl::OkStatus();
+  }
+
+  absl::Status Finish() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      ended_ = true;
+      changed_.SignalAll();
+    }
+    for (const auto& lane : lanes_) {
+      if (lane != nullptr && lane->thread.joinable()) lane->thread.join();
+    }
+    absl::MutexLock lock(&mutex_);
+    return status_;
+  }
+
+ private:
+  struct Lane {
+    explicit Lane(Shard* shard) : shard(shard), call(shard) {}
+    Shard* const shard;
+    Call<Shard> call;
+    std::thread thread;
+    // Guarded by mutex_.
+    std::deque<v1::PushRequest> waiting;
+    size_t waiting_bytes = 0;
+    uint64_t added = 0;
+  };
+
+  void Send(Lane* lane) {
+    v1::PushReply reply;
+    const std::unique_ptr<grpc::ClientWriter<v1::PushRequest>> stream =
+        lane->shard->stub->Push(lane->call.context(), &reply);
+    uint64_t added = 0;
+    for (;;) {
+      v1::PushRequest request;
+      {
+        absl::MutexLock lock(&mutex_);
+        while (lane->waiting.empty() && !ended_ && status_.ok()) changed_.Wait(&mutex_);
+        if (lane->waiting.empty() || given_up_ || !status_.ok()) {
+          added = lane->added;
+          break;
+        }
+        request = std::move(lane->waiting.front());
+        lane->waiting.pop_front();
+        lane->waiting_bytes -= request.values().size();
+        changed_.SignalAll();
+      }
+      if (!stream->Write(request)) break;  // Finish says why
+    }
+    stream->WritesDone();
+    absl::Status status = lane->shard->Status(stream->Finish());
+    if (status.ok() && reply.blocks_added() + reply.blocks_repeated() != added) {
+      status = absl::InternalError(absl::StrCat("shard ", lane->shard->address, " took ",
+                                                reply.blocks_added() + reply.blocks_repeated(), " of ", added,
+                                                " blocks"));
+    }
+    absl::MutexLock lock(&mutex_);
+    if (status_.ok() && !status.ok()) status_ = status;
+    changed_.SignalAll();
+  }
+
+  ShardGroup* const group_;
+  const uint64_t version_;
+  const uint32_t unit_;
+  std::vector<std::unique_ptr<Lane>> lanes_;  // the caller's thread's; null until a block goes there
+  absl::Mutex mutex_;
+  absl::CondVar changed_ ABSL_GUARDED_BY(mutex_);
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool given_up_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+std::unique_ptr<GradientPush> ShardGroup::Push(uint64_t version, uint32_t unit) {
+  return std::make_unique<Pusher>(this, version, unit);
+}
+
+absl::Status ShardGroup::Load(uint64_t version,
+                              absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) {
+  return OnEach([&](Shard& shard) -> absl::Status {
+    Call call(&shard);
+    v1::LoadReply reply;
+    const std::unique_ptr<grpc::ClientWriter<v1::LoadRequest>> stream = shard.stub->Load(call.context(), &reply);
+    absl::Status filled;
+    for (const uint32_t block : shard.blocks) {
+      v1::LoadRequest request;
+      filled = source(block, &request);
+      if (!filled.ok()) break;
+      request.set_epoch(epoch_);
+      request.set_version(version);
+      request.set_block(block);
+      request.set_crc32c(Crc32c(request.state().data(), request.state().size(),
+                                Crc32c(request.weights().data(), request.weights().size())));
+      if (!stream->Write(request)) break;
+    }
+    if (!filled.ok()) call.context()->TryCancel();
+    stream->WritesDone();
+    const absl::Status finished = shard.Status(stream->Finish());
+    MILLRACE_RETURN_IF_ERROR(filled);
+    MILLRACE_RETURN_IF_ERROR(finished);
+    if (!reply.complete() && !shard.blocks.empty()) {
+      return absl::InternalError(absl::StrCat("shard ", shard.address, " has ", reply.blocks_loaded(), " of ",
+                                              shard.blocks.size(), " blocks after all were loaded"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+// ---- for the coordinator ----
+
+absl::Status ShardGroup::Configure(const v1::ConfigureRequest& request) {
+  return OnEach([&](Shard& shard) -> absl::Status {
+    v1::ConfigureRequest own = request;
+    own.set_epoch(epoch_);
+    own.set_shard_count(static_cast<uint32_t>(shards_.size()));
+    for (uint32_t i = 0; i < shards_.size(); ++i) {
+      if (shards_[i].get() == &shard) own.set_shard_index(i);
+    }
+    Call call(&shard);
+    call.SetDeadline();
+    v1::ConfigureReply reply;
+    MILLRACE_RETURN_IF_ERROR(shard.Status(shard.stub->Configure(call.context(), own, &reply)));
+    if (reply.blocks() != shard.blocks.size()) {
+      return absl::InternalError(absl::StrCat("shard ", shard.address, " holds ", reply.blocks(), " blocks where ",
+                                              shard.blocks.size(), " are placed there: another build?"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<ShardGroup::BlockNorms> ShardGroup::Norms(uint64_t version) {
+  BlockNorms norms;
+  norms.squared.resize(shard_of_.size());
+  absl::Mutex mutex;
+  MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) -> absl::Status {
+    v1::NormsRequest request;
+    request.set_epoch(epoch_);
+    request.set_version(version);
+    Call call(&shard);
+    call.SetDeadline();
+    v1::NormsReply reply;
+    MILLRACE_RETURN_IF_ERROR(shard.Status(shard.stub->Norms(call.context(), request, &reply)));
+    bool right = reply.blocks_size() == reply.squared_norms_size() &&
+                 static_cast<size_t>(reply.blocks_size()) == shard.blocks.size();
+    absl::MutexLock lock(&mutex);
+    for (int i = 0; right && i < reply.blocks_size(); ++i) {
+      right = reply.blocks(i) == shard.blocks[static_cast<size_t>(i)];
+      if (right) norms.squared[reply.blocks(i)] = reply.squared_norms(i);
+    }
+    norms.saturated += reply.saturated();
+    return right ? absl::OkStatus()
+                 : absl::InternalError(absl::StrCat("shard ", shard.address, " sent norms of other blocks than it holds"));
+  }));
+  return norms;
+}
+
+absl::StatusOr<double> ShardGroup::Commit(uint64_t version, float clip_factor) {
+  double learning_rate = 0;
+  MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) -> absl::Status {
+    v1::CommitRequest request;
+    request.set_epoch(epoch_);
+    request.set_version(version);
+    request.set_clip_factor(clip_factor);
+    Call call(&shard);
+    call.SetDeadline();
+    v1::CommitReply reply;
+    MILLRACE_RETURN_IF_ERROR(shard.Status(shard.stub->Commit(call.context(), request, &reply)));
+    if (reply.version() != version + 1) {
+      return absl::InternalError(absl::StrCat("shard ", shard.address, " is at version ", reply.version(), " after ",
+                                              version, " was committed"));
+    }
+    if (&shard == shards_[0].get()) learning_rate = reply.learning_rate();
+    return absl::OkStatus();
+  }));
+  return learning_rate;
+}
+
+class ShardGroup::Cut : public ShardSnapshot {
+ public:
+  struct Stream {
+    explicit Stream(Shard* shard) : shard(shard), call(shard) {}
+    Shard* const shard;
+    Call<Shard> call;
+    std::unique_ptr<grpc::ClientReader<v1::SnapshotReply>> reader;
+  };
+  explicit Cut(ShardGroup* group) : group_(group), streams_(group->shards_.size()) {}
+
+  ~Cut() override {
+    for (const auto& stream : streams_) {
+      if (stream == nullptr || stream->reader == nullptr) continue;
+      stream->call.context()->TryCancel();
+      Drain(stream.get()).IgnoreError();
+    }
+  }
+
+  // Waits for the first reply, which says that the version is held.
+  absl::Status Open(Shard* shard, uint64_t version) {
+    v1::SnapshotRequest request;
+    request.set_epoch(group_->epoch_);
+    request.set_version(version);
+    auto stream = std::make_unique<Stream>(shard);
+    stream->reader = shard->stub->Snapshot(stream->call.context(), request);
+    v1::SnapshotReply reply;
+    if (stream->reader->Read(&reply) && reply.cut()) {
+      for (size_t i = 0; i < streams_.size(); ++i) {
+        if (group_->shards_[i].get() == shard) streams_[i] = std::move(stream);
+      }
+      return absl::OkStatus();
+    }
+    stream->call.context()->TryCancel();
+    const absl::Status status = Drain(stream.get());
+    return status.ok() ? absl::InternalError(absl::StrCat("shard ", shard->address, " made no cut")) : status;
+  }
+
+  absl::Status Read(absl::FunctionRef<absl::Status(const v1::SnapshotReply& block)> sink) override {
+    return group_->OnEach([&](Shard& shard) -> absl::Status {
+      Stream* stream = nullptr;
+      for (const auto& candidate : streams_) {
+        if (candidate->shard == &shard) stream = candidate.get();
+      }
+      v1::SnapshotReply reply;
+      absl::Status status;
+      while (status.ok() && stream->reader->Read(&reply)) {
+        const bool known = reply.block() < group_->shard_of_.size() &&
+                           group_->shards_[group_->shard_of_[reply.block()]].get() == &shard;
+        if (!known) {
+          status = absl::InternalError(absl::StrCat("shard ", shard.address, " sent a block that it does not hold"));
+        } else if (Crc32c(reply.state().data(), reply.state().size(),
+                          Crc32c(reply.weights().data(), reply.weights().size())) != reply.crc32c()) {
+          status = shard.Damaged("the snapshot was damaged", reply.block());
+        } else {
+          status = sink(reply);
+        }
+      }
+      if (!status.ok()) stream->call.context()->TryCancel();
+      const absl::Status finished = Drain(stream);
+      return status.ok() ? finished : status;
+    });
+  }
+
+  void Cancel() override {
+    for (const auto& stream : streams_) stream->call.context()->TryCancel();
+  }
+
+ private:
+  absl::Status Drain(Stream* stream) {
+    v1::SnapshotReply reply;
+    while (stream->reader->Read(&reply)) {
+    }
+    const absl::Status status = stream->shard->Status(stream->reader->Finish());
+    stream->reader.reset();
+    return status;
+  }
+
+  ShardGroup* const group_;
+  std::vector<std::unique_ptr<Stream>> streams_;  // by shard; each its thread's while there is one
+};
+
+absl::StatusOr<std::unique_ptr<ShardSnapshot>> ShardGroup::Snapshot(uint64_t version) {
+  auto cut = std::make_unique<Cut>(this);
+  MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) { return cut->Open(&shard, version); }));
+  return cut;
+}
+
+}  // namespace millrace::client

@@ -1,0 +1,106 @@
+// Calls all parameter-server shards of an epoch as one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "blocks/block_table.h"
+#include "blocks/fixed_point.h"
+#include "proto/millrace/v1/parameter_server.pb.h"
+
+namespace millrace::client {
+
+// One unit's coded gradients on their way to the shards, block by block, while the caller computes on. A sending
+// thread for each shard; what waits there is bounded, so that Add waits for a slow shard.
+class GradientPush {
+ public:
+  // Gives up what is not finished.
+  virtual ~GradientPush() = default;
+  // Sends a block once. Returns the first error of any shard.
+  virtual absl::Status Add(uint32_t block, const blocks::Coding& coding, std::string values, uint64_t saturated) = 0;
+  // Waits until every shard has taken in all that was added.
+  virtual absl::Status Finish() = 0;
+};
+
+// A version that every shard holds while its blocks are read.
+class ShardSnapshot {
+ public:
+  virtual ~ShardSnapshot() = default;
+  // Gives every block to `sink` once, from a thread a shard; the first error ends it.
+  virtual absl::Status Read(absl::FunctionRef<absl::Status(const v1::SnapshotReply& block)> sink) = 0;
+  // Makes Read return CANCELLED soon; from any thread.
+  virtual void Cancel() = 0;
+};
+
+// Thread-safe. Errors name the shard by its address. CANCELLED after Cancel; otherwise UNAVAILABLE,
+// FAILED_PRECONDITION and DEADLINE_EXCEEDED mean that the shards have to be configured anew. What arrives is compared
+// with its checksum: DATA_LOSS.
+class ShardGroup {
+ public:
+  // Connects on first use. `addresses` in the order of the shards' indices, not empty.
+  ShardGroup(uint64_t epoch, std::vector<std::string> addresses);
+  ~ShardGroup();
+  ShardGroup(const ShardGroup&) = delete;
+  ShardGroup& operator=(const ShardGroup&) = delete;
+
+  uint64_t epoch() const { return epoch_; }
+  size_t size() const { return addresses_.size(); }
+
+  // Says which blocks there are and which shard holds which; before any call below. `blocks` outlives the group.
+  void Place(const blocks::BlockTable* blocks, const v1::OptimizerSpec& optimizer);
+
+  // Ends all calls, now and from now on.
+  void Cancel();
+
+  // ---- for workers ----
+  // Streams the weights of all blocks at `version` in the table's order to `sink`, from a thread a shard; waits for the
+  // version while it lies ahead. The weights are little-endian f32, of the block's size; `weights` is good during the
+  // call.
+  absl::Status Pull(uint64_t version,
+                    absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights,
+                                                   const blocks::Coding& coding)> sink);
+  // Starts pushing what `unit` adds to the step after `version`.
+  std::unique_ptr<GradientPush> Push(uint64_t version, uint32_t unit);
+  // Loads every block at `version`: `source` fills in weights, and state and coding if there are any; it is called from
+  // a thread a shard. Also for the coordinator.
+  absl::Status Load(uint64_t version,
+                    absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source);
+
+  // ---- for the coordinator ----
+  // `request`: everything but epoch, shard_index and shard_count.
+  absl::Status Configure(const v1::ConfigureRequest& request);
+  // The squared gradient norms of all blocks, by block index, and the count of clipped values.
+  struct BlockNorms {
+    std::vector<double> squared;
+    uint64_t saturated = 0;
+  };
+  absl::StatusOr<BlockNorms> Norms(uint64_t version);
+  // Returns the learning rate used.
+  absl::StatusOr<double> Commit(uint64_t version, float clip_factor);
+  // Returns once every shard holds `version`.
+  absl::StatusOr<std::unique_ptr<ShardSnapshot>> Snapshot(uint64_t version);
+
+ private:
+  struct Shard;
+  class Pusher;
+  class Cut;
+
+  // Calls each shard on a thread of its own and returns the first error, after cancelling the others.
+  absl::Status OnEach(absl::FunctionRef<absl::Status(Shard&)> call);
+
+  const uint64_t epoch_;
+  const std::vector<std::string> addresses_;
+  const blocks::BlockTable* blocks_ = nullptr;
+  std::vector<std::unique_ptr<Shard>> shards_;
+  std::vector<uint32_t> shard_of_;  // by block
+};
+
+}  // namespace millrace::client
