@@ -238,11 +238,25 @@ absl::Status JobRun::PrepareText() {
     job->set_directory(directory_);
     job->clear_error();
   }));
-  if (text::TokenStore::Open(data).ok()) return absl::OkStatus();  // prepared by an earlier run
+  const absl::Status prepared = text::TokenStore::Open(data).status();
+  if (prepared.ok()) return absl::OkStatus();  // by an earlier run
+  if (!absl::IsNotFound(prepared)) {
+    Tell(Severity::kWarning, absl::StrCat("the token store is damaged and is made again: ", prepared.message()));
+    std::error_code ignored;
+    std::filesystem::remove_all(data, ignored);
+  }
   MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec_, base_directory_, data));
   v1::JobEvent event;
   v1::DataEvent& about = *event.mutable_data();
   about.set_documents(report.documents);
+  about.set_duplicates(report.duplicates);
+  about.set_skipped(report.skipped);
+  about.set_train_bytes(report.train_bytes);
+  about.set_held_out_bytes(report.held_out_bytes);
+  about.set_train_tokens(report.train_tokens);
+  about.set_held_out_tokens(report.held_out_tokens);
+  about.set_vocab_size(report.vocab_size);
+  for (const std::string& skip : report.skips) about.add_skips(skip);
   parts_.book->Append(id_, std::move(event));
   return absl::OkStatus();
 }

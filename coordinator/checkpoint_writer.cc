@@ -1,0 +1,209 @@
+#include "coordinator/checkpoint_writer.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "common/checksum.h"
+#include "common/files.h"
+#include "common/safetensors.h"
+#include "common/status.h"
+
+namespace millrace::coordinator {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr size_t kPiece = 1 << 20;
+
+absl::Status WriteAt(int file, const std::string& path, absl::string_view bytes, uint64_t offset) {
+  while (!bytes.empty()) {
+    const ssize_t written = pwrite(file, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return ErrnoStatus(errno, "write", path);
+    bytes.remove_prefix(static_cast<size_t>(written));
+    offset += static_cast<uint64_t>(written);
+  }
+  return absl::OkStatus();
+}
+
+std::string TensorName(uint32_t block) { return absl::StrCat("block.", block, ".state"); }
+
+// Sums and sizes of a whole file, read back from the page cache.
+absl::StatusOr<CheckpointManifest::FileSum> SumUp(const std::string& directory, const std::string& name) {
+  MILLRACE_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(absl::StrCat(directory, "/", name)));
+  return CheckpointManifest::FileSum{name, file.bytes().size(), Sha256Hex(file.bytes())};
+}
+
+}  // namespace
+
+struct CheckpointWriter::Impl {
+  std::string directory;
+  const blocks::BlockTable* blocks = nullptr;
+  CheckpointManifest manifest;
+  std::vector<std::string> side_files;
+  SafetensorsHeader model;
+  int model_file = -1;
+  bool finished = false;
+
+  absl::Mutex mutex;
+  // By block; the state of a model fits in memory no worse than the model, and its size is known only now.
+  std::vector<std::string> states ABSL_GUARDED_BY(mutex);
+  std::vector<int64_t> codings ABSL_GUARDED_BY(mutex);  // [blocks, 2]
+  std::vector<bool> there ABSL_GUARDED_BY(mutex);
+  size_t missing ABSL_GUARDED_BY(mutex) = 0;
+
+  ~Impl() {
+    if (model_file >= 0) close(model_file);
+    std::error_code ignored;
+    if (!finished && !directory.empty()) fs::remove_all(directory, ignored);
+  }
+  std::string Path(absl::string_view name) const { return absl::StrCat(directory, "/", name); }
+
+  absl::Status WriteOptimizer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+};
+
+CheckpointWriter::CheckpointWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+CheckpointWriter::~CheckpointWriter() = default;
+
+absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
+    const std::string& directory, const blocks::BlockTable* blocks, CheckpointManifest manifest,
+    const std::map<std::string, std::string>& side_files) {
+  auto impl = std::make_unique<Impl>();
+  std::error_code ignored;
+  fs::remove_all(directory, ignored);
+  MILLRACE_RETURN_IF_ERROR(MakeDirectories(directory));
+  impl->directory = directory;
+  impl->blocks = blocks;
+  impl->manifest = std::move(manifest);
+  impl->manifest.parameters = static_cast<uint64_t>(blocks->parameters());
+  for (const auto& [name, text] : side_files) {
+    MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(impl->Path(name), text));
+    impl->side_files.push_back(name);
+  }
+  for (const blocks::TensorInfo& tensor : blocks->tensors()) {
+    impl->model.tensors.push_back({tensor.name, "F32", tensor.shape});
+  }
+  impl->model.metadata["format"] = "pt";  // transformers asks for it
+  const std::string start = LayOutSafetensors(&impl->model);
+  const std::string path = impl->Path(kModelFile);
+  impl->model_file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (impl->model_file < 0) return ErrnoStatus(errno, "write", path);
+  const int reserved = posix_fallocate(impl->model_file, 0,
+                                       static_cast<off_t>(impl->model.data_offset + impl->model.data_bytes));
+  if (reserved != 0) return ErrnoStatus(reserved, "write", path);
+  MILLRACE_RETURN_IF_ERROR(WriteAt(impl->model_file, path, start, 0));
+  {
+    absl::MutexLock lock(&impl->mutex);
+    impl->states.resize(blocks->blocks().size());
+    impl->codings.resize(2 * blocks->blocks().size());
+    impl->there.resize(blocks->blocks().size());
+    impl->missing = blocks->blocks().size();
+  }
+  return std::unique_ptr<CheckpointWriter>(new CheckpointWriter(std::move(impl)));
+}
+
+absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
+  const auto all = impl_->blocks->blocks();
+  if (reply.block() >= all.size()) return absl::InternalError(absl::StrCat("there is no block ", reply.block()));
+  const blocks::Block& block = all[reply.block()];
+  const auto bytes = static_cast<size_t>(block.size) * sizeof(float);
+  // A state holds whole values, a few for each weight at most.
+  if (reply.weights().size() != bytes || reply.state().size() % sizeof(float) != 0 ||
+      reply.state().size() > 4 * bytes + 4096) {
+    return absl::InternalError(absl::StrCat("block ", impl_->blocks->Name(block), " came with ",
+                                            reply.weights().size(), " bytes of weights and ", reply.state().size(),
+                                            " of state"));
+  }
+  {
+    absl::MutexLock lock(&impl_->mutex);
+    if (impl_->there[reply.block()]) {
+      return absl::InternalError(absl::StrCat("block ", impl_->blocks->Name(block), " came twice"));
+    }
+    impl_->there[reply.block()] = true;
+    impl_->states[reply.block()] = reply.state();
+    impl_->codings[2 * size_t{reply.block()}] = reply.coding().bits();
+    impl_->codings[2 * size_t{reply.block()} + 1] = reply.coding().exponent();
+  }
+  const SafetensorsEntry& entry = impl_->model.tensors[block.tensor];
+  MILLRACE_RETURN_IF_ERROR(WriteAt(
+      impl_->model_file, impl_->Path(kModelFile), reply.weights(),
+      impl_->model.data_offset + entry.begin + static_cast<uint64_t>(block.begin) * sizeof(float)));
+  absl::MutexLock lock(&impl_->mutex);
+  --impl_->missing;
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointWriter::Impl::WriteOptimizer() {
+  SafetensorsHeader header;
+  for (uint32_t block = 0; block < states.size(); ++block) {
+    if (states[block].empty()) continue;
+    header.tensors.push_back({TensorName(block), "F32", {static_cast<int64_t>(states[block].size() / sizeof(float))}});
+  }
+  header.tensors.push_back({"codings", "I64", {static_cast<int64_t>(states.size()), 2}});
+  const std::string start = LayOutSafetensors(&header);
+  const std::string path = Path(kOptimizerFile);
+  const int file = open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file < 0) return ErrnoStatus(errno, "write", path);
+  absl::Status status = WriteAt(file, path, start, 0);
+  size_t next = 0;
+  for (uint32_t block = 0; status.ok() && block < states.size(); ++block) {
+    if (states[block].empty()) continue;
+    status = WriteAt(file, path, states[block], header.data_offset + header.tensors[next++].begin);
+  }
+  if (status.ok()) {
+    status = WriteAt(file, path,
+                     {reinterpret_cast<const char*>(codings.data()), codings.size() * sizeof(int64_t)},
+                     header.data_offset + header.tensors[next].begin);
+  }
+  if (status.ok() && fsync(file) != 0) status = ErrnoStatus(errno, "write", path);
+  close(file);
+  states.clear();
+  return status;
+}
+
+absl::StatusOr<CheckpointManifest> CheckpointWriter::Finish() {
+  {
+    absl::MutexLock lock(&impl_->mutex);
+    if (impl_->missing > 0) return absl::InternalError(absl::StrCat(impl_->missing, " blocks of the model are missing"));
+    MILLRACE_RETURN_IF_ERROR(impl_->WriteOptimizer());
+  }
+  if (fsync(impl_->model_file) != 0) return ErrnoStatus(errno, "write", impl_->Path(kModelFile));
+  CheckpointManifest& manifest = impl_->manifest;
+  {
+    MILLRACE_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(impl_->Path(kModelFile)));
+    const absl::string_view data = file.bytes().substr(impl_->model.data_offset);
+    std::vector<const SafetensorsEntry*> by_name;
+    for (const SafetensorsEntry& entry : impl_->model.tensors) {
+      manifest.tensors.push_back({entry.name, Sha256Hex(data.substr(entry.begin, entry.end - entry.begin))});
+      by_name.push_back(&entry);
+    }
+    std::sort(by_name.begin(), by_name.end(), [](const auto* a, const auto* b) { return a->name < b->name; });
+    Sha256 digest;
+    for (const SafetensorsEntry* entry : by_name) {
+      digest.Update(entry->name).Update(absl::string_view("\0", 1));
+      digest.Update(data.substr(entry->begin, entry->end - entry->begin));
+    }
+    manifest.digest = digest.HexDigest();
+  }
+  std::vector<std::string> names = {kModelFile, kOptimizerFile};
+  names.insert(names.end(), impl_->side_files.begin(), impl_->side_files.end());
+  for (const std::string& name : names) {
+    MILLRACE_ASSIGN_OR_RETURN(CheckpointManifest::FileSum sum, SumUp(impl_->directory, name));
+    manifest.files.push_back(std::move(sum));
+  }
+  MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(impl_->Path(kManifestFile), PrintManifest(manifest)));
+  impl_->finished = true;
+  return manifest;
+}
+
+}  // namespace millrace::coordinator

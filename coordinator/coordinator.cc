@@ -1,0 +1,192 @@
+#include "coordinator/coordinator.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/files.h"
+#include "common/grpc_server.h"
+#include "common/log.h"
+#include "common/metrics.h"
+#include "common/status.h"
+#include "coordinator/cluster_service.h"
+#include "coordinator/coordinator_metrics.h"
+#include "coordinator/job_book.h"
+#include "coordinator/job_queue.h"
+#include "coordinator/job_runner.h"
+#include "coordinator/job_store.h"
+#include "coordinator/jobs_service.h"
+#include "coordinator/members.h"
+#include "coordinator/remote_fleet.h"
+#include "coordinator/work_board.h"
+
+namespace millrace::coordinator {
+namespace {
+
+// How often overdue leases, silent members and events to be written are looked for.
+constexpr absl::Duration kTick = absl::Milliseconds(100);
+constexpr absl::Duration kFlush = absl::Seconds(1);
+constexpr absl::Duration kGrace = absl::Seconds(2);
+
+// Held by one coordinator a directory, as long as its process lives.
+class DirectoryLock {
+ public:
+  static absl::StatusOr<std::unique_ptr<DirectoryLock>> Take(const std::string& directory) {
+    const std::string path = absl::StrCat(directory, "/coordinator.lock");
+    const int file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (file < 0) return ErrnoStatus(errno, "write", path);
+    std::unique_ptr<DirectoryLock> lock(new DirectoryLock(file));
+    if (flock(file, LOCK_EX | LOCK_NB) != 0) {
+      return absl::FailedPreconditionError(absl::StrCat("another coordinator works in ", directory));
+    }
+    return lock;
+  }
+  ~DirectoryLock() { close(file_); }
+
+ private:
+  explicit DirectoryLock(int file) : file_(file) {}
+  const int file_;
+};
+
+class Coordinator {
+ public:
+  explicit Coordinator(const CoordinatorOptions& options)
+      : options_(options), metrics_(&registry_), members_(MembersOptions()) {}
+
+  absl::Status Run() {
+    MILLRACE_RETURN_IF_ERROR(MakeDirectories(directory_));
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<DirectoryLock> lock, DirectoryLock::Take(directory_));
+    MILLRACE_ASSIGN_OR_RETURN(store_, JobStore::Open(absl::StrCat(directory_, "/coordinator.sqlite")));
+    MILLRACE_ASSIGN_OR_RETURN(book_, JobBook::Open(store_.get()));
+    MILLRACE_RETURN_IF_ERROR(registry_.Serve(options_.metrics_listen));
+
+    JobQueue queue(
+        directory_, book_.get(),
+        [this](const StoredJob& job, const JobControl& control) { return RunJob(job, Parts(), control); },
+        [this] {
+          members_.Wake();
+          board_.Wake();
+        });
+    ClusterService cluster(&members_, &board_, options_.units_per_call);
+    cluster_ = &cluster;
+    JobsService jobs(directory_, &queue, book_.get());
+    GrpcServerOptions serving;
+    serving.listen = options_.listen;
+    serving.address_file = options_.address_file;
+    serving.services = {&cluster, &jobs};
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
+    Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
+
+    absl::Notification ended;
+    std::thread ticker([&] { Tick(&ended); });
+    std::thread stopper([&] {
+      options_.stop->WaitForNotification();
+      queue.Stop();
+    });
+    queue.Run();
+    jobs.Close();
+    cluster.Close();
+    server->Shutdown(kGrace);
+    ended.Notify();
+    ticker.join();
+    stopper.join();
+    return Annotate(book_->Flush(), "writing the last events");
+  }
+
+ private:
+  Members::Options MembersOptions() {
+    Members::Options options;
+    options.worker_conformance_digest = options_.worker_conformance_digest;
+    options.shard_conformance_digest = options_.shard_conformance_digest;
+    options.heartbeat = options_.heartbeat;
+    options.lease = options_.lease;
+    options.on_join = [this](const Member& member) {
+      if (member.role == v1::WORKER) board_.Admit(member.id);
+      Log(Severity::kInfo, "joined",
+          {{"member", member.id}, {"name", member.name}, {"address", member.address}, {"processor", member.processor},
+           {"threads", member.threads}});
+    };
+    options.on_loss = [this](const Member& member, absl::string_view why) {
+      Log(Severity::kInfo, "gone", {{"member", member.id}, {"name", member.name}, {"why", why}});
+      if (member.role == v1::WORKER) {
+        board_.Dismiss(member.id);
+      } else {
+        fleets_.Lose(member.address);
+      }
+      // The runner looks whether it can go on.
+      board_.Wake();
+    };
+    return options;
+  }
+
+  RunnerParts Parts() {
+    RunnerParts parts;
+    parts.directory = directory_;
+    parts.shards = options_.shards;
+    parts.book = book_.get();
+    parts.store = store_.get();
+    parts.members = &members_;
+    parts.board = &board_;
+    parts.connect = [this](uint64_t epoch, const std::vector<std::string>& addresses) {
+      return fleets_.Connect(epoch, addresses);
+    };
+    parts.announce = [this](uint64_t epoch) { cluster_->Announce(epoch); };
+    parts.metrics = &metrics_;
+    return parts;
+  }
+
+  // Until `ended`: what only time tells.
+  void Tick(const absl::Notification* ended) {
+    absl::Time next_flush = absl::Now() + kFlush;
+    while (!ended->WaitForNotificationWithTimeout(kTick)) {
+      const absl::Time now = absl::Now();
+      for (const std::string& id : members_.Expire(now)) cluster_->Dismiss(id, "silent for longer than its lease");
+      board_.Tick();
+      if (now < next_flush) continue;
+      next_flush = now + kFlush;
+      if (const absl::Status flushed = book_->Flush(); !flushed.ok()) {
+        Log(Severity::kError, "events could not be written", {{"error", std::string(flushed.message())}});
+      }
+      CountUp();
+    }
+  }
+
+  void CountUp() {
+    metrics_.workers->Set(static_cast<double>(members_.Living(v1::WORKER).size()));
+    metrics_.shards->Set(static_cast<double>(members_.Living(v1::SHARD).size()));
+    double queued = 0;
+    for (const v1::Job& job : book_->List()) queued += job.state() == v1::Job::QUEUED;
+    metrics_.jobs_queued->Set(queued);
+    const WorkBoard::Counts counts = board_.counts();
+    metrics_.units_accepted->Set(static_cast<double>(counts.accepted));
+    metrics_.units_repeated->Set(static_cast<double>(counts.repeated));
+    metrics_.units_stale->Set(static_cast<double>(counts.stale));
+    metrics_.units_failed->Set(static_cast<double>(counts.failed));
+    metrics_.units_freed->Set(static_cast<double>(counts.freed));
+  }
+
+  const CoordinatorOptions options_;
+  const std::string directory_ = std::filesystem::absolute(options_.directory).lexically_normal().string();
+  Metrics registry_;
+  CoordinatorMetrics metrics_;
+  WorkBoard board_;
+  RemoteFleets fleets_;
+  Members members_;
+  std::unique_ptr<JobStore> store_;
+  std::unique_ptr<JobBook> book_;
+  ClusterService* cluster_ = nullptr;
+};
+
+}  // namespace
+
+absl::Status RunCoordinator(const CoordinatorOptions& options) { return Coordinator(options).Run(); }
+
+}  // namespace millrace::coordinator

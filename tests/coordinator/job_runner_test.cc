@@ -1,0 +1,503 @@
+#include "coordinator/job_runner.h"
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <thread>
+
+#include "common/job_file.h"
+#include "coordinator/checkpoint_shelf.h"
+#include "coordinator/simulated_cluster.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace millrace::coordinator {
+namespace {
+
+using testing::Contains;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using Kind = JobOutcome::Kind;
+
+namespace fs = std::filesystem;
+
+// One coordinator's life after another on the same directory, without a network.
+class JobRunnerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = fs::path(testing::TempDir()) / absl::StrCat("runner-", testing::UnitTest::GetInstance()
+                                                                            ->current_test_info()
+                                                                            ->name());
+    fs::remove_all(directory_);
+    fs::create_directories(directory_ / "jobs" / "tiny");
+    std::ofstream text(directory_ / "text.txt");
+    for (int i = 0; i < 400; ++i) text << "Line " << i * 7919 % 1000 << " of the corpus says little.\n\n";
+    text.close();
+    Start();
+  }
+  void TearDown() override {
+    Kill();
+    fs::remove_all(directory_);
+  }
+
+  void Start() {
+    auto store = JobStore::Open(directory_ / "coordinator.sqlite");
+    ASSERT_TRUE(store.ok()) << store.status();
+    store_ = *std::move(store);
+    book_ = *JobBook::Open(store_.get());
+    board_ = std::make_unique<WorkBoard>();
+    members_ = std::make_unique<Members>(Members::Options{
+        .on_join =
+            [this](const Member& member) {
+              if (member.role == v1::WORKER) board_->Admit(member.id);
+            },
+        .on_loss =
+            [this](const Member& member, absl::string_view) {
+              member.role == v1::WORKER ? board_->Dismiss(member.id) : board_->Wake();
+            }});
+    JoinShard();
+  }
+  void Kill() {
+    workers_.clear();
+    members_.reset();
+    board_.reset();
+    book_.reset();
+    store_.reset();
+  }
+  void JoinShard() {
+    v1::JoinRequest request;
+    request.set_role(v1::SHARD);
+    request.set_name("s-1");
+    request.set_address("simulated");
+    shard_ = members_->Join(request, absl::Now())->member_id();
+  }
+  void AddWorker(SimulatedWorker::Script script = nullptr) {
+    workers_.push_back(std::make_unique<SimulatedWorker>(absl::StrCat("w-", ++worker_names_), members_.get(),
+                                                         board_.get(), &shards_, std::move(script)));
+  }
+
+  // A job of `max_steps` steps with 3 units each, evaluated every 5.
+  v1::JobSpec Spec(uint64_t max_steps, std::vector<std::string> more = {}) {
+    more.push_back(absl::StrCat("phases.0.stop.max_steps=", max_steps));
+    const auto spec = ParseJob(absl::StrCat(R"(
+name: tiny
+data: {sources: [{path: text.txt}], held_out: 0.1, split: {order: file}}
+tokenizer: {type: char}
+model: {family: gpt2, layers: 1, hidden_size: 8, heads: 1, context: 8}
+phases:
+  - name: pretrain
+    global_batch: 6
+    microbatch: 2
+    evaluate: {every_steps: 5, max_tokens: 200}
+    stop: {max_steps: 20}
+)"),
+                               "tiny.yaml", more);
+    EXPECT_TRUE(spec.ok()) << spec.status();
+    return *spec;
+  }
+  void Submit(const v1::JobSpec& spec) {
+    StoredJob job;
+    *job.job.mutable_spec() = spec;
+    job.base_directory = directory_;
+    ASSERT_TRUE(book_->Add(job).ok());
+    std::ofstream(directory_ / "jobs" / "tiny" / "job.json") << "{}";
+  }
+
+  absl::StatusOr<JobOutcome> Run() {
+    RunnerParts parts;
+    parts.directory = directory_;
+    parts.book = book_.get();
+    parts.store = store_.get();
+    parts.members = members_.get();
+    parts.board = board_.get();
+    parts.connect = [this](uint64_t epoch, const std::vector<std::string>&) { return shards_.Connect(epoch); };
+    parts.announce = [](uint64_t) {};
+    parts.metrics = &metrics_;
+    control_ = std::make_unique<JobControl>([this] {
+      members_->Wake();
+      board_->Wake();
+    });
+    return RunJob(*book_->GetStored("tiny"), parts, *control_);
+  }
+
+  std::vector<v1::JobEvent> Events() {
+    auto events = book_->Read("tiny", 0, 100'000);
+    EXPECT_TRUE(events.ok());
+    return *events;
+  }
+  std::vector<uint64_t> EvaluatedSteps() {
+    std::vector<uint64_t> steps;
+    for (const v1::JobEvent& event : Events()) {
+      if (event.has_evaluation()) steps.push_back(event.evaluation().step());
+    }
+    return steps;
+  }
+  std::vector<std::string> Texts() {
+    std::vector<std::string> texts;
+    for (const v1::JobEvent& event : Events()) {
+      if (event.has_log()) texts.push_back(event.log().text());
+    }
+    return texts;
+  }
+  std::vector<std::string> OnShelf() {
+    std::vector<std::string> names;
+    for (const ShelfEntry& entry : Shelf().List()) names.push_back(entry.name);
+    return names;
+  }
+  CheckpointShelf Shelf() { return CheckpointShelf(directory_ / "jobs" / "tiny"); }
+  std::string LastDigest() {
+    const auto last = Shelf().Find("last");
+    EXPECT_TRUE(last.ok()) << last.status();
+    return last.ok() ? last->manifest.digest : "";
+  }
+  std::string Link(const char* name) {
+    return fs::read_symlink(directory_ / "jobs" / "tiny" / "checkpoints" / name).string();
+  }
+  // The digest that an undisturbed run gives, found in a directory of its own.
+  std::string UndisturbedDigest(const v1::JobSpec& spec) {
+    JobRunnerTest::Fresh fresh(this);
+    Submit(spec);
+    AddWorker();
+    const auto outcome = Run();
+    EXPECT_TRUE(outcome.ok()) << outcome.status();
+    return LastDigest();
+  }
+  class Fresh {
+   public:
+    explicit Fresh(JobRunnerTest* test) : test_(test), kept_(test->directory_) {
+      test_->Kill();
+      test_->directory_ = kept_.string() + "-undisturbed";
+      fs::remove_all(test_->directory_);
+      fs::create_directories(test_->directory_ / "jobs" / "tiny");
+      fs::copy(kept_ / "text.txt", test_->directory_ / "text.txt");
+      test_->Start();
+    }
+    ~Fresh() {
+      test_->Kill();
+      fs::remove_all(test_->directory_);
+      test_->directory_ = kept_;
+      test_->Start();
+    }
+
+   private:
+    JobRunnerTest* const test_;
+    const fs::path kept_;
+  };
+
+  fs::path directory_;
+  std::unique_ptr<JobStore> store_;
+  std::unique_ptr<JobBook> book_;
+  std::unique_ptr<WorkBoard> board_;
+  std::unique_ptr<Members> members_;
+  std::string shard_;
+  SimulatedShards shards_;
+  Metrics registry_;
+  CoordinatorMetrics metrics_{&registry_};
+  std::unique_ptr<JobControl> control_;
+  std::vector<std::unique_ptr<SimulatedWorker>> workers_;
+  int worker_names_ = 0;
+};
+
+TEST_F(JobRunnerTest, AJobRunsFromTextToItsLastCheckpoint) {
+  Submit(Spec(12));
+  AddWorker();
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->kind, Kind::kSucceeded);
+  EXPECT_EQ(outcome->stop_reason, "max_steps");
+  EXPECT_EQ(shards_.commits, 12);
+  EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 12));
+  EXPECT_EQ(book_->Get("tiny")->step(), 12u);
+  const auto last = Shelf().Find("last");
+  ASSERT_TRUE(last.ok());
+  EXPECT_EQ(last->name, "pretrain-12");
+  EXPECT_EQ(Link("last"), "pretrain-12");
+  EXPECT_FALSE(Link("best").empty());
+  for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json",
+                           "manifest.json"}) {
+    EXPECT_TRUE(fs::exists(fs::path(last->directory) / file)) << file;
+  }
+  bool data = false;
+  std::vector<uint64_t> checkpoints;
+  for (const v1::JobEvent& event : Events()) {
+    data |= event.has_data() && event.data().train_tokens() > 1000 && event.data().vocab_size() > 10;
+    if (event.has_checkpoint()) checkpoints.push_back(event.checkpoint().step());
+  }
+  EXPECT_TRUE(data);
+  EXPECT_THAT(checkpoints, ElementsAre(5, 10, 12));
+}
+
+TEST_F(JobRunnerTest, WorkersThatComeAndDieChangeNothing) {
+  const v1::JobSpec spec = Spec(23);
+  const std::string digest = UndisturbedDigest(spec);
+  Submit(spec);
+  int left = 10;
+  AddWorker([&](const v1::WorkUnit&, v1::WorkResult*) { return --left > 0; });  // dies holding a unit
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult* result) {
+    if (unit.version() == 3 && !result->failed() && unit.unit() == 0) {  // has trouble, and gets over it
+      static std::atomic<int> times = 0;
+      if (++times < 3) {
+        result->set_failed(true);
+        result->set_retryable(true);
+      }
+    }
+    return true;
+  });
+  AddWorker();
+  std::thread ticker([&, until = absl::Now() + absl::Seconds(60)] {
+    while (control_ == nullptr || absl::Now() < until) {
+      if (book_->Get("tiny")->step() >= 23) return;
+      board_->Tick();
+      std::this_thread::yield();
+    }
+  });
+  const auto outcome = Run();
+  ticker.join();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(LastDigest(), digest);
+  EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20, 23));
+}
+
+TEST_F(JobRunnerTest, ALostShardBringsTheRunBackToTheLastCheckpointAndTheSameEnd) {
+  const v1::JobSpec spec = Spec(20);
+  const std::string digest = UndisturbedDigest(spec);
+  Submit(spec);
+  shards_.configured = 0;
+  std::atomic<bool> killed = false;
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
+    if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 13 && !killed.exchange(true)) {
+      shards_.Kill();
+      members_->Remove(shard_, "killed");
+      shards_.Revive();
+      JoinShard();  // a replacement
+    }
+    return true;
+  });
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(shards_.configured, 2);
+  EXPECT_EQ(LastDigest(), digest);
+  EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20));
+  EXPECT_THAT(Texts(), Contains(HasSubstr("shard was lost")));
+  EXPECT_THAT(Texts(), Contains(HasSubstr("goes on from checkpoint pretrain-10")));
+  std::set<uint64_t> steps;
+  for (const v1::JobEvent& event : Events()) {
+    if (event.has_step()) {
+      EXPECT_TRUE(steps.insert(event.step().step()).second) << event.step().step();
+    }
+  }
+}
+
+TEST_F(JobRunnerTest, AShardLostBeforeTheFirstCheckpointMeansNewWeights) {
+  const v1::JobSpec spec = Spec(9);
+  const std::string digest = UndisturbedDigest(spec);
+  Submit(spec);
+  std::atomic<bool> killed = false;
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
+    if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 3 && !killed.exchange(true)) {
+      shards_.Kill();
+      members_->Remove(shard_, "killed");
+      shards_.Revive();
+      JoinShard();
+    }
+    return true;
+  });
+  ASSERT_TRUE(Run().ok());
+  EXPECT_EQ(LastDigest(), digest);
+}
+
+TEST_F(JobRunnerTest, AShardThatDoesNotAnswerIsWaitedFor) {
+  Submit(Spec(6));
+  AddWorker();
+  shards_.fail_commits = true;
+  std::thread repair([&] {
+    while (shards_.configured < 3) std::this_thread::yield();
+    shards_.fail_commits = false;
+  });
+  const auto outcome = Run();
+  repair.join();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_THAT(Texts(), Contains(HasSubstr("shard s-1 does not answer")));
+}
+
+TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
+  const v1::JobSpec spec = Spec(20);
+  const std::string digest = UndisturbedDigest(spec);
+  Submit(spec);
+  const auto ask_at = [&](uint64_t version, Wish wish) {
+    return [this, version, wish](const v1::WorkUnit& unit, v1::WorkResult*) {
+      if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == version) control_->Ask(wish);
+      return true;
+    };
+  };
+  // Stopped by a signal: checkpoints where it is.
+  AddWorker(ask_at(7, Wish::kStop));
+  auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->kind, Kind::kStopped);
+  EXPECT_THAT(OnShelf(), ElementsAre("pretrain-5", "pretrain-7"));
+  Kill();
+  Start();
+  // Killed: nothing is written at its end, as with a job that is cancelled.
+  AddWorker(ask_at(14, Wish::kCancel));
+  outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->kind, Kind::kCancelled);
+  EXPECT_THAT(OnShelf(), Contains("pretrain-10"));
+  EXPECT_THAT(OnShelf(), testing::Not(Contains("pretrain-14")));
+  Kill();
+  Start();
+  AddWorker();
+  outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->kind, Kind::kSucceeded);
+  EXPECT_EQ(LastDigest(), digest);
+  EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20));
+  // Run again, a finished job has nothing to do, and needs nobody.
+  Kill();
+  Start();
+  outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->stop_reason, "max_steps");
+}
+
+TEST_F(JobRunnerTest, APausedJobFinishesItsStepAndResumesBitIdentically) {
+  const v1::JobSpec spec = Spec(20);
+  const std::string digest = UndisturbedDigest(spec);
+  Submit(spec);
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
+    if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 12) control_->Ask(Wish::kPause);
+    return true;
+  });
+  auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->kind, Kind::kPaused);
+  EXPECT_THAT(OnShelf(), Contains("pretrain-13"));
+  workers_.clear();
+  AddWorker();
+  outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->kind, Kind::kSucceeded);
+  EXPECT_EQ(LastDigest(), digest);
+}
+
+TEST_F(JobRunnerTest, PauseAndCancelWorkWhileNobodyIsThere) {
+  Submit(Spec(20));
+  for (const auto& [wish, kind] : {std::pair{Wish::kPause, Kind::kPaused}, std::pair{Wish::kCancel, Kind::kCancelled},
+                                   std::pair{Wish::kStop, Kind::kStopped}}) {
+    std::thread user([&, wish = wish] {
+      // Until Run has made its control and reached its waiting, Ask is repeated by the state's event.
+      book_->AwaitEvent("tiny", book_->Read("tiny", 0, 100'000)->back().sequence(), absl::InfiniteFuture());
+      control_->Ask(wish);
+    });
+    const auto outcome = Run();
+    user.join();
+    ASSERT_TRUE(outcome.ok()) << outcome.status();
+    EXPECT_EQ(outcome->kind, kind);
+  }
+}
+
+TEST_F(JobRunnerTest, PatienceEndsThePhaseAndTheBestIsKept) {
+  // Held-out losses by evaluation: the third is the best; three more without a better one end it.
+  Submit(Spec(100, {"phases.0.stop.patience=3", "phases.0.checkpoint.keep=1"}));
+  const std::map<uint64_t, double> losses = {{5, 3.0}, {10, 2.5}, {15, 2.0}, {20, 2.2}, {25, 2.1}, {30, 2.05}};
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult* result) {
+    if (unit.kind() == v1::WorkUnit::EVALUATE) {
+      result->set_loss_sum(losses.at(unit.version()) * static_cast<double>(result->predictions()));
+    }
+    return true;
+  });
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->stop_reason, "patience");
+  EXPECT_EQ(shards_.commits, 30);
+  EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20, 25, 30));
+  EXPECT_EQ(Link("best"), "pretrain-15");
+  EXPECT_EQ(Link("last"), "pretrain-30");
+  EXPECT_THAT(OnShelf(), ElementsAre("pretrain-15", "pretrain-25", "pretrain-30"));
+  EXPECT_EQ(book_->Get("tiny")->best_step(), 15u);
+}
+
+TEST_F(JobRunnerTest, TheBestIsCheckpointedEvenWhereNoCheckpointIsDue) {
+  Submit(Spec(20, {"phases.0.checkpoint.every_steps=100"}));
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult* result) {
+    if (unit.kind() == v1::WorkUnit::EVALUATE) {
+      result->set_loss_sum((unit.version() == 10 ? 1.0 : 2.0) * static_cast<double>(result->predictions()));
+    }
+    return true;
+  });
+  ASSERT_TRUE(Run().ok());
+  EXPECT_THAT(OnShelf(), ElementsAre("pretrain-5", "pretrain-10", "pretrain-20"));
+  EXPECT_EQ(Link("best"), "pretrain-10");
+}
+
+TEST_F(JobRunnerTest, ALossThatIsNotFiniteEndsTheJobNamingTheStep) {
+  Submit(Spec(20));
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult* result) {
+    if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 7) result->set_loss_sum(std::nan(""));
+    return true;
+  });
+  const auto outcome = Run();
+  EXPECT_THAT(outcome.status().message(), HasSubstr("loss is not finite at step 8 of phase pretrain"));
+  EXPECT_THAT(OnShelf(), ElementsAre("pretrain-5"));
+}
+
+TEST_F(JobRunnerTest, ADamagedCheckpointIsSetAsideWithItsTensorNamedAndTheOneBeforeUsed) {
+  const v1::JobSpec spec = Spec(20);
+  const std::string digest = UndisturbedDigest(spec);
+  Submit(spec);
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
+    if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 12) control_->Ask(Wish::kPause);
+    return true;
+  });
+  ASSERT_TRUE(Run().ok());
+  const fs::path file = directory_ / "jobs" / "tiny" / "checkpoints" / "pretrain-13" / "model.safetensors";
+  std::fstream model(file, std::ios::in | std::ios::out | std::ios::binary);
+  model.seekg(-4, std::ios::end);
+  const char flipped = static_cast<char>(model.peek() ^ 0x10);
+  model.seekp(-4, std::ios::end);
+  model.put(flipped);
+  model.close();
+  workers_.clear();
+  AddWorker();
+  ASSERT_TRUE(Run().ok());
+  EXPECT_THAT(Texts(), Contains(testing::AllOf(HasSubstr("pretrain-13 is damaged"), HasSubstr("head.weight"))));
+  EXPECT_THAT(Texts(), Contains(HasSubstr("goes on from checkpoint pretrain-10")));
+  EXPECT_EQ(LastDigest(), digest);
+}
+
+TEST_F(JobRunnerTest, TheSecondPhaseStartsFromTheBestOfTheFirst) {
+  v1::JobSpec spec = Spec(10);
+  *spec.add_phases() = spec.phases(0);
+  spec.mutable_phases(1)->set_name("more");
+  Submit(spec);
+  std::vector<uint64_t> versions;
+  std::atomic<bool> second = false;
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
+    if (unit.context().phase() == "more" && unit.kind() != v1::WorkUnit::PLAN) second = true;
+    if (unit.context().phase() == "more") {
+      EXPECT_NE(unit.kind(), v1::WorkUnit::INITIALIZE);
+    }
+    return true;
+  });
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_TRUE(second);
+  EXPECT_EQ(Link("last"), "more-10");
+  EXPECT_EQ(shards_.commits, 20);
+  EXPECT_THAT(Texts(), Contains(HasSubstr("phase more starts from checkpoint pretrain-")));
+}
+
+TEST_F(JobRunnerTest, MissingTextIsAClearError) {
+  v1::JobSpec spec = Spec(5);
+  spec.mutable_data()->mutable_sources(0)->set_path("nowhere.txt");
+  Submit(spec);
+  AddWorker();
+  const auto outcome = Run();
+  EXPECT_FALSE(outcome.ok());
+  EXPECT_THAT(outcome.status().message(), HasSubstr("nowhere.txt"));
+}
+
+}  // namespace
+}  // namespace millrace::coordinator
