@@ -336,7 +336,8 @@ TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   auto outcome = Run();
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_EQ(outcome->kind, Kind::kStopped);
-  EXPECT_THAT(OnShelf(), ElementsAre("pretrain-5", "pretrain-7"));
+  // Step 8 may have been complete when the runner looked.
+  EXPECT_THAT(OnShelf(), testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
   Kill();
   Start();
   // Killed: nothing is written at its end, as with a job that is cancelled.
