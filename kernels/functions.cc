@@ -1,0 +1,147 @@
+#include "kernels/functions.h"
+
+#include <cstring>
+
+#include "kernels/compute.h"
+
+namespace millrace::kernels {
+namespace {
+
+constexpr float kGeluSlope = 0.797884561f;  // sqrt(2 / pi)
+constexpr float kGeluCubic = 0.044715f;
+
+inline float GeluArgument(float x) { return kGeluSlope * __builtin_fmaf(kGeluCubic * x * x, x, x); }
+
+}  // namespace
+
+void Exp(const float* x, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) y[i] = ExpOf(x[i]);
+}
+
+void Tanh(const float* x, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) y[i] = TanhOf(x[i]);
+}
+
+void Sigmoid(const float* x, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) y[i] = SigmoidOf(x[i]);
+}
+
+void Gelu(const float* x, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) {
+    const float half = 0.5f * x[i];
+    y[i] = __builtin_fmaf(half, TanhOf(GeluArgument(x[i])), half);
+  }
+}
+
+void GeluBackward(const float* x, const float* dy, float* dx, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) {
+    const float t = TanhOf(GeluArgument(x[i]));
+    const float slope = kGeluSlope * __builtin_fmaf(3.0f * kGeluCubic * x[i], x[i], 1.0f);
+    // d/dx [x/2 (1 + t)] = (1 + t)/2 + x/2 (1 - t^2) slope
+    const float derivative = __builtin_fmaf(0.5f * x[i] * (1.0f - t * t), slope, 0.5f * (1.0f + t));
+    dx[i] = dy[i] * derivative;
+  }
+}
+
+void SwiGlu(const float* gate, const float* up, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) y[i] = gate[i] * SigmoidOf(gate[i]) * up[i];
+}
+
+void SwiGluBackward(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) {
+    const float s = SigmoidOf(gate[i]);
+    const float silu = gate[i] * s;
+    // d/dg [g s(g)] = s (1 + g (1 - s))
+    const float slope = s * __builtin_fmaf(gate[i], 1.0f - s, 1.0f);
+    const float of_gate = dy[i] * up[i] * slope;
+    const float of_up = dy[i] * silu;
+    dgate[i] = of_gate;
+    dup[i] = of_up;
+  }
+}
+
+double ExpInF64(double x) {
+  // x = n ln 2 + r; e^r by its series, which at |r| <= 0.35 needs 14 terms.
+  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
+  const double n = shifted - 6755399441055744.0;
+  double r = __builtin_fma(n, -6.93147180369123816490e-01, x);
+  r = __builtin_fma(n, -1.90821492927058770002e-10, r);
+  double p = 1.0;
+  for (int i = 16; i > 0; --i) p = __builtin_fma(p, r / i, 1.0);
+  const uint64_t bits = static_cast<uint64_t>(static_cast<int64_t>(n) + 1023) << 52;
+  double scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return p * scale;
+}
+
+double LogInF64(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  // x = m 2^e with m in about [sqrt(1/2), sqrt(2)); ln m = 2 atanh(s), s = (m - 1) / (m + 1).
+  const uint64_t offset = bits - 0x3FE6A09E667F3BCDull;
+  const auto e = static_cast<double>(static_cast<int64_t>(offset) >> 52);
+  const uint64_t mantissa = (offset & 0x000FFFFFFFFFFFFFull) + 0x3FE6A09E667F3BCDull;
+  double m;
+  std::memcpy(&m, &mantissa, sizeof(m));
+  const double s = (m - 1.0) / (m + 1.0);
+  const double square = s * s;
+  double p = 0.0;
+  for (int i = 25; i > 0; i -= 2) p = __builtin_fma(p, square, 1.0 / i);
+  return __builtin_fma(e, 6.93147180369123816490e-01, __builtin_fma(2.0 * s, p, e * 1.90821492927058770002e-10));
+}
+
+namespace {
+
+// cos(r) and sin(r) for |r| <= pi/4, by their series.
+double CosSeries(double r) {
+  const double square = r * r;
+  double p = 1.0;
+  for (int i = 18; i > 0; i -= 2) p = __builtin_fma(p, -square / (i * (i - 1)), 1.0);
+  return p;
+}
+double SinSeries(double r) {
+  const double square = r * r;
+  double p = 1.0;
+  for (int i = 19; i > 1; i -= 2) p = __builtin_fma(p, -square / (i * (i - 1)), 1.0);
+  return r * p;
+}
+
+// cos(x + quarter * pi/2).
+double CosQuarter(double x, int64_t quarter) {
+  const double shifted = x * 0.63661977236758134308 + 6755399441055744.0;
+  const double n = shifted - 6755399441055744.0;
+  double r = __builtin_fma(n, -1.57079632679489655800e+00, x);
+  r = __builtin_fma(n, -6.12323399573676603587e-17, r);
+  switch ((static_cast<int64_t>(n) + quarter) & 3) {
+    case 0:
+      return CosSeries(r);
+    case 1:
+      return -SinSeries(r);
+    case 2:
+      return -CosSeries(r);
+    default:
+      return SinSeries(r);
+  }
+}
+
+}  // namespace
+
+double CosInF64(double x) { return CosQuarter(x, 0); }
+double SinInF64(double x) { return CosQuarter(x, 3); }
+
+double PowInF64(double base, uint64_t exponent) {
+  double power = 1.0;
+  for (; exponent > 0; exponent /= 2, base *= base) {
+    if (exponent % 2 == 1) power *= base;
+  }
+  return power;
+}
+
+}  // namespace millrace::kernels

@@ -1,0 +1,176 @@
+#include "kernels/rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "kernels/functions.h"
+#include "kernels/reduce.h"
+
+namespace millrace::kernels {
+namespace {
+
+constexpr int64_t kGrainElements = 1 << 14;
+
+int64_t RowGrain(int64_t columns) { return columns >= kGrainElements ? 1 : kGrainElements / (columns + 1) + 1; }
+
+float InverseSqrt(float x) { return 1.0f / std::sqrt(x); }
+
+}  // namespace
+
+void SoftmaxRows(float* x, int64_t rows, int64_t columns, float scale, bool causal, int64_t first_valid) {
+  const FlushDenormals flush;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* const row = x + r * columns;
+    const int64_t valid = causal && first_valid + r < columns ? first_valid + r : columns;
+    for (int64_t c = 0; c < valid; ++c) row[c] = scale * row[c];
+    const float largest = Max(row, valid);
+    for (int64_t c = 0; c < valid; ++c) row[c] = ExpOf(row[c] - largest);
+    const float inverse = 1.0f / Sum(row, valid);
+    for (int64_t c = 0; c < valid; ++c) row[c] = row[c] * inverse;
+    for (int64_t c = valid; c < columns; ++c) row[c] = 0.0f;
+  }
+}
+
+void SoftmaxRowsBackward(const float* y, float* dy, int64_t rows, int64_t columns, float scale) {
+  const FlushDenormals flush;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* const out = y + r * columns;
+    float* const row = dy + r * columns;
+    const float dot = Dot(out, row, columns);
+    for (int64_t c = 0; c < columns; ++c) row[c] = scale * (out[c] * (row[c] - dot));
+  }
+}
+
+void CrossEntropyRows(const Compute& compute, float* logits, const uint32_t* targets, int64_t rows, int64_t columns,
+                      float gradient_scale, float* loss) {
+  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* const row = logits + r * columns;
+      const float largest = Max(row, columns);
+      const float of_target = row[targets[r]] - largest;
+      for (int64_t c = 0; c < columns; ++c) row[c] = ExpOf(row[c] - largest);
+      const float sum = Sum(row, columns);
+      // Where a logit is not a number, neither is the loss; Max and clamping would hide it.
+      loss[r] = LogOf(sum) - of_target + 0.0f * (sum - sum);
+      if (gradient_scale == 0.0f) continue;
+      const float factor = gradient_scale / sum;
+      for (int64_t c = 0; c < columns; ++c) row[c] = row[c] * factor;
+      row[targets[r]] -= gradient_scale;
+    }
+  });
+}
+
+void LayerNormRows(const Compute& compute, const float* x, const float* gain, const float* bias, float epsilon,
+                   int64_t rows, int64_t columns, float* y, float* mean, float* rstd) {
+  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+    const auto count = static_cast<float>(columns);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns;
+      float* const out = y + r * columns;
+      const float m = Sum(in, columns) / count;
+      const float s = InverseSqrt(SumSquaresAround(in, m, columns) / count + epsilon);
+      mean[r] = m;
+      rstd[r] = s;
+      if (bias != nullptr) {
+        for (int64_t c = 0; c < columns; ++c) out[c] = __builtin_fmaf((in[c] - m) * s, gain[c], bias[c]);
+      } else {
+        for (int64_t c = 0; c < columns; ++c) out[c] = (in[c] - m) * s * gain[c];
+      }
+    }
+  });
+}
+
+// With h = (x - mean) rstd and g = dy gain: dx = rstd (g - mean(g) - h mean(g h)).
+void LayerNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* mean,
+                           const float* rstd, const float* dy, int64_t rows, int64_t columns, float* dx, float* dgain,
+                           float* dbias) {
+  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(std::max(scratch.size(), static_cast<size_t>(2 * columns)));
+    float* const h = scratch.data();
+    float* const g = h + columns;
+    const auto count = static_cast<float>(columns);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns;
+      const float* const out = dy + r * columns;
+      float* const to = dx + r * columns;
+      const float m = mean[r], s = rstd[r];
+      for (int64_t c = 0; c < columns; ++c) {
+        h[c] = (in[c] - m) * s;
+        g[c] = out[c] * gain[c];
+      }
+      const float mean_g = Sum(g, columns) / count;
+      const float mean_gh = Dot(g, h, columns) / count;
+      for (int64_t c = 0; c < columns; ++c) to[c] += s * (g[c] - mean_g - h[c] * mean_gh);
+    }
+  });
+  compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* const in = x + r * columns;
+      const float* const out = dy + r * columns;
+      const float m = mean[r], s = rstd[r];
+      for (int64_t c = begin; c < end; ++c) dgain[c] = __builtin_fmaf(out[c], (in[c] - m) * s, dgain[c]);
+      if (dbias == nullptr) continue;
+      for (int64_t c = begin; c < end; ++c) dbias[c] += out[c];
+    }
+  });
+}
+
+void RmsNormRows(const Compute& compute, const float* x, const float* gain, float epsilon, int64_t rows,
+                 int64_t columns, float* y, float* rstd) {
+  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+    const auto count = static_cast<float>(columns);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns;
+      float* const out = y + r * columns;
+      const float s = InverseSqrt(SumSquares(in, columns) / count + epsilon);
+      rstd[r] = s;
+      for (int64_t c = 0; c < columns; ++c) out[c] = in[c] * s * gain[c];
+    }
+  });
+}
+
+// With h = x rstd and g = dy gain: dx = rstd (g - h mean(g h)).
+void RmsNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* rstd, const float* dy,
+                         int64_t rows, int64_t columns, float* dx, float* dgain) {
+  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scratch;
+    scratch.resize(std::max(scratch.size(), static_cast<size_t>(columns)));
+    float* const g = scratch.data();
+    const auto count = static_cast<float>(columns);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns;
+      const float* const out = dy + r * columns;
+      float* const to = dx + r * columns;
+      const float s = rstd[r];
+      for (int64_t c = 0; c < columns; ++c) g[c] = out[c] * gain[c];
+      const float mean_gh = Dot(g, in, columns) * s / count;
+      for (int64_t c = 0; c < columns; ++c) to[c] += s * (g[c] - in[c] * s * mean_gh);
+    }
+  });
+  compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* const in = x + r * columns;
+      const float* const out = dy + r * columns;
+      const float s = rstd[r];
+      for (int64_t c = begin; c < end; ++c) dgain[c] = __builtin_fmaf(out[c], in[c] * s, dgain[c]);
+    }
+  });
+}
+
+void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, float* y) {
+  compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = begin; c < end; ++c) y[c] += x[r * columns + c];
+    }
+  });
+}
+
+void Add(const Compute& compute, const float* x, int64_t n, float* y) {
+  compute.ParallelFor(n, kGrainElements, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] += x[i];
+  });
+}
+
+}  // namespace millrace::kernels

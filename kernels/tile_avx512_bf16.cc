@@ -1,0 +1,97 @@
+// 14 x 32 over pairs, by VDPBF16PS: for each pair the odd element's multiply-add first, then the even one's, denormals
+// flushed, rounded to nearest even.
+//
+// Compiled for AVX-512 with bf16; see tile_avx512.cc.
+#include <immintrin.h>
+
+#include "kernels/tile.h"
+
+namespace millrace::kernels {
+namespace {
+
+constexpr int kRows = 14;
+
+__m512bh AsPairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
+
+void ComputeTile(int64_t k, const void* a_panel, const void* b_panel, float* c, int64_t c_stride, bool zero) {
+  const auto* a = static_cast<const int*>(a_panel);
+  const auto* b = static_cast<const int*>(b_panel);
+  __m512 c0[kRows], c1[kRows];
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) {
+    c0[i] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * c_stride);
+    c1[i] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * c_stride + 16);
+  }
+  for (int64_t p = 0; p < k; ++p) {
+    const __m512bh b0 = AsPairs(_mm512_load_si512(b)), b1 = AsPairs(_mm512_load_si512(b + 16));
+#pragma GCC unroll 14
+    for (int i = 0; i < kRows; ++i) {
+      const __m512bh ai = AsPairs(_mm512_set1_epi32(a[i]));
+      c0[i] = _mm512_dpbf16_ps(c0[i], ai, b0);
+      c1[i] = _mm512_dpbf16_ps(c1[i], ai, b1);
+    }
+    a += kRows;
+    b += 32;
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows; ++i) {
+    _mm512_storeu_ps(c + i * c_stride, c0[i]);
+    _mm512_storeu_ps(c + i * c_stride + 16, c1[i]);
+  }
+}
+
+float Widen(unsigned bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+// As defined, with denormals flushed by the processor.
+float PairAsDefined(float c, unsigned a, unsigned b) {
+  c = __builtin_fmaf(Widen(a & 0xFFFF0000u), Widen(b & 0xFFFF0000u), c);
+  return __builtin_fmaf(Widen(a << 16), Widen(b << 16), c);
+}
+
+bool IsNan(unsigned bits) { return (bits & 0x7FFFFFFFu) > 0x7F800000u; }
+
+// A pattern of 16 bits: every eighth one is an edge.
+unsigned Pattern(unsigned long long* state) {
+  static constexpr unsigned short kEdges[] = {0x0000, 0x8000, 0x0001, 0x007F, 0x0080, 0x8080, 0x7F7F, 0xFF7F,
+                                              0x7F80, 0xFF80, 0x3F80, 0xBF80, 0x3F81, 0x0100, 0x4000, 0x2000};
+  *state = *state * 6364136223846793005ull + 1442695040888963407ull;
+  const auto random = static_cast<unsigned>(*state >> 40);
+  if (random % 8 == 0) return kEdges[random / 8 % 16];
+  // Exponents near each other in most cases, so that roundings and cancellations happen.
+  if (random % 8 < 6) return (random >> 4 & 0x807Fu) | (120u + (random >> 12) % 16) << 7;
+  return random >> 4 & 0xFFFFu;
+}
+
+}  // namespace
+
+const Tile kAvx512Bf16Tile = {kRows, 32, &ComputeTile};
+
+bool Bf16InstructionIsAsDefined() {
+  const FlushDenormals flush;
+  unsigned long long state = 20261124;
+  alignas(64) unsigned a[16], b[16], c[16], instruction[16];
+  for (int round = 0; round < 4096; ++round) {
+    for (int i = 0; i < 16; ++i) {
+      a[i] = Pattern(&state) | Pattern(&state) << 16;
+      b[i] = Pattern(&state) | Pattern(&state) << 16;
+      c[i] = Pattern(&state) << 16 | Pattern(&state);
+    }
+    const __m512 result = _mm512_dpbf16_ps(_mm512_castsi512_ps(_mm512_load_si512(c)), AsPairs(_mm512_load_si512(a)),
+                                           AsPairs(_mm512_load_si512(b)));
+    _mm512_store_si512(instruction, _mm512_castps_si512(result));
+    for (int i = 0; i < 16; ++i) {
+      const float defined = PairAsDefined(Widen(c[i]), a[i], b[i]);
+      unsigned bits;
+      __builtin_memcpy(&bits, &defined, sizeof(bits));
+      // A computation that meets a NaN fails anyway; which NaN it is does not matter.
+      if (bits != instruction[i] && !(IsNan(bits) && IsNan(instruction[i]))) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace millrace::kernels

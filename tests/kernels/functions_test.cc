@@ -1,0 +1,98 @@
+#include "kernels/functions.h"
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace millrace::kernels {
+namespace {
+
+double UlpsOff(float value, double truth) {
+  const float nearest = static_cast<float>(truth);
+  const double ulp = std::nextafter(std::fabs(nearest), INFINITY) - std::fabs(nearest);
+  return std::fabs(value - truth) / ulp;
+}
+
+// The largest error over [low, high], in units in the last place.
+double WorstUlps(const std::function<float(float)>& function, const std::function<double(double)>& truth, float low,
+                 float high) {
+  double worst = 0;
+  for (int i = 0; i <= 400'000; ++i) {
+    const float x = low + (high - low) * (static_cast<float>(i) / 400'000);
+    worst = std::max(worst, UlpsOff(function(x), truth(x)));
+  }
+  return worst;
+}
+
+TEST(Functions, AreAccurate) {
+  EXPECT_LE(WorstUlps(ExpOf, [](double x) { return std::exp(x); }, -87.3f, 88.0f), 2);
+  EXPECT_LE(WorstUlps(LogOf, [](double x) { return std::log(x); }, 1.001f, 1e5f), 2);
+  EXPECT_LE(WorstUlps(LogOf, [](double x) { return std::log(x); }, 1e-30f, 0.999f), 2);
+  EXPECT_LE(WorstUlps(TanhOf, [](double x) { return std::tanh(x); }, -10, 10), 4);
+  EXPECT_LE(WorstUlps(TanhOf, [](double x) { return std::tanh(x); }, 1e-6f, 0.7f), 4);
+  EXPECT_LE(WorstUlps(SigmoidOf, [](double x) { return 1 / (1 + std::exp(-x)); }, -80, 80), 4);
+}
+
+TEST(Functions, Ends) {
+  EXPECT_EQ(ExpOf(-200), 0);
+  EXPECT_EQ(ExpOf(-INFINITY), 0);
+  EXPECT_EQ(ExpOf(0), 1);
+  EXPECT_TRUE(std::isfinite(ExpOf(1000)));
+  EXPECT_TRUE(std::isnan(ExpOf(NAN)));
+  EXPECT_EQ(LogOf(1), 0);
+  EXPECT_EQ(TanhOf(100), 1);
+  EXPECT_EQ(TanhOf(-100), -1);
+  EXPECT_EQ(SigmoidOf(0), 0.5f);
+}
+
+TEST(Functions, F64) {
+  for (double x = -30; x < 30; x += 0.37) {
+    EXPECT_NEAR(ExpInF64(x) / std::exp(x), 1, 1e-15);
+    EXPECT_NEAR(CosInF64(x), std::cos(x), 1e-15);
+    EXPECT_NEAR(SinInF64(x), std::sin(x), 1e-15);
+  }
+  for (const double x : {1000.5, 131072.25, 1e6}) {
+    EXPECT_NEAR(CosInF64(x), std::cos(x), 1e-10);
+    EXPECT_NEAR(SinInF64(x), std::sin(x), 1e-10);
+  }
+  for (double x = 1e-5; x < 1e6; x *= 1.7) EXPECT_NEAR(LogInF64(x), std::log(x), 1e-14 * std::max(1.0, std::fabs(std::log(x))));
+  EXPECT_NEAR(PowInF64(0.95, 1000), std::pow(0.95, 1000), 1e-35);
+  EXPECT_EQ(PowInF64(0.9, 0), 1);
+}
+
+TEST(Functions, ArraysAreTheInlineFunctions) {
+  std::vector<float> x, y(1003);
+  for (int i = 0; i < 1003; ++i) x.push_back(static_cast<float>(i - 500) * 0.173f);
+  Exp(x.data(), y.data(), 1003);
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ExpOf(x[i]));
+  Tanh(x.data(), y.data(), 1003);
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], TanhOf(x[i]));
+  Sigmoid(x.data(), y.data(), 1003);
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], SigmoidOf(x[i]));
+}
+
+double GeluTruth(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double SiluTruth(double x) { return x / (1 + std::exp(-x)); }
+double Slope(const std::function<double(double)>& f, double x) { return (f(x + 1e-5) - f(x - 1e-5)) / 2e-5; }
+
+TEST(Functions, GeluAndSwiGluWithTheirDerivatives) {
+  for (float x = -8; x < 8; x += 0.0371f) {
+    float y, dx, du;
+    const float dy = 1.5f, up = 0.7f;
+    Gelu(&x, &y, 1);
+    EXPECT_NEAR(y, GeluTruth(x), 2e-6);
+    GeluBackward(&x, &dy, &dx, 1);
+    EXPECT_NEAR(dx, dy * Slope(GeluTruth, x), 1e-5);
+    SwiGlu(&x, &up, &y, 1);
+    EXPECT_NEAR(y, SiluTruth(x) * up, 2e-6);
+    SwiGluBackward(&x, &up, &dy, &dx, &du, 1);
+    EXPECT_NEAR(dx, dy * up * Slope(SiluTruth, x), 1e-5);
+    EXPECT_NEAR(du, dy * SiluTruth(x), 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace millrace::kernels

@@ -1,0 +1,164 @@
+#include "kernels/product.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "common/philox.h"
+#include "gtest/gtest.h"
+
+namespace millrace::kernels {
+namespace {
+
+std::vector<float> Numbers(uint64_t key, int64_t n) {
+  std::vector<float> numbers(static_cast<size_t>(n));
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    const auto words = Philox(key)(0, i);
+    // Magnitudes from 2^-20 to 2^4, so that roundings differ for every other order of additions.
+    numbers[i] = std::ldexp(2 * UniformFloat(words[0]) - 1, static_cast<int>(words[1] % 24) - 20);
+  }
+  return numbers;
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+std::vector<Isa> Available() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
+    if (isa <= DetectIsa()) {
+      isas.push_back(isa);
+    } else {
+      std::printf("SKIPPED: this processor has no %s\n", std::string(IsaName(isa)).c_str());
+    }
+  }
+  return isas;
+}
+
+struct Case {
+  int64_t m, n, k;
+  Precision precision;
+  bool a_transposed, b_transposed, accumulate, bias;
+};
+
+// The product as `compute` does it and as it is defined.
+void Compare(const Compute& compute, const Case& c) {
+  const std::vector<float> a = Numbers(1, c.m * c.k), b = Numbers(2, c.k * c.n), bias = Numbers(3, c.n);
+  const int64_t stride = c.n + 3;
+  std::vector<float> result = Numbers(4, c.m * stride), defined = result;
+  Product product = {.m = c.m, .n = c.n, .k = c.k};
+  product.a = c.a_transposed ? Operand{a.data(), 1, c.m} : Operand{a.data(), c.k, 1};
+  product.b = c.b_transposed ? Operand{b.data(), 1, c.k} : Operand{b.data(), c.n, 1};
+  product.c_stride = stride;
+  product.accumulate = c.accumulate;
+  product.bias = c.bias ? bias.data() : nullptr;
+  product.precision = c.precision;
+  product.c = result.data();
+  Multiply(compute, product);
+  product.c = defined.data();
+  MultiplyAsDefined(product);
+  ASSERT_TRUE(SameBits(result, defined))
+      << IsaName(compute.isa()) << ", " << compute.threads() << " threads: " << c.m << " x " << c.n << " x " << c.k
+      << (c.precision == Precision::kBf16 ? " bf16" : " f32") << c.a_transposed << c.b_transposed << c.accumulate << c.bias;
+}
+
+TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
+  for (const Isa isa : Available()) {
+    for (const int threads : {1, 3}) {
+      const Compute compute(isa, threads);
+      for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
+        for (int flags = 0; flags < 16; ++flags) {
+          const auto with = [&](int64_t m, int64_t n, int64_t k) {
+            Compare(compute, {m, n, k, precision, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0});
+          };
+          with(1, 1, 1);
+          with(3, 5, 2);
+          with(14, 32, 8);
+          with(15, 33, 7);
+          with(28, 64, 256);
+          with(31, 50, 257);
+          with(64, 64, 64);
+        }
+        Compare(compute, {170, 97, 515, precision, false, false, false, true});
+        Compare(compute, {200, 130, 64, precision, false, true, true, false});
+        Compare(compute, {5, 2100, 33, precision, true, false, false, false});
+      }
+    }
+  }
+}
+
+TEST(Product, EmptySumsAreZero) {
+  const Compute compute(DetectIsa(), 1);
+  float c[2] = {7, 7};
+  Product product = {.m = 1, .n = 2, .k = 0, .c = c, .c_stride = 2};
+  Multiply(compute, product);
+  EXPECT_EQ(c[0], 0);
+  EXPECT_EQ(c[1], 0);
+}
+
+TEST(Product, BatchEqualsItsProducts) {
+  const Compute compute(DetectIsa(), 2);
+  constexpr int64_t kHeads = 5, kSize = 40;
+  const std::vector<float> a = Numbers(1, kHeads * kSize * kSize), b = Numbers(2, kHeads * kSize * kSize);
+  std::vector<float> batch(a.size()), single(a.size());
+  std::vector<Product> products;
+  for (int64_t head = 0; head < kHeads; ++head) {
+    const int64_t at = head * kSize * kSize;
+    Product product = {.m = kSize, .n = kSize, .k = kSize};
+    product.a = {a.data() + at, kSize, 1};
+    product.b = Operand{b.data() + at, kSize, 1}.Transposed();
+    product.c = single.data() + at;
+    product.c_stride = kSize;
+    Multiply(compute, product);
+    product.c = batch.data() + at;
+    products.push_back(product);
+  }
+  MultiplyBatch(compute, products);
+  EXPECT_TRUE(SameBits(batch, single));
+}
+
+// The definition itself is a product.
+TEST(Product, DefinitionIsAccurate) {
+  constexpr int64_t kSize = 30;
+  const std::vector<float> a = Numbers(1, kSize * kSize), b = Numbers(2, kSize * kSize);
+  for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
+    std::vector<float> c(kSize * kSize);
+    Product product = {.m = kSize, .n = kSize, .k = kSize};
+    product.a = {a.data(), kSize, 1};
+    product.b = {b.data(), kSize, 1};
+    product.c = c.data();
+    product.c_stride = kSize;
+    product.precision = precision;
+    MultiplyAsDefined(product);
+    for (int64_t i = 0; i < kSize; ++i) {
+      for (int64_t j = 0; j < kSize; ++j) {
+        double sum = 0, magnitude = 0;
+        for (int64_t p = 0; p < kSize; ++p) {
+          const double term = double{a[i * kSize + p]} * double{b[p * kSize + j]};
+          sum += term;
+          magnitude += std::fabs(term);
+        }
+        EXPECT_NEAR(c[i * kSize + j], sum, magnitude * (precision == Precision::kF32 ? 1e-6 : 1e-2));
+      }
+    }
+  }
+}
+
+TEST(Bf16, RoundsToNearestEven) {
+  const auto round = [](float value) { return WidenBf16(RoundToBf16(value)); };
+  EXPECT_EQ(round(1.0f), 1.0f);
+  EXPECT_EQ(round(1.0f + 0x1p-8f), 1.0f);               // a tie: to even
+  EXPECT_EQ(round(1.0f + 0x3p-8f), 1.0f + 0x1p-6f);     // a tie: to even
+  EXPECT_EQ(round(1.0f + 0x1.02p-8f), 1.0f + 0x1p-7f);
+  EXPECT_EQ(round(-1.0f - 0x1.02p-8f), -1.0f - 0x1p-7f);
+  EXPECT_EQ(round(0x1p-127f), 0.0f);
+  EXPECT_TRUE(std::signbit(round(-0x1p-127f)));
+  EXPECT_TRUE(std::isinf(round(3.4e38f)));
+  EXPECT_TRUE(std::isnan(round(std::nanf(""))));
+  EXPECT_TRUE(std::isinf(round(-INFINITY)));
+}
+
+}  // namespace
+}  // namespace millrace::kernels
