@@ -40,7 +40,8 @@ class Optimizer {
                       const float* gradient, float* weights, float* state) const = 0;
 };
 
-// Requires a spec that has its defaults. INVALID_ARGUMENT: no such optimizer.
+// INVALID_ARGUMENT names what is wrong with a spec, which must have its defaults: no such optimizer or schedule, or a
+// field out of its bounds.
 absl::StatusOr<std::unique_ptr<Optimizer>> CreateOptimizer(const v1::OptimizerSpec& spec);
 
 // w -= lr g.

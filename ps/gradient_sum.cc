@@ -1,0 +1,54 @@
+#include "ps/gradient_sum.h"
+
+#include <algorithm>
+
+#include "common/status.h"
+
+namespace millrace::ps {
+
+GradientSum::GradientSum(int64_t size, uint32_t units)
+    : units_(units), sums_(static_cast<size_t>(size), 0), is_in_(units, false) {}
+
+absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, const blocks::Coding& coding,
+                                      uint64_t saturated) {
+  absl::MutexLock lock(&mutex_);
+  if (is_in_[unit]) return false;
+  MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_)));
+  is_in_[unit] = true;
+  saturated_ += saturated;
+  return true;
+}
+
+std::vector<uint32_t> GradientSum::Missing(size_t most) const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<uint32_t> missing;
+  for (uint32_t unit = 0; unit < units_ && missing.size() < most; ++unit) {
+    if (!is_in_[unit]) missing.push_back(unit);
+  }
+  return missing;
+}
+
+uint64_t GradientSum::saturated() const {
+  absl::MutexLock lock(&mutex_);
+  return saturated_;
+}
+
+uint64_t GradientSum::Decode(const blocks::Coding& coding, float* gradient) const {
+  absl::MutexLock lock(&mutex_);
+  uint64_t largest = 0;
+  for (size_t i = 0; i < sums_.size(); ++i) {
+    const int64_t sum = sums_[i];
+    gradient[i] = blocks::Decode(sum, coding);
+    largest = std::max(largest, static_cast<uint64_t>(sum < 0 ? -sum : sum));
+  }
+  return largest;
+}
+
+void GradientSum::Clear() {
+  absl::MutexLock lock(&mutex_);
+  std::fill(sums_.begin(), sums_.end(), 0);
+  is_in_.assign(units_, false);
+  saturated_ = 0;
+}
+
+}  // namespace millrace::ps

@@ -1,0 +1,49 @@
+// Adds up the gradient of one block over the work units of a step: exactly, in any order, each unit once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "blocks/fixed_point.h"
+
+namespace millrace::ps {
+
+// So many contributions of the coding at the start cannot overflow a sum.
+inline constexpr uint32_t kMaxUnits = 1 << 19;
+
+// Thread-safe.
+class GradientSum {
+ public:
+  // Of `size` values, over `units` units. Requires units <= kMaxUnits.
+  GradientSum(int64_t size, uint32_t units);
+
+  // Adds what `unit` contributes; false, and nothing changes, if it has been added already. INVALID_ARGUMENT, and
+  // nothing changes, for values that are not so many or lie beyond the coding's limit. Requires unit < units.
+  absl::StatusOr<bool> Add(uint32_t unit, absl::string_view coded, const blocks::Coding& coding, uint64_t saturated);
+
+  // Units that are not in, ascending, `most` of them at most.
+  std::vector<uint32_t> Missing(size_t most) const;
+  // Values that did not fit their coding, over the units that are in.
+  uint64_t saturated() const;
+
+  // Writes the sum's values to `gradient` and returns their largest magnitude, in units of the coding.
+  uint64_t Decode(const blocks::Coding& coding, float* gradient) const;
+
+  // Back to the start of a step.
+  void Clear();
+
+ private:
+  const uint32_t units_;
+  mutable absl::Mutex mutex_;
+  std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);
+  std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);  // by unit
+  uint64_t saturated_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace millrace::ps

@@ -1,0 +1,197 @@
+#include "ps/held_piece.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "common/checksum.h"
+#include "common/status.h"
+#include "kernels/reduce.h"
+
+namespace millrace::ps {
+namespace {
+
+const char* Bytes(const float* values) { return reinterpret_cast<const char*>(values); }
+size_t ByteCount(int64_t values) { return static_cast<size_t>(values) * sizeof(float); }
+
+std::string Show(const blocks::Coding& coding) {
+  return absl::StrCat(coding.bits, " bits with exponent ", coding.exponent);
+}
+
+}  // namespace
+
+HeldPiece::HeldPiece(const blocks::BlockTable* table, uint32_t first_block, uint32_t block_count,
+                     const optim::Optimizer* optimizer, uint32_t units)
+    : table_(table), first_block_(first_block), trainable_(optimizer != nullptr) {
+  const blocks::TensorInfo& tensor = table->TensorOf(table->blocks()[first_block]);
+  about_.role = tensor.role;
+  about_.decays = tensor.shape.size() >= 2;
+  for (uint32_t i = 0; i < block_count; ++i) about_.size += table->blocks()[first_block + i].size;
+  if (trainable_ && optimizer->needs_whole_matrices() && tensor.role == v1::Tensor::MATRIX) {
+    about_.rows = tensor.shape[0];
+    about_.columns = tensor.shape[1];
+    about_.rows_are_inputs = tensor.rows_are_inputs;
+  }
+  state_size_ = trainable_ ? optimizer->StateSize(about_) : 0;
+  const auto state_before = [this](int64_t element) {
+    return static_cast<int64_t>(static_cast<__int128>(state_size_) * element / about_.size);
+  };
+  int64_t begin = 0;
+  for (uint32_t i = 0; i < block_count; ++i) {
+    Part part;
+    part.begin = begin;
+    part.size = table->blocks()[first_block + i].size;
+    begin += part.size;
+    part.state_begin = state_before(part.begin);
+    part.state_size = state_before(begin) - part.state_begin;
+    if (trainable_) part.sum = std::make_unique<GradientSum>(part.size, units);
+    parts_.push_back(std::move(part));
+  }
+  absl::MutexLock lock(&mutex_);
+  weights_.resize(static_cast<size_t>(about_.size));
+  state_.resize(static_cast<size_t>(state_size_));
+  codings_.resize(block_count);
+}
+
+absl::Status HeldPiece::Damaged(uint32_t part) const {
+  return absl::DataLossError(
+      absl::StrCat("block ", Name(part), " was damaged on its way: its CRC-32C is not the one that was sent with it"));
+}
+
+absl::Status HeldPiece::CheckLoad(uint32_t part, const v1::LoadRequest& request) const {
+  const Part& where = parts_[part];
+  if (request.weights().size() != ByteCount(where.size)) {
+    return absl::InvalidArgumentError(absl::StrCat("block ", Name(part), " comes with ", request.weights().size(),
+                                                   " bytes of weights; it has ", ByteCount(where.size)));
+  }
+  if (!request.state().empty() && request.state().size() != ByteCount(where.state_size)) {
+    return absl::InvalidArgumentError(absl::StrCat("block ", Name(part), " comes with ", request.state().size(),
+                                                   " bytes of optimizer state; it has ", ByteCount(where.state_size),
+                                                   ", or none at the start"));
+  }
+  const absl::StatusOr<blocks::Coding> coding = blocks::CodingFromProto(request.coding());
+  if (!coding.ok()) return Annotate(coding.status(), absl::StrCat("block ", Name(part)));
+  if (Crc32c(request.state().data(), request.state().size(),
+             Crc32c(request.weights().data(), request.weights().size())) != request.crc32c()) {
+    return Damaged(part);
+  }
+  return absl::OkStatus();
+}
+
+void HeldPiece::Load(uint32_t part, const v1::LoadRequest& request) {
+  const Part& where = parts_[part];
+  absl::MutexLock lock(&mutex_);
+  if (dropped_) return;
+  std::memcpy(weights_.data() + where.begin, request.weights().data(), request.weights().size());
+  float* const state = state_.data() + where.state_begin;
+  if (request.state().empty()) {
+    std::fill(state, state + where.state_size, 0.0f);
+  } else {
+    std::memcpy(state, request.state().data(), request.state().size());
+  }
+  codings_[part] = *blocks::CodingFromProto(request.coding());
+}
+
+void HeldPiece::Start(uint64_t version) {
+  absl::MutexLock lock(&mutex_);
+  started_ = true;
+  version_ = version;
+}
+
+void HeldPiece::Drop() {
+  absl::MutexLock lock(&mutex_);
+  dropped_ = true;
+  weights_ = {};
+  state_ = {};
+  for (Part& part : parts_) part.sum.reset();
+}
+
+bool HeldPiece::Read(uint32_t part, uint64_t version, v1::PullReply* reply) const {
+  const Part& where = parts_[part];
+  absl::ReaderMutexLock lock(&mutex_);
+  if (!started_ || dropped_ || version_ != version) return false;
+  reply->mutable_weights()->assign(Bytes(weights_.data() + where.begin), ByteCount(where.size));
+  *reply->mutable_coding() = blocks::CodingToProto(codings_[part]);
+  return true;
+}
+
+bool HeldPiece::Read(uint32_t part, uint64_t version, v1::SnapshotReply* reply) const {
+  const Part& where = parts_[part];
+  absl::ReaderMutexLock lock(&mutex_);
+  if (!started_ || dropped_ || version_ != version) return false;
+  reply->mutable_weights()->assign(Bytes(weights_.data() + where.begin), ByteCount(where.size));
+  reply->mutable_state()->assign(Bytes(state_.data() + where.state_begin), ByteCount(where.state_size));
+  *reply->mutable_coding() = blocks::CodingToProto(codings_[part]);
+  return true;
+}
+
+absl::StatusOr<bool> HeldPiece::Add(uint32_t part, const v1::PushRequest& request) {
+  const Part& where = parts_[part];
+  const absl::StatusOr<blocks::Coding> coding = blocks::CodingFromProto(request.coding());
+  if (!coding.ok()) return Annotate(coding.status(), absl::StrCat("block ", Name(part)));
+  if (request.saturated() > static_cast<uint64_t>(where.size)) {
+    return absl::InvalidArgumentError(absl::StrCat("block ", Name(part), " comes with ", request.saturated(),
+                                                   " saturated values; it has ", where.size, " values"));
+  }
+  const std::string& values = request.values();
+  if (Crc32c(values.data(), values.size()) != request.crc32c()) return Damaged(part);
+  absl::ReaderMutexLock lock(&mutex_);
+  if (!started_ || dropped_ || version_ != request.version()) {
+    return absl::FailedPreconditionError(absl::StrCat("block ", Name(part), " is at version ", version_,
+                                                      "; gradients of version ", request.version(),
+                                                      " have no place here any more"));
+  }
+  if (*coding != codings_[part]) {
+    return absl::InvalidArgumentError(absl::StrCat("block ", Name(part), " comes coded as ", Show(*coding),
+                                                   "; at version ", version_, " it takes ", Show(codings_[part])));
+  }
+  absl::StatusOr<bool> added = where.sum->Add(request.unit(), values, *coding, request.saturated());
+  if (!added.ok()) return Annotate(added.status(), absl::StrCat("block ", Name(part)));
+  return added;
+}
+
+double HeldPiece::SquaredNorm(uint32_t part, std::vector<float>* scratch) const {
+  const Part& where = parts_[part];
+  absl::ReaderMutexLock lock(&mutex_);
+  if (!trainable_ || dropped_) return 0;
+  scratch->resize(static_cast<size_t>(where.size));
+  where.sum->Decode(codings_[part], scratch->data());
+  return kernels::SumSquaresInF64(scratch->data(), where.size);
+}
+
+uint64_t HeldPiece::saturated() const {
+  absl::ReaderMutexLock lock(&mutex_);
+  uint64_t saturated = 0;
+  for (const Part& part : parts_) saturated += part.sum == nullptr ? 0 : part.sum->saturated();
+  return saturated;
+}
+
+std::vector<uint32_t> HeldPiece::MissingUnits(uint32_t part, size_t most) const {
+  absl::ReaderMutexLock lock(&mutex_);
+  return parts_[part].sum == nullptr ? std::vector<uint32_t>() : parts_[part].sum->Missing(most);
+}
+
+void HeldPiece::Step(const kernels::Compute& compute, const StepRule& rule, uint64_t version,
+                     std::vector<float>* scratch) {
+  const kernels::FlushDenormals flush;
+  absl::MutexLock lock(&mutex_);
+  if (dropped_) return;
+  if (trainable_) {
+    scratch->resize(static_cast<size_t>(about_.size));
+    float* const gradient = scratch->data();
+    compute.ParallelFor(block_count(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Part& part = parts_[static_cast<size_t>(i)];
+        blocks::Coding& coding = codings_[static_cast<size_t>(i)];
+        const uint64_t largest = part.sum->Decode(coding, gradient + part.begin);
+        for (int64_t j = part.begin; j < part.begin + part.size; ++j) gradient[j] *= rule.clip_factor;
+        coding = blocks::NextCoding(coding, largest, rule.gradient_bits);
+        part.sum->Clear();
+      }
+    });
+    rule.optimizer->Update(compute, about_, rule.step, rule.factor, gradient, weights_.data(), state_.data());
+  }
+  version_ = version + 1;
+}
+
+}  // namespace millrace::ps

@@ -1,0 +1,83 @@
+#include "ps/shard.h"
+
+#include <unistd.h>
+
+#include <memory>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "client/coordinator_client.h"
+#include "common/grpc_server.h"
+#include "common/log.h"
+#include "common/machine.h"
+#include "common/metrics.h"
+#include "common/status.h"
+#include "kernels/compute.h"
+#include "ps/conformance.h"
+#include "ps/parameter_service.h"
+#include "ps/shard_metrics.h"
+
+namespace millrace::ps {
+namespace {
+
+// How often it is looked whether membership lasts.
+constexpr absl::Duration kLook = absl::Milliseconds(200);
+// For calls in flight when the shard is asked to stop.
+constexpr absl::Duration kGrace = absl::Seconds(1);
+
+// Where others reach what is bound at `bound`.
+std::string ReachableAddress(absl::string_view bound) {
+  const size_t colon = bound.rfind(':');
+  const absl::string_view host = bound.substr(0, colon);
+  if (host != "0.0.0.0" && host != "[::]") return std::string(bound);
+  char name[256] = "";
+  if (gethostname(name, sizeof(name) - 1) != 0 || name[0] == '\0') return std::string(bound);
+  return absl::StrCat(name, bound.substr(colon));
+}
+
+}  // namespace
+
+absl::Status RunShard(const ShardOptions& options) {
+  Metrics registry;
+  ShardMetrics metrics(&registry);
+  MILLRACE_RETURN_IF_ERROR(registry.Serve(options.metrics_listen));
+  ParameterService service(options.threads, &metrics);
+  GrpcServerOptions serving;
+  serving.listen = options.listen;
+  serving.address_file = options.address_file;
+  serving.services = {&service};
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
+  const std::string address = ReachableAddress(server->address());
+  Log(Severity::kInfo, "serves", {{"address", server->address()}, {"threads", options.threads}});
+
+  client::Membership::Options membership;
+  membership.coordinator = options.coordinator;
+  membership.join.set_role(v1::SHARD);
+  membership.join.set_name(options.name);
+  membership.join.set_address(address);
+  membership.join.set_conformance_digest(ConformanceDigest());
+  membership.join.set_build(BuildDescription());
+  membership.join.set_processor(absl::StrCat(ProcessorName(), "; ", kernels::IsaName(kernels::DetectIsa())));
+  membership.join.set_threads(static_cast<uint32_t>(options.threads));
+  membership.on_epoch = [&service](uint64_t epoch) { service.Announce(epoch); };
+  membership.resident_bytes = &ResidentBytes;
+  absl::StatusOr<std::unique_ptr<client::Membership>> joined =
+      client::Membership::Join(std::move(membership), options.stop);
+  absl::Status status = joined.status();
+  if (absl::IsCancelled(status) && options.stop->HasBeenNotified()) status = absl::OkStatus();
+  if (joined.ok()) {
+    Log(Severity::kInfo, "joined",
+        {{"coordinator", options.coordinator}, {"name", options.name}, {"address", address}});
+    while (status.ok() && !options.stop->WaitForNotificationWithTimeout(kLook)) status = (*joined)->status();
+    // The coordinator hears of it before calls fail.
+    joined->reset();
+  }
+  service.Close();
+  server->Shutdown(kGrace);
+  return status;
+}
+
+}  // namespace millrace::ps

@@ -1,0 +1,28 @@
+// Runs a parameter-server shard: joins a cluster, holds blocks of parameters, sums gradients, applies the optimizer.
+//
+// Everything a shard needs to know comes with the coordinator's Configure: no data, no files.
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/synchronization/notification.h"
+
+namespace millrace::ps {
+
+struct ShardOptions {
+  std::string coordinator;     // HOST:PORT
+  std::string name;            // unique among the living shards of the cluster
+  std::string listen;          // HOST:PORT to serve at; port 0: any. Others reach it there, or if the host is 0.0.0.0
+                               // or [::] (every network of the machine) by the machine's name
+  std::string address_file;    // written with the bound HOST:PORT once serving; empty: none
+  std::string metrics_listen;  // HOST:PORT of the Prometheus endpoint; empty: none
+  int threads = 1;             // for norms and the optimizer
+  absl::Notification* stop = nullptr;  // required; notified: leave, end calls, return
+};
+
+// Serves until `stop` is notified (OK) or the coordinator refuses the shard (PERMISSION_DENIED). UNAVAILABLE if an
+// address cannot be bound. A coordinator that does not answer is waited for.
+absl::Status RunShard(const ShardOptions& options);
+
+}  // namespace millrace::ps
