@@ -1,0 +1,171 @@
+// Computes decoder transformers of the GPT-2 and LLaMA families: from tokens to the normalised outputs of the last
+// layer, and back.
+//
+//   GPT-2 (Radford et al. 2019)                      LLaMA (Touvron et al. 2023)
+//   x = wte[token] + wpe[position]                   x = embed[token]
+//   per layer:                                       per layer:
+//     x += proj(attention(qkv(LayerNorm(x))))          x += o(attention(RoPE(q), RoPE(k), v of RMSNorm(x)))
+//     x += proj(GELU(fc(LayerNorm(x))))                x += down(SwiGLU(gate, up of RMSNorm(x)))
+//   LayerNorm(x)                                     RMSNorm(x)
+//
+// Logits are the product of that with the output embedding, which is the input embedding if they are tied; objectives/
+// compute it. Tensors carry Hugging Face's names and layout.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/philox.h"
+#include "kernels/compute.h"
+#include "kernels/product.h"
+#include "model/arena.h"
+#include "model/layers/attention.h"
+#include "model/layers/linear.h"
+#include "model/layers/norm.h"
+#include "model/layers/rope.h"
+#include "model/tensor_list.h"
+#include "proto/millrace/v1/job.pb.h"
+
+namespace millrace::model {
+
+// Sequences of equal length, [rows, columns] token ids, row after row.
+struct TokenMatrix {
+  const uint32_t* ids = nullptr;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t row_stride = 0;  // ids from one row to the next
+
+  int64_t tokens() const { return rows * columns; }
+};
+
+// Called with a tensor group's number. An error ends the pass and is returned by it.
+using GroupHook = absl::FunctionRef<absl::Status(uint32_t group)>;
+
+// Where randomness of a pass comes from: dropout is off without it.
+struct Noise {
+  const Philox* key = nullptr;  // of (seed, phase, step, microbatch); null: none
+};
+
+class Decoder {
+ public:
+  // INVALID_ARGUMENT names the field that does not fit. Requires a spec with its defaults.
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(const v1::ModelSpec& spec, uint32_t vocab_size);
+
+  const v1::ModelSpec& spec() const { return spec_; }
+  uint32_t vocab_size() const { return vocab_size_; }
+  const TensorList& tensors() const { return tensors_; }
+  int64_t hidden_size() const { return hidden_size_; }
+  kernels::Precision precision() const { return precision_; }
+  // Groups of tensors: 0 the embeddings, 1 … layers, and the rest.
+  uint32_t groups() const { return static_cast<uint32_t>(layers_.size()) + 2; }
+  uint32_t last_group() const { return groups() - 1; }
+  // [vocab_size, hidden_size]: the tensor that makes logits of outputs; its group is 0 if tied, else the last.
+  int output_embedding() const { return output_embedding_; }
+  int input_embedding() const { return input_embedding_; }
+
+  // What a pass keeps, for up to `tokens` tokens in sequences of up to `columns`.
+  class Memory;
+  // Keys and values of one sequence, for prediction token by token.
+  class Cache;
+  struct Free {
+    void operator()(Memory* memory) const;
+    void operator()(Cache* cache) const;
+  };
+  using OwnedMemory = std::unique_ptr<Memory, Free>;
+  using OwnedCache = std::unique_ptr<Cache, Free>;
+
+  // `for_training`: everything that Backward needs; else one layer's worth.
+  OwnedMemory NewMemory(int64_t tokens, int64_t columns, bool for_training) const;
+
+  // Returns the normalised outputs [tokens, hidden_size] in `memory`. Calls `need` with each group before its weights
+  // are used. `weights` is laid out as tensors() says. Requires ids below vocab_size.
+  absl::StatusOr<const float*> Forward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
+                                       const Noise& noise, GroupHook need, Memory* memory) const;
+
+  // Where the gradient of Forward's outputs is to be written before Backward, [tokens, hidden_size].
+  float* OutputGradient(Memory* memory) const;
+
+  // After Forward with the same arguments in memory for training: adds the gradients of all tensors to `gradients`
+  // (laid out as the weights), and calls `final` with each group once nothing more is added to it: the last group
+  // first. What the objective adds to the output embedding must be there before.
+  absl::Status Backward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
+                        const Noise& noise, float* gradients, GroupHook final, Memory* memory) const;
+
+  OwnedCache NewCache() const;
+  // Forgets all tokens.
+  void Clear(Cache* cache) const;
+  // Appends tokens and returns their outputs [count, hidden_size], the same bits as Forward gives for the whole
+  // sequence. Requires that the cache's tokens then are at most the context.
+  const float* Extend(const kernels::Compute& compute, const float* weights, absl::Span<const uint32_t> ids,
+                      Cache* cache) const;
+
+ private:
+  // Tensors of a layer, by index; -1: none.
+  struct Layer {
+    NormTensors attention_norm;
+    LinearTensors query, key, value;  // one fused product in `query` for GPT-2, the others absent
+    LinearTensors attention_output;
+    NormTensors mlp_norm;
+    LinearTensors gate, up, down;  // no gate for GPT-2
+  };
+
+  // What a layer keeps; the layers of a memory that is not for training share one.
+  struct LayerMemory {
+    float* input = nullptr;          // [tokens, hidden]
+    float* normed = nullptr;         // [tokens, hidden]
+    float* mean = nullptr;           // [tokens]
+    float* rstd = nullptr;           // [tokens]
+    float* qkv = nullptr;            // [tokens, (heads + 2 kv_heads) head_size]
+    float* probabilities = nullptr;  // [rows, heads, columns, columns]
+    float* attended = nullptr;       // [tokens, hidden]
+    float* middle = nullptr;         // [tokens, hidden]: after attention's residual
+    float* mlp_normed = nullptr;     // [tokens, hidden]
+    float* mlp_mean = nullptr;       // [tokens]
+    float* mlp_rstd = nullptr;       // [tokens]
+    float* gate = nullptr;           // [tokens, intermediate]; SwiGLU only
+    float* up = nullptr;             // [tokens, intermediate]: GELU's input
+    float* activated = nullptr;      // [tokens, intermediate]
+  };
+
+  Decoder(const v1::ModelSpec& spec, uint32_t vocab_size);
+  void AddTensors();
+  LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool residual);
+  NormTensors AddNorm(const std::string& name, uint32_t group);
+  bool gpt2() const { return spec_.family() == "gpt2"; }
+  int64_t qkv_size() const { return (heads_ + 2 * kv_heads_) * head_size_; }
+
+  Linear Shape(int64_t inputs, int64_t outputs) const { return {inputs, outputs, gpt2(), precision_}; }
+  Dropout DropoutAt(const Noise& noise, size_t layer, uint64_t place) const;
+  // normed -> queries, keys and values, not turned yet.
+  void Project(const kernels::Compute& compute, const float* weights, const Layer& layer, const float* normed,
+               int64_t tokens, float* qkv) const;
+  // memory.mlp_normed -> output, keeping gate, up and activated.
+  void ForwardMlp(const kernels::Compute& compute, const float* weights, const Layer& layer, int64_t tokens,
+                  const LayerMemory& memory, float* output) const;
+  void ForwardLayer(const kernels::Compute& compute, const float* weights, size_t index, const AttentionShape& shape,
+                    const Noise& noise, bool keep, const LayerMemory& memory, float* branch, float* output) const;
+  void BackwardLayer(const kernels::Compute& compute, const float* weights, size_t index, const AttentionShape& shape,
+                     const Noise& noise, const LayerMemory& kept, const Memory& memory, float* gradients) const;
+
+  const v1::ModelSpec spec_;
+  const uint32_t vocab_size_;
+  const int64_t hidden_size_, heads_, kv_heads_, head_size_, intermediate_size_, context_;
+  const float epsilon_, dropout_;
+  const kernels::Precision precision_;
+  const NormKind norm_kind_;
+  TensorList tensors_;
+  int input_embedding_ = -1;
+  int position_embedding_ = -1;
+  int output_embedding_ = -1;
+  NormTensors last_norm_;
+  std::vector<Layer> layers_;
+  RopeTable rope_;  // empty for GPT-2
+};
+
+}  // namespace millrace::model

@@ -1,0 +1,183 @@
+#include "model/language_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/philox.h"
+#include "common/status.h"
+#include "kernels/reduce.h"
+#include "kernels/rows.h"
+#include "model/formats/hugging_face.h"
+#include "model/layers/linear.h"
+#include "model/objectives/causal_lm.h"
+
+namespace millrace::model {
+namespace {
+
+constexpr uint64_t kSamplingPurpose = 0x53414D504C45;  // "SAMPLE"
+// Tokens that go through the model together when texts are scored.
+constexpr int64_t kScoredTokens = 1024;
+
+absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
+
+}  // namespace
+
+LanguageModel::~LanguageModel() = default;
+
+absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::string& directory,
+                                                                   const kernels::Compute* compute) {
+  MILLRACE_ASSIGN_OR_RETURN(const Configuration configuration, ReadConfig(directory));
+  auto model = std::unique_ptr<LanguageModel>(new LanguageModel);
+  model->compute_ = compute;
+  absl::StatusOr<std::unique_ptr<Decoder>> decoder = Decoder::Create(configuration.spec, configuration.vocab_size);
+  if (!decoder.ok()) return Annotate(decoder.status(), absl::StrCat(directory, "/config.json"));
+  model->decoder_ = *std::move(decoder);
+  MILLRACE_ASSIGN_OR_RETURN(model->tokenizer_, text::LoadTokenizer(directory));
+  if (model->tokenizer_->vocab_size() > configuration.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(directory, ": tokenizer.json has ", model->tokenizer_->vocab_size(),
+                                                   " tokens where config.json has ", configuration.vocab_size));
+  }
+  const TensorList& tensors = model->decoder_->tensors();
+  model->memory_ = Arena(tensors.floats());
+  model->weights_ = model->memory_.Take(tensors.floats());
+  MILLRACE_RETURN_IF_ERROR(ReadWeights(directory, tensors, model->weights_));
+  return model;
+}
+
+absl::StatusOr<std::vector<uint32_t>> LanguageModel::EncodeDocument(absl::string_view text) const {
+  std::vector<uint32_t> ids;
+  if (const std::optional<uint32_t> end = tokenizer_->end_of_text(); end.has_value()) ids.push_back(*end);
+  MILLRACE_RETURN_IF_ERROR(tokenizer_->EncodeOrdinary(text, &ids));
+  return ids;
+}
+
+absl::Status LanguageModel::CheckIds(absl::Span<const uint32_t> tokens) const {
+  for (const uint32_t id : tokens) {
+    if (id >= decoder_->vocab_size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", id, " is not below the vocabulary's ", decoder_->vocab_size()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<float>> LanguageModel::LogProbabilities(absl::Span<const uint32_t> tokens, int64_t stride) {
+  const auto predictions = static_cast<int64_t>(tokens.size()) - 1;
+  if (predictions < 1) return absl::InvalidArgumentError("a text of fewer than two tokens: nothing is predicted");
+  if (stride < 1 || stride > context()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a stride of ", stride, " is not between 1 and the context of ", context(), " tokens"));
+  }
+  MILLRACE_RETURN_IF_ERROR(CheckIds(tokens));
+  std::vector<float> result(static_cast<size_t>(predictions));
+  const int64_t window = std::min(context(), predictions);
+  const int64_t rows_together = std::max<int64_t>(1, kScoredTokens / window);
+  CausalLm causal_lm(decoder_.get(), compute_, rows_together * window, window, /*for_training=*/false);
+  std::vector<float> of_rows(static_cast<size_t>(rows_together * window));
+  std::vector<uint32_t> ids;
+  // Windows [begin, begin + window), each giving what no earlier one gave; the last one may be shorter.
+  for (int64_t begin = 0, known = 0; known < predictions;) {
+    int64_t rows = 0;
+    const int64_t first = begin, length = std::min(window, predictions - begin);
+    ids.clear();
+    while (rows < rows_together && begin + length <= predictions && (rows == 0 || begin + window <= predictions)) {
+      ids.insert(ids.end(), tokens.begin() + begin, tokens.begin() + begin + length + 1);
+      ++rows;
+      begin += stride;
+    }
+    const Batch batch = {ids.data(), rows, length + 1};
+    MILLRACE_RETURN_IF_ERROR(causal_lm.Loss(weights_, batch, &NothingToWaitFor, of_rows.data()).status());
+    for (int64_t row = 0; row < rows; ++row) {
+      const int64_t from = first + row * stride;
+      for (int64_t i = std::max(known, from); i < from + length; ++i) {
+        result[static_cast<size_t>(i)] = of_rows[static_cast<size_t>(row * length + i - from)];
+      }
+      known = std::max(known, from + length);
+    }
+  }
+  return result;
+}
+
+absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_t> tokens) {
+  if (tokens.empty()) return absl::InvalidArgumentError("an empty text has no embedding");
+  MILLRACE_RETURN_IF_ERROR(CheckIds(tokens));
+  const auto all = static_cast<int64_t>(tokens.size());
+  const int64_t count = std::min(all, context()), hidden = decoder_->hidden_size();
+  const Decoder::OwnedMemory memory = decoder_->NewMemory(count, count, /*for_training=*/false);
+  const TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
+  MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
+                            decoder_->Forward(*compute_, weights_, matrix, {}, &NothingToWaitFor, memory.get()));
+  std::vector<float> mean(static_cast<size_t>(hidden), 0.0f);
+  kernels::AddRows(*compute_, outputs, count, hidden, mean.data());
+  for (float& value : mean) value /= static_cast<float>(count);
+  return mean;
+}
+
+absl::StatusOr<std::vector<LanguageModel::Neighbour>> LanguageModel::Nearest(uint32_t id, int64_t count) const {
+  MILLRACE_RETURN_IF_ERROR(CheckIds({id}));
+  const int64_t hidden = decoder_->hidden_size();
+  const float* const table = weights_ + decoder_->tensors()[decoder_->input_embedding()].offset;
+  const auto row = [&](uint32_t token) { return table + static_cast<int64_t>(token) * hidden; };
+  const float length = std::sqrt(kernels::SumSquares(row(id), hidden));
+  std::vector<Neighbour> neighbours;
+  for (uint32_t other = 0; other < decoder_->vocab_size(); ++other) {
+    if (other == id) continue;
+    const float lengths = length * std::sqrt(kernels::SumSquares(row(other), hidden));
+    neighbours.push_back({other, lengths > 0 ? kernels::Dot(row(id), row(other), hidden) / lengths : 0.0f});
+  }
+  const auto kept = std::clamp<int64_t>(count, 0, static_cast<int64_t>(neighbours.size()));
+  std::partial_sort(neighbours.begin(), neighbours.begin() + kept, neighbours.end(),
+                    [](const Neighbour& a, const Neighbour& b) {
+                      return a.similarity != b.similarity ? a.similarity > b.similarity : a.id < b.id;
+                    });
+  neighbours.resize(static_cast<size_t>(kept));
+  return neighbours;
+}
+
+absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const SamplingOptions& sampling,
+                                     int64_t max_tokens, uint64_t seed,
+                                     absl::FunctionRef<bool(uint32_t id, float log_probability)> each) {
+  if (prompt.empty()) {
+    return absl::InvalidArgumentError("an empty prompt: the tokenizer has no <|endoftext|> to start from");
+  }
+  MILLRACE_RETURN_IF_ERROR(CheckIds(prompt));
+  const int64_t hidden = decoder_->hidden_size(), vocab = decoder_->vocab_size();
+  const float* const embedding = weights_ + decoder_->tensors()[decoder_->output_embedding()].offset;
+  const Linear linear = {hidden, vocab, false, decoder_->precision()};
+  const Philox philox = Philox(seed).Derive(kSamplingPurpose);
+  const Decoder::OwnedCache cache = decoder_->NewCache();
+  std::vector<uint32_t> ids(prompt.begin(), prompt.end());
+  std::vector<float> logits(static_cast<size_t>(vocab)), copy;
+  // ids[cached … ) are not in the cache yet.
+  size_t cached = 0, held = 0;
+  for (int64_t made = 0; made < max_tokens; ++made) {
+    if (held + (ids.size() - cached) > static_cast<size_t>(context())) {
+      // The older half goes; the newer one is computed again at its new positions.
+      decoder_->Clear(cache.get());
+      const size_t kept = made == 0 ? static_cast<size_t>(context()) : static_cast<size_t>(context() + 1) / 2;
+      cached = ids.size() - std::min(ids.size(), kept);
+      held = 0;
+    }
+    const absl::Span<const uint32_t> fresh = absl::MakeConstSpan(ids).subspan(cached);
+    const float* const outputs = decoder_->Extend(*compute_, weights_, fresh, cache.get());
+    held += fresh.size();
+    cached = ids.size();
+    LinearForward(*compute_, linear, outputs + static_cast<int64_t>(fresh.size() - 1) * hidden, 1, embedding, nullptr,
+                  logits.data(), vocab);
+    for (const float logit : logits) {
+      if (!std::isfinite(logit)) return absl::InvalidArgumentError("the model's logits are not finite");
+    }
+    const uint32_t id = Sample(logits, sampling, UniformFloat(philox(0, static_cast<uint64_t>(made))[0]));
+    if (tokenizer_->end_of_text() == id) return absl::OkStatus();
+    copy = logits;
+    float loss = 0;
+    kernels::CrossEntropyRows(*compute_, copy.data(), &id, 1, vocab, 0.0f, &loss);
+    if (!each(id, -loss)) return absl::OkStatus();
+    ids.push_back(id);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace millrace::model

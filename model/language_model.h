@@ -1,0 +1,78 @@
+// Uses a trained model: scores texts, continues them, embeds them. What `millrace score`, `generate`, `eval`, `embed`
+// and `nearest` do.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kernels/compute.h"
+#include "model/arena.h"
+#include "model/families/decoder.h"
+#include "model/sampling.h"
+#include "proto/millrace/v1/job.pb.h"
+#include "text/tokenizer.h"
+
+namespace millrace::model {
+
+// A model folder in memory. Used by one thread at a time.
+class LanguageModel {
+ public:
+  // Reads config.json, tokenizer.json and the weights of a folder in Hugging Face's layout, which a checkpoint is too.
+  // `compute` outlives the model. Errors name file and field or tensor. Sums of checkpoints are not compared here.
+  static absl::StatusOr<std::unique_ptr<LanguageModel>> Open(const std::string& directory,
+                                                             const kernels::Compute* compute);
+  ~LanguageModel();
+
+  const Decoder& decoder() const { return *decoder_; }
+  const text::Tokenizer& tokenizer() const { return *tokenizer_; }
+  // Laid out as decoder().tensors() says.
+  const float* weights() const { return weights_; }
+  // Tokens that a prediction can look back on.
+  int64_t context() const { return decoder_->spec().context(); }
+
+  // Tokens of a document: <|endoftext|>, if the tokenizer has one, then the text, in which it counts as characters.
+  // That is how training saw documents, so that the first token of the text is predicted too.
+  absl::StatusOr<std::vector<uint32_t>> EncodeDocument(absl::string_view text) const;
+
+  // result[i] = log p(tokens[i + 1] | the tokens before it), in nats; one less than there are tokens. Windows of
+  // `context` predictions begin every `stride` tokens, 1 <= stride <= context; a prediction counts in the first window
+  // that has it. With stride == context these are the blocks in which training evaluates; a smaller stride gives each
+  // prediction a longer past: all but the first ones see at least context - stride tokens.
+  // INVALID_ARGUMENT for fewer than two tokens or an id that is not in the vocabulary.
+  absl::StatusOr<std::vector<float>> LogProbabilities(absl::Span<const uint32_t> tokens, int64_t stride);
+
+  // The mean of the last layer's normalised outputs over the tokens, of the last `context` ones; [hidden_size].
+  absl::StatusOr<std::vector<float>> Embed(absl::Span<const uint32_t> tokens);
+
+  // The tokens whose input embeddings have the largest cosine with that of `id`, without itself, the nearest first.
+  struct Neighbour {
+    uint32_t id = 0;
+    float similarity = 0;
+  };
+  absl::StatusOr<std::vector<Neighbour>> Nearest(uint32_t id, int64_t count) const;
+
+  // Draws up to `max_tokens` tokens one after another behind the prompt, a function of prompt, options and seed, and
+  // gives each to `each` with its log-probability before temperature and cuts; ends early when that returns false or
+  // after <|endoftext|>, which is not given. When the context is full, its older half is forgotten.
+  // INVALID_ARGUMENT for an empty prompt.
+  absl::Status Generate(absl::Span<const uint32_t> prompt, const SamplingOptions& sampling, int64_t max_tokens,
+                        uint64_t seed, absl::FunctionRef<bool(uint32_t id, float log_probability)> each);
+
+ private:
+  LanguageModel() = default;
+  absl::Status CheckIds(absl::Span<const uint32_t> tokens) const;
+
+  const kernels::Compute* compute_ = nullptr;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<text::Tokenizer> tokenizer_;
+  Arena memory_;
+  float* weights_ = nullptr;
+};
+
+}  // namespace millrace::model
