@@ -53,7 +53,9 @@ class Worker {
     if (!joined.ok()) return joined.status();
     membership_ = *std::move(joined);
     Log(Severity::kInfo, "joined",
-        {{"coordinator", options_.coordinator}, {"name", options_.name}, {"isa", kernels::IsaName(compute_.isa())},
+        {{"coordinator", options_.coordinator},
+         {"name", options_.name},
+         {"isa", kernels::IsaName(compute_.isa())},
          {"threads", compute_.threads()}});
     // The signal ends a wait for work; a unit at hand is finished, unless a shard keeps it waiting.
     absl::Notification no_more_waiting;
@@ -149,7 +151,7 @@ v1::WorkResult Worker::Do(const v1::WorkUnit& unit) {
   result.set_unit(unit.unit());
   const absl::Time begun = absl::Now();
   const absl::Status done = seat_.Do(unit, &result);
-  metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun);
+  metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun, result.predictions());
   if (!done.ok()) {
     result.set_failed(true);
     // Whatever lies between here and a shard may be tried again, by another worker or after a recovery. What this
@@ -157,8 +159,11 @@ v1::WorkResult Worker::Do(const v1::WorkUnit& unit) {
     result.set_retryable(!absl::IsInvalidArgument(done) && !absl::IsOutOfRange(done));
     result.set_error(absl::StrCat("worker ", options_.name, ": ", done.message()));
     Log(Severity::kWarning, "unit failed",
-        {{"kind", v1::WorkUnit::Kind_Name(unit.kind())}, {"epoch", unit.epoch()}, {"version", unit.version()},
-         {"unit", unit.unit()}, {"error", std::string(done.message())}});
+        {{"kind", v1::WorkUnit::Kind_Name(unit.kind())},
+         {"epoch", unit.epoch()},
+         {"version", unit.version()},
+         {"unit", unit.unit()},
+         {"error", std::string(done.message())}});
   }
   return result;
 }

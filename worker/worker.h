@@ -12,12 +12,12 @@
 namespace millrace::worker {
 
 struct WorkerOptions {
-  std::string coordinator;     // HOST:PORT
-  std::string name;            // unique among the living workers of the cluster
-  std::string metrics_listen;  // HOST:PORT of the Prometheus endpoint; empty: none
+  std::string coordinator;                       // HOST:PORT
+  std::string name;                              // unique among the living workers of the cluster
+  std::string metrics_listen;                    // HOST:PORT of the Prometheus endpoint; empty: none
   kernels::Isa max_isa = kernels::Isa::kScalar;  // instruction sets above are not used
-  int threads = 1;             // that compute, the calling one included
-  absl::Notification* stop = nullptr;  // required; notified: finish the unit at hand, report it, leave
+  int threads = 1;                               // that compute, the calling one included
+  absl::Notification* stop = nullptr;            // required; notified: finish the unit at hand, report it, leave
 };
 
 // Works until `stop` is notified (OK) or the coordinator refuses the worker (PERMISSION_DENIED). A coordinator or a

@@ -1,0 +1,71 @@
+#include "worker/conformance.h"
+
+#include <cstdint>
+#include <vector>
+
+#include "common/checksum.h"
+#include "common/philox.h"
+#include "kernels/conformance.h"
+#include "model/families/decoder.h"
+#include "model/objectives/causal_lm.h"
+
+namespace millrace::worker {
+namespace {
+
+absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
+
+v1::ModelSpec TinyModel(const char* family, const char* precision) {
+  v1::ModelSpec spec;
+  spec.set_family(family);
+  spec.set_layers(2);
+  spec.set_hidden_size(24);
+  spec.set_heads(4);
+  spec.set_kv_heads(spec.family() == "llama" ? 2 : 4);
+  spec.set_intermediate_size(40);
+  spec.set_context(70);
+  spec.set_precision(precision);
+  spec.set_dropout(0.1);
+  spec.set_tied_embeddings(true);
+  spec.set_rope_theta(10000);
+  spec.set_norm_epsilon(1e-5);
+  spec.set_init_std(0.3);
+  spec.set_bias(true);
+  return spec;
+}
+
+// Start values, loss and gradients of one batch.
+void AddModel(const kernels::Compute& compute, const v1::ModelSpec& spec, Sha256* sum) {
+  constexpr uint32_t kVocab = 37;
+  constexpr int64_t kRows = 2, kColumns = 71;
+  const absl::StatusOr<std::unique_ptr<model::Decoder>> decoder = model::Decoder::Create(spec, kVocab);
+  const model::TensorList& tensors = (*decoder)->tensors();
+  std::vector<float> weights(static_cast<size_t>(tensors.floats())), gradients(weights.size());
+  for (int i = 0; i < tensors.size(); ++i) {
+    const model::TensorSpec& tensor = tensors[i];
+    model::StartValues(tensor, i, 7, 0,
+                       absl::MakeSpan(weights.data() + tensor.offset, static_cast<size_t>(tensor.size)));
+  }
+  std::vector<uint32_t> ids(kRows * kColumns);
+  const Philox key(11);
+  for (size_t i = 0; i < ids.size(); ++i) ids[i] = key(1, i)[0] % kVocab;
+  model::CausalLm objective(decoder->get(), &compute, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
+  const absl::StatusOr<double> loss = objective.Gradients(weights.data(), {ids.data(), kRows, kColumns}, {&key}, 0.01f,
+                                                          &NothingToWaitFor, gradients.data(), &NothingToWaitFor);
+  sum->Update(&*loss, sizeof(*loss));
+  for (const model::TensorSpec& tensor : tensors.tensors()) {
+    sum->Update(gradients.data() + tensor.offset, static_cast<size_t>(tensor.size) * sizeof(float));
+  }
+}
+
+}  // namespace
+
+std::string ConformanceDigest(const kernels::Compute& compute) {
+  Sha256 sum;
+  kernels::AddConformance(compute, &sum);
+  for (const char* family : {"gpt2", "llama"}) {
+    for (const char* precision : {"f32", "bf16"}) AddModel(compute, TinyModel(family, precision), &sum);
+  }
+  return sum.HexDigest();
+}
+
+}  // namespace millrace::worker

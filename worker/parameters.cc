@@ -1,0 +1,63 @@
+#include "worker/parameters.h"
+
+#include <cstring>
+
+namespace millrace::worker {
+
+Parameters::Parameters(const model::TensorList* tensors, const blocks::BlockTable* blocks, client::ShardGroup* group,
+                       float* weights)
+    : tensors_(tensors), blocks_(blocks), group_(group), weights_(weights), codings_(blocks->blocks().size()) {}
+
+Parameters::~Parameters() {
+  if (fetching_.joinable()) fetching_.join();
+}
+
+void Parameters::Fetch(uint64_t version) {
+  if (version == version_) return;
+  version_ = version;
+  {
+    absl::MutexLock lock(&mutex_);
+    missing_.assign(blocks_->groups(), 0);
+    for (uint32_t group = 0; group < blocks_->groups(); ++group) missing_[group] = blocks_->BlocksOfGroup(group).size();
+    ended_ = false;
+    status_ = absl::OkStatus();
+  }
+  fetching_ = std::thread([this, version] {
+    const absl::Status pulled =
+        group_->Pull(version, [this](uint32_t block, absl::string_view bytes, const blocks::Coding& coding) {
+          return Take(block, bytes, coding);
+        });
+    absl::MutexLock lock(&mutex_);
+    status_ = pulled;
+    ended_ = true;
+    arrived_.SignalAll();
+  });
+}
+
+// On a thread a shard.
+absl::Status Parameters::Take(uint32_t index, absl::string_view bytes, const blocks::Coding& coding) {
+  const blocks::Block& block = blocks_->blocks()[index];
+  const model::TensorSpec& tensor = (*tensors_)[static_cast<int>(block.tensor)];
+  std::memcpy(weights_ + tensor.offset + block.begin, bytes.data(), bytes.size());
+  codings_[index] = coding;
+  absl::MutexLock lock(&mutex_);
+  if (--missing_[block.group] == 0) arrived_.SignalAll();
+  return absl::OkStatus();
+}
+
+absl::Status Parameters::Await(uint32_t group) {
+  if (!fetching_.joinable()) return absl::OkStatus();
+  absl::MutexLock lock(&mutex_);
+  while (missing_[group] > 0 && !ended_) arrived_.Wait(&mutex_);
+  return missing_[group] == 0 ? absl::OkStatus() : status_;
+}
+
+absl::Status Parameters::Settle() {
+  if (!fetching_.joinable()) return absl::OkStatus();
+  fetching_.join();
+  absl::MutexLock lock(&mutex_);
+  if (!status_.ok()) version_ = kNone;
+  return status_;
+}
+
+}  // namespace millrace::worker

@@ -1,0 +1,57 @@
+// Holds a worker's copy of the parameters at one version, and fetches another one while the forward pass begins.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "blocks/block_table.h"
+#include "blocks/fixed_point.h"
+#include "client/shard_group.h"
+#include "model/tensor_list.h"
+
+namespace millrace::worker {
+
+// The table's tensors are the list's, in its order.
+class Parameters {
+ public:
+  // All outlive this. `weights` is laid out as the list says.
+  Parameters(const model::TensorList* tensors, const blocks::BlockTable* blocks, client::ShardGroup* group,
+             float* weights);
+  ~Parameters();
+
+  // Starts to fetch `version`, unless it is held. Then Await, then Settle.
+  void Fetch(uint64_t version);
+  // Waits until the weights of a tensor group are there.
+  absl::Status Await(uint32_t group);
+  // Waits until all is there. After an error nothing is held.
+  absl::Status Settle();
+
+  // How gradients are coded at the version that is held.
+  const blocks::Coding& coding(uint32_t block) const { return codings_[block]; }
+
+ private:
+  static constexpr uint64_t kNone = std::numeric_limits<uint64_t>::max();
+
+  absl::Status Take(uint32_t block, absl::string_view bytes, const blocks::Coding& coding);
+
+  const model::TensorList* const tensors_;
+  const blocks::BlockTable* const blocks_;
+  client::ShardGroup* const group_;
+  float* const weights_;
+  std::vector<blocks::Coding> codings_;  // by block; each written once a fetch, before its group counts as there
+  uint64_t version_ = kNone;             // own thread only
+  std::thread fetching_;
+
+  absl::Mutex mutex_;
+  absl::CondVar arrived_ ABSL_GUARDED_BY(mutex_);
+  std::vector<size_t> missing_ ABSL_GUARDED_BY(mutex_);  // blocks, by group
+  bool ended_ ABSL_GUARDED_BY(mutex_) = true;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace millrace::worker

@@ -1,0 +1,366 @@
+#include "worker/phase.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "blocks/block_table.h"
+#include "blocks/fixed_point.h"
+#include "common/philox.h"
+#include "common/status.h"
+#include "model/arena.h"
+#include "model/families/decoder.h"
+#include "model/formats/config_json.h"
+#include "model/objectives/causal_lm.h"
+#include "worker/parameters.h"
+
+namespace millrace::worker {
+namespace {
+
+constexpr uint64_t kDropoutPurpose = 0x44524F50;          // "DROP"
+constexpr uint64_t kMaxMicrobatches = uint64_t{1} << 20;  // of a step
+// Tokens of a microbatch: bounds what a unit makes the worker allocate.
+constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
+
+absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
+
+// The list of tensors as the shards see it.
+v1::TensorTable TableOf(const model::TensorList& tensors) {
+  v1::TensorTable table;
+  for (const model::TensorSpec& spec : tensors.tensors()) {
+    v1::Tensor* const tensor = table.add_tensors();
+    tensor->set_name(spec.name);
+    for (const int64_t extent : spec.shape) tensor->add_shape(extent);
+    tensor->set_trainable(true);
+    switch (spec.role) {
+      case model::Role::kMatrix:
+        tensor->set_role(v1::Tensor::MATRIX);
+        break;
+      case model::Role::kEmbedding:
+        tensor->set_role(v1::Tensor::EMBEDDING);
+        break;
+      case model::Role::kVector:
+        tensor->set_role(v1::Tensor::VECTOR);
+        break;
+    }
+    tensor->set_rows_are_inputs(spec.rows_are_inputs);
+    tensor->set_group(spec.group);
+  }
+  return table;
+}
+
+absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch) {
+  const uint64_t count = uint64_t{microbatch.rows()} * microbatch.columns();
+  if (count == 0 || count > kMaxTokens || microbatch.tokens().size() != count * sizeof(uint32_t)) {
+    return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": ", microbatch.tokens().size(),
+                                                   " bytes where ", microbatch.rows(), " x ", microbatch.columns(),
+                                                   " tokens have ", count * sizeof(uint32_t)));
+  }
+  model::Batch batch;
+  // Bytes of a protobuf are allocated on their own, hence aligned.
+  batch.ids = reinterpret_cast<const uint32_t*>(microbatch.tokens().data());
+  batch.rows = microbatch.rows();
+  batch.columns = microbatch.columns();
+  batch.first_scored = microbatch.first_scored_column();
+  return batch;
+}
+
+}  // namespace
+
+// An architecture and the memory of its passes.
+class PhaseSeat::Model {
+ public:
+  static absl::StatusOr<std::unique_ptr<Model>> Create(const kernels::Compute* compute,
+                                                       const v1::PhaseContext& context) {
+    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<model::Decoder> decoder,
+                              model::Decoder::Create(context.model(), context.vocab_size()));
+    return std::unique_ptr<Model>(new Model(compute, context, std::move(decoder)));
+  }
+
+  bool Fits(const v1::PhaseContext& context) const {
+    return context.model().SerializeAsString() == key_ && context.vocab_size() == decoder_->vocab_size();
+  }
+
+  const model::Decoder& decoder() const { return *decoder_; }
+  // Laid out as the decoder's tensors; made on first use.
+  float* weights() { return Memory(&weights_memory_, &weights_); }
+  float* gradients() { return Memory(&gradients_memory_, &gradients_); }
+
+  // For batches as large as this one, and those before.
+  model::CausalLm& ForBatch(const model::Batch& batch, bool for_training) {
+    const int64_t tokens = batch.rows * (batch.columns - 1), columns = batch.columns - 1;
+    if (training_.objective != nullptr && tokens <= training_.tokens && columns <= training_.columns) {
+      return *training_.objective;
+    }
+    Sized& sized = for_training ? training_ : evaluation_;
+    if (sized.objective == nullptr || tokens > sized.tokens || columns > sized.columns) {
+      sized.tokens = std::max(tokens, sized.tokens);
+      sized.columns = std::max(columns, sized.columns);
+      sized.objective.reset();
+      sized.objective =
+          std::make_unique<model::CausalLm>(decoder_.get(), compute_, sized.tokens, sized.columns, for_training);
+    }
+    return *sized.objective;
+  }
+
+ private:
+  struct Sized {
+    int64_t tokens = 0;
+    int64_t columns = 0;
+    std::unique_ptr<model::CausalLm> objective;
+  };
+
+  Model(const kernels::Compute* compute, const v1::PhaseContext& context, std::unique_ptr<model::Decoder> decoder)
+      : compute_(compute), key_(context.model().SerializeAsString()), decoder_(std::move(decoder)) {}
+
+  float* Memory(model::Arena* arena, float** memory) const {
+    if (*memory == nullptr) {
+      *arena = model::Arena(decoder_->tensors().floats());
+      *memory = arena->Take(decoder_->tensors().floats());
+    }
+    return *memory;
+  }
+
+  const kernels::Compute* const compute_;
+  const std::string key_;
+  const std::unique_ptr<model::Decoder> decoder_;
+  model::Arena weights_memory_, gradients_memory_;
+  float* weights_ = nullptr;
+  float* gradients_ = nullptr;
+  Sized training_, evaluation_;
+};
+
+// The phase's context under one configuration of the shards.
+class PhaseSeat::Epoch {
+ public:
+  static absl::StatusOr<std::unique_ptr<Epoch>> Create(const kernels::Compute* compute, Model* model,
+                                                       const v1::PhaseContext& context,
+                                                       std::shared_ptr<client::ShardGroup> group) {
+    const v1::TensorTable table = TableOf(model->decoder().tensors());
+    MILLRACE_ASSIGN_OR_RETURN(blocks::BlockTable blocks, blocks::BlockTable::Create(table));
+    if (group != nullptr && context.table().SerializeAsString() != table.SerializeAsString()) {
+      return absl::InternalError("the coordinator's table of tensors is not what this build makes of the model");
+    }
+    if (context.objective() != "causal_lm") {
+      return absl::InvalidArgumentError(absl::StrCat("there is no objective '", context.objective(), "'"));
+    }
+    return std::unique_ptr<Epoch>(new Epoch(compute, model, context, std::move(blocks), std::move(group)));
+  }
+
+  uint64_t number() const { return context_.epoch(); }
+
+  void Plan(v1::WorkResult* result) const {
+    *result->mutable_table() = TableOf(model_->decoder().tensors());
+    model::Configuration configuration;
+    configuration.spec = context_.model();
+    configuration.vocab_size = context_.vocab_size();
+    (*result->mutable_files())["config.json"] = model::PrintConfig(configuration);
+    (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig();
+  }
+
+  absl::Status Initialize() {
+    MILLRACE_RETURN_IF_ERROR(CheckGroup());
+    return group_->Load(0, [this](uint32_t index, v1::LoadRequest* request) {
+      const blocks::Block& block = blocks_.blocks()[index];
+      std::vector<float> values(static_cast<size_t>(block.size));
+      const int tensor = static_cast<int>(block.tensor);
+      model::StartValues(model_->decoder().tensors()[tensor], tensor, context_.seed(), block.begin,
+                         absl::MakeSpan(values));
+      request->set_weights(values.data(), values.size() * sizeof(float));
+      return absl::OkStatus();
+    });
+  }
+
+  // The microbatches of a unit one after another; the gradients' sum leaves group by group with the last one.
+  absl::Status Train(const v1::WorkUnit& unit, v1::WorkResult* result) {
+    MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
+    float* const gradients = model_->gradients();
+    std::memset(gradients, 0, static_cast<size_t>(model_->decoder().tensors().floats()) * sizeof(float));
+    const auto scale = static_cast<float>(1.0 / unit.loss_denominator());
+    const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
+    parameters_->Fetch(unit.version());
+    const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
+    const auto need = [this](uint32_t group) { return parameters_->Await(group); };
+    const auto send = [&](uint32_t group) { return Send(group, unit.version(), push.get()); };
+    double loss = 0;
+    uint64_t predictions = 0;
+    absl::Status done;
+    for (int i = 0; i < unit.microbatches_size() && done.ok(); ++i) {
+      const v1::Microbatch& microbatch = unit.microbatches(i);
+      const absl::StatusOr<model::Batch> batch = BatchOf(microbatch);
+      done = batch.status();
+      if (!done.ok()) break;
+      const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
+      const bool last = i + 1 == unit.microbatches_size();
+      const absl::StatusOr<double> sum =
+          model_->ForBatch(*batch, /*for_training=*/true)
+              .Gradients(model_->weights(), *batch, {&key}, scale, need, gradients,
+                         last ? model::GroupHook(send) : model::GroupHook(NothingToWaitFor));
+      done = sum.status();
+      if (!done.ok()) break;
+      loss += *sum;
+      predictions += static_cast<uint64_t>(batch->predictions());
+    }
+    // The fetch has to end in any case: it writes into the weights.
+    const absl::Status fetched = parameters_->Settle();
+    MILLRACE_RETURN_IF_ERROR(done);
+    MILLRACE_RETURN_IF_ERROR(fetched);
+    MILLRACE_RETURN_IF_ERROR(push->Finish());
+    result->set_loss_sum(loss);
+    result->set_predictions(predictions);
+    return absl::OkStatus();
+  }
+
+  absl::Status Evaluate(const v1::WorkUnit& unit, v1::WorkResult* result) {
+    MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
+    parameters_->Fetch(unit.version());
+    const auto need = [this](uint32_t group) { return parameters_->Await(group); };
+    double loss = 0;
+    uint64_t predictions = 0;
+    absl::Status done;
+    for (int i = 0; i < unit.microbatches_size() && done.ok(); ++i) {
+      const absl::StatusOr<model::Batch> batch = BatchOf(unit.microbatches(i));
+      done = batch.status();
+      if (!done.ok()) break;
+      const absl::StatusOr<double> sum =
+          model_->ForBatch(*batch, /*for_training=*/false).Loss(model_->weights(), *batch, need);
+      done = sum.status();
+      if (!done.ok()) break;
+      loss += *sum;
+      predictions += static_cast<uint64_t>(batch->predictions());
+    }
+    const absl::Status fetched = parameters_->Settle();
+    MILLRACE_RETURN_IF_ERROR(done);
+    MILLRACE_RETURN_IF_ERROR(fetched);
+    result->set_loss_sum(loss);
+    result->set_predictions(predictions);
+    return absl::OkStatus();
+  }
+
+ private:
+  Epoch(const kernels::Compute* compute, Model* model, const v1::PhaseContext& context, blocks::BlockTable blocks,
+        std::shared_ptr<client::ShardGroup> group)
+      : compute_(compute), model_(model), context_(context), blocks_(std::move(blocks)), group_(std::move(group)) {
+    if (group_ == nullptr) return;
+    group_->Place(&blocks_, context_.optimizer());
+    parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(), model_->weights());
+  }
+
+  absl::Status CheckGroup() const {
+    return group_ == nullptr ? absl::FailedPreconditionError("there are no shards in this epoch") : absl::OkStatus();
+  }
+  absl::Status CheckUnit(const v1::WorkUnit& unit) const {
+    MILLRACE_RETURN_IF_ERROR(CheckGroup());
+    if (unit.microbatches_size() == 0 || !(unit.loss_denominator() > 0)) {
+      return absl::InvalidArgumentError("a unit without microbatches or predictions");
+    }
+    return absl::OkStatus();
+  }
+
+  // Codes the gradients of a group's blocks and hands them over; the last block of the forward pass first.
+  absl::Status Send(uint32_t group, uint64_t version, client::GradientPush* push) {
+    // The codings came with the weights: a group's are there since its forward pass.
+    const absl::Span<const uint32_t> indices = blocks_.BlocksOfGroup(group);
+    std::vector<std::string> coded(indices.size());
+    std::vector<absl::StatusOr<uint64_t>> clipped(indices.size(), uint64_t{0});
+    compute_->ParallelFor(static_cast<int64_t>(indices.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const blocks::Block& block = blocks_.blocks()[indices[at]];
+        const model::TensorSpec& tensor = model_->decoder().tensors()[static_cast<int>(block.tensor)];
+        const float* const values = model_->gradients() + tensor.offset + block.begin;
+        clipped[at] = blocks::Encode(absl::MakeConstSpan(values, static_cast<size_t>(block.size)),
+                                     parameters_->coding(block.index), &coded[at]);
+      }
+    });
+    for (size_t i = indices.size(); i-- > 0;) {
+      const blocks::Block& block = blocks_.blocks()[indices[i]];
+      if (!blocks_.TensorOf(block).trainable) continue;
+      if (!clipped[i].ok()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("the gradient is not finite at step ", version + 1, " of phase ", context_.phase(), " in ",
+                         blocks_.Name(block), ": ", clipped[i].status().message(),
+                         "; try a lower learning rate, a longer warm-up or a smaller clip_norm"));
+      }
+      MILLRACE_RETURN_IF_ERROR(
+          push->Add(block.index, parameters_->coding(block.index), std::move(coded[i]), *clipped[i]));
+    }
+    return absl::OkStatus();
+  }
+
+  const kernels::Compute* const compute_;
+  Model* const model_;
+  const v1::PhaseContext context_;
+  const blocks::BlockTable blocks_;
+  const std::shared_ptr<client::ShardGroup> group_;
+  std::unique_ptr<Parameters> parameters_;
+};
+
+PhaseSeat::PhaseSeat(const kernels::Compute* compute) : compute_(compute) {}
+PhaseSeat::~PhaseSeat() = default;
+
+void PhaseSeat::Announce(uint64_t epoch) {
+  absl::MutexLock lock(&mutex_);
+  announced_ = std::max(announced_, epoch);
+  if (group_ != nullptr && group_->epoch() < announced_) group_->Cancel();
+}
+
+void PhaseSeat::Leave() {
+  absl::MutexLock lock(&mutex_);
+  leaving_ = true;
+  if (group_ != nullptr) group_->Cancel();
+}
+
+absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (leaving_) return absl::CancelledError("the worker leaves");
+    if (unit.epoch() < announced_) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("epoch ", unit.epoch(), " has passed; ", announced_, " is the present one"));
+    }
+  }
+  if (epoch_ != nullptr && epoch_->number() == unit.epoch()) return absl::OkStatus();
+  epoch_.reset();
+  if (!unit.has_context() || unit.context().epoch() != unit.epoch()) {
+    return absl::FailedPreconditionError(absl::StrCat("a unit of epoch ", unit.epoch(), " came without its context"));
+  }
+  const v1::PhaseContext& context = unit.context();
+  if (model_ == nullptr || !model_->Fits(context)) {
+    model_.reset();
+    MILLRACE_ASSIGN_OR_RETURN(model_, Model::Create(compute_, context));
+  }
+  std::shared_ptr<client::ShardGroup> group;
+  if (context.shard_addresses_size() > 0) {
+    group = std::make_shared<client::ShardGroup>(
+        context.epoch(), std::vector<std::string>(context.shard_addresses().begin(), context.shard_addresses().end()));
+  }
+  MILLRACE_ASSIGN_OR_RETURN(epoch_, Epoch::Create(compute_, model_.get(), context, group));
+  absl::MutexLock lock(&mutex_);
+  group_ = std::move(group);
+  if (group_ != nullptr && (leaving_ || group_->epoch() < announced_)) group_->Cancel();
+  return absl::OkStatus();
+}
+
+absl::Status PhaseSeat::Do(const v1::WorkUnit& unit, v1::WorkResult* result) {
+  MILLRACE_RETURN_IF_ERROR(Enter(unit));
+  switch (unit.kind()) {
+    case v1::WorkUnit::PLAN:
+      epoch_->Plan(result);
+      return absl::OkStatus();
+    case v1::WorkUnit::INITIALIZE:
+      return epoch_->Initialize();
+    case v1::WorkUnit::TRAIN:
+      return epoch_->Train(unit, result);
+    case v1::WorkUnit::EVALUATE:
+      return epoch_->Evaluate(unit, result);
+    default:
+      return absl::InvalidArgumentError(absl::StrCat("there is no unit of kind ", static_cast<int>(unit.kind())));
+  }
+}
+
+}  // namespace millrace::worker

@@ -1,0 +1,51 @@
+// Does units of work: plans, initialises, trains and evaluates with the parameters of an epoch's shards.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "client/shard_group.h"
+#include "kernels/compute.h"
+#include "proto/millrace/v1/coordinator.pb.h"
+
+namespace millrace::worker {
+
+// Where a worker sits while it works on one phase after another. An epoch is fenced: once a later one is announced,
+// calls to the shards of the former end, and its units fail with FAILED_PRECONDITION.
+class PhaseSeat {
+ public:
+  // `compute` outlives this.
+  explicit PhaseSeat(const kernels::Compute* compute);
+  ~PhaseSeat();
+
+  // From any thread: what belongs to an epoch below may be dropped.
+  void Announce(uint64_t epoch);
+  // From any thread: ends the unit at hand, and every later one, with CANCELLED.
+  void Leave();
+
+  // Own thread only. Does the unit and fills in what it results in: table and files of a plan, loss and predictions.
+  // INVALID_ARGUMENT and OUT_OF_RANGE: this unit cannot be done, by nobody (a gradient that is not finite, a model that
+  // cannot be). Other errors may go away: shards that are lost or configured anew.
+  absl::Status Do(const v1::WorkUnit& unit, v1::WorkResult* result);
+
+ private:
+  class Model;
+  class Epoch;
+
+  absl::Status Enter(const v1::WorkUnit& unit);
+
+  const kernels::Compute* const compute_;
+  // Own thread only. The model outlives epochs that have the same architecture.
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Epoch> epoch_;
+
+  absl::Mutex mutex_;
+  uint64_t announced_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<client::ShardGroup> group_ ABSL_GUARDED_BY(mutex_);  // of epoch_; null while planning
+};
+
+}  // namespace millrace::worker

@@ -1,0 +1,38 @@
+#include "worker/worker_metrics.h"
+
+namespace millrace::worker {
+namespace {
+
+std::string KindName(v1::WorkUnit::Kind kind) {
+  switch (kind) {
+    case v1::WorkUnit::PLAN:
+      return "plan";
+    case v1::WorkUnit::INITIALIZE:
+      return "initialize";
+    case v1::WorkUnit::TRAIN:
+      return "train";
+    case v1::WorkUnit::EVALUATE:
+      return "evaluate";
+    default:
+      return "unknown";
+  }
+}
+
+}  // namespace
+
+void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions) {
+  const std::string name = KindName(kind);
+  metrics_
+      .Counter("millrace_worker_units_total", "Work units done, by kind and result.",
+               {{"kind", name}, {"result", well ? "done" : "failed"}})
+      ->Increment();
+  metrics_
+      .Histogram("millrace_worker_unit_duration_seconds", "Time that a work unit took, pulls and pushes included.",
+                 DurationBounds(), {{"kind", name}})
+      ->Observe(absl::ToDoubleSeconds(took));
+  if (predictions == 0) return;
+  metrics_.Counter("millrace_worker_tokens_total", "Tokens predicted, by kind of unit.", {{"kind", name}})
+      ->Increment(static_cast<double>(predictions));
+}
+
+}  // namespace millrace::worker

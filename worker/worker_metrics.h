@@ -1,0 +1,27 @@
+// What a worker tells Prometheus (docs/metrics.md has the whole table).
+#pragma once
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/metrics.h"
+#include "proto/millrace/v1/coordinator.pb.h"
+
+namespace millrace::worker {
+
+class WorkerMetrics {
+ public:
+  // `listen`: HOST:PORT, or empty for nowhere.
+  explicit WorkerMetrics(std::string listen) : listen_(std::move(listen)) {}
+
+  absl::Status Serve() { return metrics_.Serve(listen_); }
+  // A unit was done, well or not, and took so long; `predictions` of it were computed.
+  void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions);
+
+ private:
+  const std::string listen_;
+  Metrics metrics_;
+};
+
+}  // namespace millrace::worker
