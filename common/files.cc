@@ -32,6 +32,9 @@ class Descriptor {
   int descriptor_;
 };
 
+// Does not wait for somebody to write into a pipe of this name.
+int OpenToRead(const std::string& path) { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }
+
 absl::StatusOr<size_t> RegularSize(int descriptor, const std::string& path) {
   struct stat about;
   if (fstat(descriptor, &about) != 0) return ErrnoStatus(errno, "read", path);
@@ -61,7 +64,7 @@ absl::Status ErrnoStatus(int error, absl::string_view action, absl::string_view 
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor file(OpenToRead(path));
   if (file.get() < 0) return ErrnoStatus(errno, "read", path);
   MILLRACE_ASSIGN_OR_RETURN(const size_t size, RegularSize(file.get(), path));
   if (size > max_bytes) {
@@ -111,7 +114,7 @@ absl::Status MakeDirectories(const std::string& path) {
 }
 
 absl::StatusOr<MappedFile> MappedFile::Open(const std::string& path) {
-  const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const Descriptor file(OpenToRead(path));
   if (file.get() < 0) return ErrnoStatus(errno, "read", path);
   MILLRACE_ASSIGN_OR_RETURN(const size_t size, RegularSize(file.get(), path));
   if (size == 0) return MappedFile(nullptr, 0);

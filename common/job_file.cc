@@ -40,8 +40,8 @@ std::string Shown(absl::string_view text) {
 class Place {
  public:
   explicit Place(absl::string_view file) : file_(file) {}
-  absl::Status Error(const YAML::Node& node, absl::string_view what) const {
-    const YAML::Mark mark = node.Mark();
+  absl::Status Error(const YAML::Node& node, absl::string_view what) const { return Error(node.Mark(), what); }
+  absl::Status Error(const YAML::Mark& mark, absl::string_view what) const {
     return absl::InvalidArgumentError(lines_ && !mark.is_null() ? absl::StrCat(file_, ":", mark.line + 1, ": ", what)
                                                                 : absl::StrCat(file_, ": ", what));
   }
@@ -98,14 +98,20 @@ std::string Join(absl::string_view path, absl::string_view name) {
 
 // ---- rules ----
 
+// All digits of a whole number.
+std::string Number(double value) {
+  return std::fabs(value) < 1e15 && value == std::trunc(value) ? absl::StrCat(static_cast<int64_t>(value))
+                                                               : absl::StrCat(value);
+}
+
 // Empty: the number is within the field's bounds.
 std::string OutOfBounds(const v1::FieldRule& rule, double value) {
-  if (!std::isfinite(value)) return "it is not finite";
+  if (!std::isfinite(value)) return "a finite number is wanted";
   if (rule.has_min() && (rule.exclusive_min() ? value <= rule.min() : value < rule.min())) {
-    return absl::StrCat("it must be ", rule.exclusive_min() ? "above " : "at least ", rule.min());
+    return absl::StrCat("it must be ", rule.exclusive_min() ? "above " : "at least ", Number(rule.min()));
   }
   if (rule.has_max() && (rule.exclusive_max() ? value >= rule.max() : value > rule.max())) {
-    return absl::StrCat("it must be ", rule.exclusive_max() ? "below " : "at most ", rule.max());
+    return absl::StrCat("it must be ", rule.exclusive_max() ? "below " : "at most ", Number(rule.max()));
   }
   return "";
 }
@@ -123,11 +129,12 @@ class Mapper {
  public:
   explicit Mapper(const Place& place) : place_(place) {}
 
-  absl::Status Map(const YAML::Node& node, absl::string_view path, Message* message) const {
+  absl::Status Map(const YAML::Node& node, absl::string_view path, Message* message) {
     if (!node.IsMap()) {
       return place_.Error(node, absl::StrCat(path.empty() ? "the job" : path, " must be fields, as in {",
                                              message->GetDescriptor()->field(0)->name(), ": …}"));
     }
+    MILLRACE_RETURN_IF_ERROR(Spend(node, 1));
     std::set<std::string> seen;
     for (const auto& entry : node) {
       if (!entry.first.IsScalar()) return place_.Error(entry.first, "a field's name must be one word");
@@ -135,14 +142,15 @@ class Mapper {
       const FieldDescriptor* const field = message->GetDescriptor()->FindFieldByName(name);
       if (field == nullptr) return place_.Error(entry.first, UnknownField(*message->GetDescriptor(), name, path));
       if (!seen.insert(name).second) return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given twice"));
+      // The place of nothing would be that of the next thing.
+      if (entry.second.IsNull()) return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given no value"));
       MILLRACE_RETURN_IF_ERROR(Set(entry.second, Join(path, name), *field, message));
     }
     return absl::OkStatus();
   }
 
   // Replaces the whole field; a message's given fields are merged into what is there.
-  absl::Status Set(const YAML::Node& node, const std::string& path, const FieldDescriptor& field,
-                   Message* message) const {
+  absl::Status Set(const YAML::Node& node, const std::string& path, const FieldDescriptor& field, Message* message) {
     const Reflection& reflection = *message->GetReflection();
     const bool is_message = field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
     if (!field.is_repeated()) {
@@ -161,8 +169,15 @@ class Mapper {
   }
 
  private:
+  // An alias repeats what its anchor holds: all values together take no more than a file may have.
+  absl::Status Spend(const YAML::Node& node, size_t bytes) {
+    if (bytes > bytes_left_) return place_.Error(node, "with all that its aliases repeat, the job is too large");
+    bytes_left_ -= bytes;
+    return absl::OkStatus();
+  }
+
   absl::Status Scalar(const YAML::Node& node, const std::string& path, const FieldDescriptor& field,
-                      Message* message) const {
+                      Message* message) {
     const Reflection& reflection = *message->GetReflection();
     const bool repeated = field.is_repeated();
     const auto wrong = [&](absl::string_view what) {
@@ -170,6 +185,7 @@ class Mapper {
     };
     if (!node.IsScalar()) return wrong("a single value is wanted here");
     const std::string& text = node.Scalar();
+    MILLRACE_RETURN_IF_ERROR(Spend(node, 1 + text.size()));
     const bool quoted = node.Tag() == "!";
     const v1::FieldRule& rule = RuleOf(field);
     switch (field.cpp_type()) {
@@ -217,14 +233,16 @@ class Mapper {
   }
 
   const Place& place_;
+  size_t bytes_left_ = kMaxJobFileBytes;
 };
 
 absl::StatusOr<YAML::Node> LoadYaml(const std::string& text, const Place& place) {
   try {
-    return YAML::Load(text);
+    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
+    if (documents.size() > 1) return place.Error(documents[1], "a job file is one document");
+    return documents.empty() ? YAML::Node() : documents[0];
   } catch (const YAML::Exception& error) {
-    return absl::InvalidArgumentError(std::string(
-        place.Error(YAML::Node(), absl::StrCat("line ", error.mark.line + 1, ": this is not YAML: ", error.msg)).message()));
+    return place.Error(error.mark, absl::StrCat("this is not YAML: ", error.msg));
   }
 }
 
@@ -451,7 +469,7 @@ absl::StatusOr<v1::JobSpec> ParseJob(absl::string_view yaml, absl::string_view f
     MILLRACE_RETURN_IF_ERROR(Mapper(place).Map(node, "", &job));
     for (const std::string& override_text : overrides) MILLRACE_RETURN_IF_ERROR(ApplyOverride(override_text, &job));
   } catch (const YAML::Exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(file_name, ":", error.mark.line + 1, ": ", error.msg));
+    return place.Error(error.mark, error.msg);
   }
   FillDefaults(&job);
   MILLRACE_RETURN_IF_ERROR(Annotate(ValidateJob(job), file_name));

@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -24,11 +25,16 @@ std::string Time(int64_t unix_ms) {
   return absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ", absl::FromUnixMillis(unix_ms), absl::UTCTimeZone());
 }
 
+// Without control characters; apostrophes, which need no escape, stay.
+std::string Escaped(absl::string_view text) {
+  return absl::StrReplaceAll(absl::Utf8SafeCEscape(text), {{"\\\\", "\\\\"}, {"\\'", "'"}});
+}
+
 // Quoted if it would not read as one word; never a line break.
 std::string Word(absl::string_view text) {
   bool plain = !text.empty();
   for (const char c : text) plain = plain && absl::ascii_isgraph(static_cast<unsigned char>(c)) && c != '"' && c != '=';
-  return plain ? std::string(text) : absl::StrCat("\"", absl::Utf8SafeCEscape(text), "\"");
+  return plain ? std::string(text) : absl::StrCat("\"", Escaped(text), "\"");
 }
 
 struct AsText {
@@ -59,7 +65,7 @@ std::string FormatLog(bool json, int64_t unix_ms, Severity severity, absl::strin
   }
   std::string line = absl::StrCat(
       Time(unix_ms), severity == Severity::kInfo ? " I " : severity == Severity::kWarning ? " W " : " E ",
-      absl::Utf8SafeCEscape(text));
+      Escaped(text));
   for (const LogField& field : fields) {
     absl::StrAppend(&line, " ", field.name, "=", std::visit(AsText(), field.value));
   }

@@ -58,6 +58,8 @@ absl::Status Metrics::Serve(const std::string& listen) {
     impl_->exposer = std::make_unique<prometheus::Exposer>(listen, /*num_threads=*/1);
     impl_->exposer->RegisterCollectable(impl_->registry);
     impl_->exposer->RegisterCollectable(impl_->process);
+    const std::vector<int> ports = impl_->exposer->GetListeningPorts();
+    address_ = absl::StrCat(listen.substr(0, listen.rfind(':') + 1), ports.empty() ? 0 : ports.front());
   } catch (const std::exception& error) {
     return absl::UnavailableError(absl::StrCat("cannot serve metrics at ", listen, ": ", error.what()));
   }

@@ -41,12 +41,16 @@ class Metrics {
   // Serves http://HOST:PORT/metrics; nothing happens if `listen` is empty. UNAVAILABLE if it cannot be bound.
   absl::Status Serve(const std::string& listen);
 
+  // HOST:PORT as served (port 0 asks for any); empty if not served.
+  const std::string& address() const { return address_; }
+
   // What a scrape would get.
   std::string Text() const;
 
  private:
   struct Impl;
   const std::unique_ptr<Impl> impl_;
+  std::string address_;
 };
 
 // Bounds for durations from a millisecond to a minute, in seconds.

@@ -5,7 +5,6 @@
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -15,6 +14,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+
+// glibc 2.36's header leaves out the extern "C" that its functions need.
+extern "C" {
+#include <sys/pidfd.h>
+}
 
 namespace millrace {
 namespace {

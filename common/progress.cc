@@ -10,6 +10,19 @@
 #include "absl/strings/str_format.h"
 
 namespace millrace {
+namespace {
+
+// The first `count` characters of UTF-8.
+absl::string_view FirstCharacters(absl::string_view text, size_t count) {
+  size_t end = 0;
+  for (; end < text.size(); ++end) {
+    const bool starts_one = (static_cast<unsigned char>(text[end]) & 0xC0) != 0x80;
+    if (starts_one && count-- == 0) break;
+  }
+  return text.substr(0, end);
+}
+
+}  // namespace
 
 ProgressLine::ProgressLine(std::FILE* out, bool terminal, absl::Duration every, std::function<absl::Time()> now)
     : out_(out), terminal_(terminal), every_(every), now_(std::move(now)) {}
@@ -25,7 +38,7 @@ void ProgressLine::Draw() {
   size_t width = 80;
   winsize size = {};
   if (ioctl(fileno(out_), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) width = size.ws_col;
-  const std::string shown = text_.substr(0, std::max<size_t>(width, 2) - 1);
+  const absl::string_view shown = FirstCharacters(text_, std::max<size_t>(width, 2) - 1);
   std::fwrite(shown.data(), 1, shown.size(), out_);
 }
 

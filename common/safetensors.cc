@@ -7,13 +7,14 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
 
 namespace millrace {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
 
 constexpr size_t kMaxTensors = 1 << 20;
 constexpr size_t kMaxDimensions = 8;
@@ -52,6 +53,39 @@ absl::StatusOr<SafetensorsEntry> ParseEntry(const std::string& name, const Json&
   return entry;
 }
 
+// Follows a header as it is parsed and stops where a name occurs twice in an object (in the object that is made of it
+// the second takes the first one's place) or something is nested deeper than any value that means something.
+struct NameCheck : nlohmann::json_sax<Json> {
+  std::vector<std::set<std::string>> open;  // the names in each object and array that is open
+  std::string twice;
+
+  bool Open() {
+    open.emplace_back();
+    return open.size() <= 4;
+  }
+  bool Close() {
+    open.pop_back();
+    return true;
+  }
+  bool key(string_t& name) override {
+    if (open.back().insert(name).second) return true;
+    twice = name;
+    return false;
+  }
+  bool start_object(size_t) override { return Open(); }
+  bool end_object() override { return Close(); }
+  bool start_array(size_t) override { return Open(); }
+  bool end_array() override { return Close(); }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool parse_error(size_t, const std::string&, const nlohmann::detail::exception&) override { return false; }
+};
+
 }  // namespace
 
 const SafetensorsEntry* SafetensorsHeader::Find(absl::string_view name) const {
@@ -69,17 +103,23 @@ uint64_t DtypeBytes(absl::string_view dtype) {
 }
 
 std::string LayOutSafetensors(SafetensorsHeader* header) {
-  Json json = Json::object();
-  if (!header->metadata.empty()) json["__metadata__"] = header->metadata;
+  // The header is written piece by piece: a JSON object that keeps its order looks each name up among all before it.
+  const auto print = [](const nlohmann::ordered_json& json) {
+    return json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+  };
+  std::vector<std::string> members;
+  if (!header->metadata.empty()) members.push_back(absl::StrCat("\"__metadata__\":", print(header->metadata)));
   header->data_bytes = 0;
   for (SafetensorsEntry& entry : header->tensors) {
     uint64_t bytes = DtypeBytes(entry.dtype);
     for (const int64_t size : entry.shape) bytes *= static_cast<uint64_t>(size);
     entry.begin = header->data_bytes;
     entry.end = header->data_bytes += bytes;
-    json[entry.name] = {{"dtype", entry.dtype}, {"shape", entry.shape}, {"data_offsets", {entry.begin, entry.end}}};
+    members.push_back(absl::StrCat(
+        print(entry.name), ":",
+        print({{"dtype", entry.dtype}, {"shape", entry.shape}, {"data_offsets", {entry.begin, entry.end}}})));
   }
-  std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string text = absl::StrCat("{", absl::StrJoin(members, ","), "}");
   text.append((kAlignment - (8 + text.size()) % kAlignment) % kAlignment, ' ');
   const uint64_t length = text.size();
   header->data_offset = 8 + length;
@@ -90,25 +130,22 @@ std::string LayOutSafetensors(SafetensorsHeader* header) {
 
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(absl::string_view start, uint64_t file_bytes) {
   uint64_t length = 0;
-  if (start.size() < 8) return absl::DataLossError("it is too short to be a safetensors file");
+  if (start.size() < 8 || file_bytes < 8) return absl::DataLossError("it is too short to be a safetensors file");
   std::memcpy(&length, start.data(), 8);
-  if (length > kMaxSafetensorsHeaderBytes || length > start.size() - 8) {
+  if (length > kMaxSafetensorsHeaderBytes || length > std::min<uint64_t>(start.size(), file_bytes) - 8) {
     return absl::DataLossError(absl::StrCat("its header would have ", length, " bytes, the file has ", file_bytes));
   }
-  int depth_seen = 0;
-  // Nothing in the header is nested deeper than a tensor's shape; a deeper one could exhaust the stack.
-  const auto bounded = [&depth_seen](int depth, Json::parse_event_t event, Json&) {
-    if (event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start) {
-      depth_seen = std::max(depth_seen, depth);
-    }
-    return depth <= 4;
-  };
-  const Json json = Json::parse(start.substr(8, length), bounded, /*allow_exceptions=*/false);
-  if (!json.is_object() || depth_seen > 4) return absl::DataLossError("its header is not a JSON object");
+  const absl::string_view text = start.substr(8, length);
+  NameCheck check;
+  const bool sound = Json::sax_parse(text, &check);
+  if (!check.twice.empty()) {
+    return absl::DataLossError(absl::StrCat("in its header ", Quoted(check.twice), " occurs twice"));
+  }
+  const Json json = sound ? Json::parse(text, nullptr, /*allow_exceptions=*/false) : Json();
+  if (!json.is_object()) return absl::DataLossError("its header is not a JSON object of tensors");
   if (json.size() > kMaxTensors) return absl::DataLossError("its header has too many tensors");
   SafetensorsHeader header;
   header.data_offset = 8 + length;
-  std::set<std::string> names;
   for (const auto& [name, value] : json.items()) {
     if (name == "__metadata__") {
       if (!value.is_object()) return absl::DataLossError("its __metadata__ is not an object");
@@ -118,7 +155,6 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(absl::string_view start
       }
       continue;
     }
-    if (!names.insert(name).second) return absl::DataLossError(absl::StrCat("tensor ", Quoted(name), " occurs twice"));
     MILLRACE_ASSIGN_OR_RETURN(SafetensorsEntry entry, ParseEntry(name, value));
     header.tensors.push_back(std::move(entry));
   }

@@ -1,0 +1,370 @@
+#include "common/job_file.h"
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/millrace/v1/field_options.pb.h"
+#include "text/temporary_folder.h"
+
+namespace millrace {
+namespace {
+
+using ::google::protobuf::Descriptor;
+using ::google::protobuf::FieldDescriptor;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using text::TemporaryFolder;
+
+// The shortest job of docs/job-file.md, a field a line, so that mistakes have lines.
+const char kJob[] = R"(name: mine
+seed: 7
+data:
+  sources:
+    - path: my-text/*.txt
+tokenizer:
+  type: bpe
+model:
+  layers: 4
+  hidden_size: 128
+  heads: 4
+  context: 64
+phases:
+  - name: pretrain
+    global_batch: 16
+    stop:
+      max_steps: 1000
+)";
+
+// kJob with one piece replaced.
+std::string Changed(const std::string& from, const std::string& to) {
+  EXPECT_TRUE(absl::StrContains(kJob, from)) << from;
+  return absl::StrReplaceAll(kJob, {{from, to}});
+}
+
+std::string Refusal(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  const absl::StatusOr<v1::JobSpec> job = ParseJob(yaml, "job.yaml", overrides);
+  EXPECT_EQ(job.status().code(), absl::StatusCode::kInvalidArgument) << job.status();
+  return std::string(job.status().message());
+}
+
+v1::JobSpec Parsed(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  const absl::StatusOr<v1::JobSpec> job = ParseJob(yaml, "job.yaml", overrides);
+  EXPECT_TRUE(job.ok()) << job.status();
+  return job.ok() ? *job : v1::JobSpec();
+}
+
+TEST(JobFile, GivenFieldsAreTaken) {
+  const v1::JobSpec job = Parsed(
+      Changed("    global_batch: 16\n",
+              "    global_batch: 16\n    optimizer: {type: muon, lr: 1.0e-3, betas: [0.5, 0.75], nesterov: false}\n"));
+  EXPECT_EQ(job.name(), "mine");
+  EXPECT_EQ(job.seed(), 7u);
+  EXPECT_EQ(job.data().sources(0).path(), "my-text/*.txt");
+  EXPECT_EQ(job.model().hidden_size(), 128u);
+  const v1::PhaseSpec& phase = job.phases(0);
+  EXPECT_EQ(phase.optimizer().type(), "muon");
+  EXPECT_EQ(phase.optimizer().lr(), 1e-3);
+  EXPECT_THAT(phase.optimizer().betas(), ElementsAre(0.5, 0.75));
+  EXPECT_FALSE(phase.optimizer().nesterov());
+  EXPECT_EQ(phase.stop().max_steps(), 1000u);
+}
+
+TEST(JobFile, AbsentFieldsGetTheirDefaults) {
+  const v1::JobSpec job = Parsed(Changed("seed: 7\n", ""));
+  EXPECT_EQ(job.seed(), 1u);
+  EXPECT_EQ(job.data().held_out(), 0.02);
+  EXPECT_TRUE(job.data().clean().strip_markup());
+  EXPECT_EQ(job.data().sources(0).format(), "auto");
+  EXPECT_EQ(job.model().family(), "gpt2");
+  EXPECT_EQ(job.model().norm_epsilon(), 1e-5);
+  EXPECT_TRUE(job.model().has_dropout());
+  EXPECT_FALSE(job.tokenizer().has_path());
+  const v1::PhaseSpec& phase = job.phases(0);
+  EXPECT_EQ(phase.optimizer().type(), "adamw");
+  EXPECT_THAT(phase.optimizer().betas(), ElementsAre(0.9, 0.95));
+  EXPECT_EQ(phase.checkpoint().keep(), 3u);
+  // Those that follow from other fields.
+  EXPECT_EQ(job.model().kv_heads(), 4u);
+  EXPECT_EQ(job.model().intermediate_size(), 512u);
+  EXPECT_EQ(phase.microbatch(), 4u);
+  EXPECT_EQ(phase.optimizer().decay_steps(), 1000u);
+  EXPECT_EQ(phase.checkpoint().every_steps(), phase.evaluate().every_steps());
+  // 8/3 of 128 is 341.3, rounded up to a multiple of 32.
+  EXPECT_EQ(Parsed(kJob, {"model.family=llama"}).model().intermediate_size(), 352u);
+  EXPECT_EQ(Parsed(kJob, {"phases.0.global_batch=9"}).phases(0).microbatch(), 3u);
+  EXPECT_EQ(Parsed(kJob, {"phases.0.evaluate.every_steps=50"}).phases(0).checkpoint().every_steps(), 50u);
+}
+
+TEST(JobFile, FillingDefaultsAgainChangesNothing) {
+  v1::JobSpec job = Parsed(kJob);
+  const std::string once = job.SerializeAsString();
+  FillDefaults(&job);
+  EXPECT_EQ(job.SerializeAsString(), once);
+  EXPECT_TRUE(ValidateJob(job).ok());
+}
+
+// A default that its own rule refuses would be left out silently.
+void ExpectDefaultsFilled(const google::protobuf::Message& message) {
+  const Descriptor& descriptor = *message.GetDescriptor();
+  for (int i = 0; i < descriptor.field_count(); ++i) {
+    const FieldDescriptor& field = *descriptor.field(i);
+    const google::protobuf::Reflection& reflection = *message.GetReflection();
+    if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
+      if (!field.is_repeated()) {
+        ExpectDefaultsFilled(reflection.GetMessage(message, &field));
+      } else {
+        ASSERT_GT(reflection.FieldSize(message, &field), 0) << field.full_name();
+        ExpectDefaultsFilled(reflection.GetRepeatedMessage(message, &field, 0));
+      }
+    } else if (!field.options().GetExtension(v1::rule).default_value().empty()) {
+      EXPECT_TRUE(field.is_repeated() ? reflection.FieldSize(message, &field) > 0
+                                      : reflection.HasField(message, &field))
+          << field.full_name();
+    }
+  }
+}
+TEST(JobFile, EveryDefaultKeepsItsOwnRule) { ExpectDefaultsFilled(Parsed(kJob)); }
+
+TEST(JobFile, EveryExampleParses) {
+  int examples = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(MILLRACE_SOURCE_DIR "/examples")) {
+    if (entry.path().extension() != ".yaml") continue;
+    ++examples;
+    const absl::StatusOr<v1::JobSpec> job = ReadJobFile(entry.path().string(), {});
+    EXPECT_TRUE(job.ok()) << job.status();
+  }
+  EXPECT_GE(examples, 4);
+}
+
+TEST(JobFile, AFileThatCannotBeReadIsNamed) {
+  const TemporaryFolder folder;
+  EXPECT_EQ(ReadJobFile(folder / "none.yaml", {}).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(ReadJobFile(folder / "none.yaml", {}).status().message()), HasSubstr(folder / "none.yaml"));
+  const std::string large = folder.Write("large.yaml", std::string(kMaxJobFileBytes + 1, '#'));
+  EXPECT_THAT(std::string(ReadJobFile(large, {}).status().message()), HasSubstr(large));
+  const std::string wrong = folder.Write("wrong.yaml", "nam: x\n");
+  EXPECT_THAT(std::string(ReadJobFile(wrong, {}).status().message()),
+              HasSubstr(wrong + ":1: unknown field 'nam'; did you mean 'name'?"));
+}
+
+TEST(JobFile, AnUnknownFieldHasItsLineAndTheNearestName) {
+  EXPECT_EQ(Refusal(Changed("layers:", "layer:")),
+            "job.yaml:9: unknown field 'layer' in model; did you mean 'layers'?");
+  EXPECT_EQ(Refusal(Changed("seed:", "sede:")), "job.yaml:2: unknown field 'sede'; did you mean 'seed'?");
+  EXPECT_EQ(Refusal(Changed("max_steps:", "maxsteps:")),
+            "job.yaml:17: unknown field 'maxsteps' in phases.0.stop; did you mean 'max_steps'?");
+  EXPECT_EQ(Refusal(Changed("max_steps:", "zzzzzz:")),
+            "job.yaml:17: unknown field 'zzzzzz' in phases.0.stop; it takes max_steps, patience, min_delta");
+  EXPECT_THAT(Refusal(Changed("name: mine", std::string(1000, 'x') + ": mine")),
+              HasSubstr(absl::StrCat("job.yaml:1: unknown field '", std::string(80, 'x'), "…'")));
+}
+
+TEST(JobFile, AWrongWordHasTheNearestRightOne) {
+  EXPECT_EQ(Refusal(Changed("type: bpe", "type: bep")),
+            "job.yaml:7: tokenizer.type: there is no 'bep'; did you mean 'bpe'?");
+  EXPECT_EQ(Refusal(Changed("type: bpe", "type: sentencepiece")),
+            "job.yaml:7: tokenizer.type: there is no 'sentencepiece'; it takes bpe, char");
+}
+
+TEST(JobFile, AWrongTypeHasItsLine) {
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers: four")),
+            "job.yaml:9: model.layers: a whole number of at least 0 is wanted, not 'four'");
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers: 4.5")),
+            "job.yaml:9: model.layers: a whole number of at least 0 is wanted, not '4.5'");
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers: -4")),
+            "job.yaml:9: model.layers: a whole number of at least 0 is wanted, not '-4'");
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers: \"4\"")),
+            "job.yaml:9: model.layers: a whole number of at least 0 is wanted, not '4'");
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers: [4]")), "job.yaml:9: model.layers: a single value is wanted here");
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers:")), "job.yaml:9: model.layers is given no value");
+  EXPECT_EQ(Refusal(Changed("heads: 4", "tied_embeddings: yes")),
+            "job.yaml:11: model.tied_embeddings: true or false is wanted, not 'yes'");
+  EXPECT_EQ(Refusal(Changed("heads: 4", "dropout: much")),
+            "job.yaml:11: model.dropout: a number is wanted, not 'much'");
+  EXPECT_EQ(Refusal(Changed("tokenizer:\n  type: bpe", "tokenizer: bpe")),
+            "job.yaml:6: tokenizer must be fields, as in {type: …}");
+  EXPECT_EQ(Refusal(Changed("    - path: my-text/*.txt", "    path: my-text/*.txt")),
+            "job.yaml:5: data.sources must be a list, as in [a, b]");
+  EXPECT_EQ(Refusal(Changed("    - path: my-text/*.txt", "    - my-text/*.txt")),
+            "job.yaml:5: data.sources.0 must be fields, as in {path: …}");
+  EXPECT_EQ(Refusal(Changed("name: mine", "[name]: mine")), "job.yaml:1: a field's name must be one word");
+}
+
+TEST(JobFile, AValueOutOfBoundsHasItsLineAndTheBound) {
+  EXPECT_EQ(Refusal(Changed("layers: 4", "layers: 0")), "job.yaml:9: model.layers: it must be at least 1, not 0");
+  EXPECT_EQ(Refusal(Changed("context: 64", "context: 131073")),
+            "job.yaml:12: model.context: it must be at most 131072, not 131073");
+  EXPECT_EQ(Refusal(Changed("global_batch: 16", "global_batch: 1048577")),
+            "job.yaml:15: phases.0.global_batch: it must be at most 1048576, not 1048577");
+  EXPECT_EQ(Refusal(Changed("max_steps: 1000", "max_steps: 18446744073709551616")),
+            "job.yaml:17: phases.0.stop.max_steps: a whole number of at least 0 is wanted, not '18446744073709551616'");
+  EXPECT_EQ(Refusal(Changed("max_steps: 1000", "patience: 4294967296")),
+            "job.yaml:17: phases.0.stop.patience: it must be at most 4294967295, not 4294967296");
+  EXPECT_EQ(Refusal(Changed("heads: 4", "dropout: 1")), "job.yaml:11: model.dropout: it must be below 1, not 1");
+  EXPECT_EQ(Refusal(Changed("heads: 4", "norm_epsilon: 0.0")),
+            "job.yaml:11: model.norm_epsilon: it must be above 0, not 0.0");
+  for (const char* number : {"nan", "inf", "1e999"}) {
+    EXPECT_EQ(Refusal(Changed("heads: 4", absl::StrCat("rope_theta: ", number))),
+              absl::StrCat("job.yaml:11: model.rope_theta: a finite number is wanted, not ", number));
+  }
+}
+
+TEST(JobFile, AMissingFieldIsNamedWithItsMeaning) {
+  EXPECT_THAT(Refusal(Changed("name: mine\n", "")), HasSubstr("job.yaml: name is missing: Name of the job"));
+  EXPECT_THAT(Refusal(Changed("  layers: 4\n", "")), HasSubstr("model.layers is missing: Transformer layers."));
+  EXPECT_THAT(Refusal(Changed("      max_steps: 1000\n", "      patience: 1\n")),
+              HasSubstr("phases.0.stop.max_steps is missing"));
+  EXPECT_THAT(Refusal("name: mine\n"), HasSubstr("data.sources is missing"));
+  EXPECT_THAT(Refusal(kJob, {"phases=[]"}), HasSubstr("phases is missing"));
+}
+
+TEST(JobFile, WhatMustHoldBetweenFieldsIsChecked) {
+  EXPECT_THAT(Refusal(kJob, {"model.heads=3"}), HasSubstr("model.heads (3) does not divide model.hidden_size (128)"));
+  EXPECT_THAT(Refusal(kJob, {"model.kv_heads=2"}), HasSubstr("model.kv_heads: the family gpt2"));
+  EXPECT_THAT(Refusal(kJob, {"model.family=llama", "model.kv_heads=3"}),
+              HasSubstr("model.kv_heads (3) does not divide model.heads (4)"));
+  EXPECT_EQ(Parsed(kJob, {"model.family=llama", "model.kv_heads=2"}).model().kv_heads(), 2u);
+  EXPECT_THAT(Refusal(kJob, {"model.family=llama", "model.hidden_size=12"}), HasSubstr("need an even number"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.microbatch=5"}),
+              HasSubstr("phases.0.microbatch (5) does not divide phases.0.global_batch (16)"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.unit_microbatches=3"}), HasSubstr("phases.0.unit_microbatches (3)"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.optimizer.betas=[0.9]"}), HasSubstr("two numbers are wanted, not 1"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.optimizer.gradient_bits=24"}), HasSubstr("16 or 32 is wanted, not 24"));
+  EXPECT_THAT(Refusal(absl::StrCat(kJob, "  - {name: pretrain, global_batch: 1, stop: {max_steps: 1}}\n")),
+              HasSubstr("phases.1.name: there is a phase 'pretrain' already"));
+}
+
+TEST(JobFile, NamesAreSafeInPaths) {
+  for (const char* name : {"../up", "a/b", ".hidden", "a b", "é", "''"}) {
+    EXPECT_THAT(Refusal(Changed("name: mine", absl::StrCat("name: ", name))), HasSubstr("is no name")) << name;
+  }
+  EXPECT_THAT(Refusal(Changed("name: mine", "name: " + std::string(65, 'x'))), HasSubstr("at most 64"));
+  EXPECT_THAT(Refusal(Changed("my-text/*.txt", "\"a\\0b\"")), HasSubstr("data.sources.0.path: it holds a zero byte"));
+  EXPECT_EQ(Parsed(Changed("name: mine", "name: GPT-2_x.1")).name(), "GPT-2_x.1");
+}
+
+TEST(JobFile, AFieldIsGivenOnce) {
+  EXPECT_EQ(Refusal(Changed("seed: 7\n", "seed: 7\nseed: 8\n")), "job.yaml:3: seed is given twice");
+  EXPECT_EQ(Refusal(Changed("  heads: 4\n", "  heads: 4\n  layers: 4\n")), "job.yaml:12: model.layers is given twice");
+}
+
+TEST(JobFile, WhatIsNotYamlHasItsLine) {
+  EXPECT_THAT(Refusal(Changed("seed: 7", "seed: [7")),
+              ::testing::ContainsRegex("^job\\.yaml:[0-9]+: this is not YAML: "));
+  EXPECT_THAT(Refusal(Changed("seed: 7", "seed: *nowhere")), HasSubstr("job.yaml:2: this is not YAML"));
+  EXPECT_THAT(Refusal(Changed("seed: 7", "seed: 7: 8")), HasSubstr("job.yaml:2: this is not YAML"));
+}
+
+TEST(JobFile, TabsDoNotIndent) {
+  EXPECT_THAT(Refusal(Changed("  layers: 4", "\tlayers: 4")), HasSubstr("job.yaml:9: "));
+  EXPECT_THAT(Refusal(Changed("      max_steps", "    \tmax_steps")), HasSubstr("job.yaml:17: "));
+}
+
+TEST(JobFile, AFileThatHoldsNoFieldsIsRefused) {
+  for (const char* yaml : {"", "# nothing\n", "just words\n", "[a, b]\n", "~\n"}) {
+    EXPECT_THAT(Refusal(yaml), HasSubstr("the job must be fields, as in {name: …}")) << yaml;
+  }
+}
+
+TEST(JobFile, ASecondDocumentIsRefused) {
+  EXPECT_THAT(Refusal(absl::StrCat(kJob, "---\nname: other\n")), HasSubstr("job.yaml:19: a job file is one document"));
+  EXPECT_EQ(Parsed(absl::StrCat("---\n", kJob)).name(), "mine");
+}
+
+TEST(JobFile, ALargeFileIsRefusedUnread) {
+  EXPECT_THAT(Refusal(std::string(kMaxJobFileBytes + 1, '#')), HasSubstr("a job file has at most 1048576"));
+}
+
+TEST(JobFile, DeepNestingIsRefused) {
+  for (const char* open : {"[", "{a: ", "- ", "? "}) {
+    std::string deep;
+    for (int i = 0; i < 100000; ++i) deep += open;
+    EXPECT_THAT(Refusal(deep), HasSubstr("job.yaml:1: this is not YAML")) << open;
+  }
+}
+
+TEST(JobFile, AnchorsServeToRepeatAndNotToMultiply) {
+  const std::string twice = absl::StrReplaceAll(
+      kJob, {{"    global_batch: 16\n", "    global_batch: 16\n    optimizer: &same {type: lion}\n"}});
+  const v1::JobSpec job =
+      Parsed(absl::StrCat(twice, "  - {name: more, global_batch: 1, stop: {max_steps: 1}, optimizer: *same}\n"));
+  EXPECT_EQ(job.phases(1).optimizer().type(), "lion");
+  // 9 000 phases with 9 000 numbers each, in 60 KB.
+  std::string bomb = "phases:\n- optimizer: &o {betas: [";
+  for (int i = 0; i < 9000; ++i) bomb += "0,";
+  bomb += "0]}\n";
+  for (int i = 0; i < 9000; ++i) bomb += "- {optimizer: *o}\n";
+  EXPECT_THAT(Refusal(bomb), HasSubstr("the job is too large"));
+  std::string text_bomb = "name: &n " + std::string(100000, 'x') + "\ndata:\n  sources:\n";
+  for (int i = 0; i < 9000; ++i) text_bomb += "  - path: *n\n";
+  EXPECT_THAT(Refusal(text_bomb), HasSubstr("the job is too large"));
+  // A list that holds itself.
+  EXPECT_THAT(Refusal("phases: &p [*p]\n"), HasSubstr("phases.0 must be fields"));
+  EXPECT_THAT(Refusal("data: &d {clean: *d}\n"), HasSubstr("unknown field 'clean' in data.clean"));
+}
+
+TEST(JobFile, AListHasABoundedLength) {
+  std::string list = "data: {sources: [";
+  for (int i = 0; i < 10001; ++i) list += "{},";
+  EXPECT_THAT(Refusal(list + "{}]}\n"), HasSubstr("data.sources has too many items"));
+}
+
+TEST(JobFile, OverridesReachEveryField) {
+  const v1::JobSpec job =
+      Parsed(kJob, {"name=other", "phases.0.stop.max_steps=20", "model.dropout=0.25", "data.clean.lowercase=true",
+                    "phases.0.optimizer.betas=[0.5, 0.25]", "data.sources.0.path=a=b.txt",
+                    "tokenizer={vocab_size: 300}", "phases.0={microbatch: 8}", "phases.0.stop.max_steps=30"});
+  EXPECT_EQ(job.name(), "other");
+  EXPECT_EQ(job.model().dropout(), 0.25);
+  EXPECT_TRUE(job.data().clean().lowercase());
+  EXPECT_THAT(job.phases(0).optimizer().betas(), ElementsAre(0.5, 0.25));
+  EXPECT_EQ(job.data().sources(0).path(), "a=b.txt");
+  // Messages are merged into, later overrides win, and what follows from other fields follows from the last ones.
+  EXPECT_EQ(job.tokenizer().vocab_size(), 300u);
+  EXPECT_EQ(job.tokenizer().type(), "bpe");
+  EXPECT_EQ(job.phases(0).name(), "pretrain");
+  EXPECT_EQ(job.phases(0).microbatch(), 8u);
+  EXPECT_EQ(job.phases(0).stop().max_steps(), 30u);
+  EXPECT_EQ(job.phases(0).optimizer().decay_steps(), 30u);
+  const v1::JobSpec lists = Parsed(kJob, {"data.sources=[{path: a}, {path: b}]", "data.sources.1.path=c"});
+  ASSERT_EQ(lists.data().sources_size(), 2);
+  EXPECT_EQ(lists.data().sources(1).path(), "c");
+}
+
+TEST(JobFile, AWrongOverrideIsQuoted) {
+  EXPECT_EQ(Refusal(kJob, {"model.layer=3"}),
+            "--set model.layer=3: unknown field 'layer' in model; did you mean 'layers'?");
+  EXPECT_EQ(Refusal(kJob, {"modell.layers=3"}), "--set modell.layers=3: unknown field 'modell'; did you mean 'model'?");
+  EXPECT_EQ(Refusal(kJob, {"model.layers=x"}),
+            "--set model.layers=x: model.layers: a whole number of at least 0 is wanted, not 'x'");
+  EXPECT_EQ(Refusal(kJob, {"model.layers=0"}), "--set model.layers=0: model.layers: it must be at least 1, not 0");
+  EXPECT_EQ(Refusal(kJob, {"model.layers="}), "--set model.layers=: model.layers: a single value is wanted here");
+  EXPECT_EQ(Refusal(kJob, {"model.layers.x=1"}),
+            "--set model.layers.x=1: model.layers has no fields; it is a single value");
+  EXPECT_EQ(Refusal(kJob, {"phases.0.optimizer.betas.0=1"}),
+            "--set phases.0.optimizer.betas.0=1: phases.0.optimizer.betas has no fields; give the whole list");
+  EXPECT_EQ(Refusal(kJob, {"model=3"}), "--set model=3: model must be fields, as in {family: …}");
+  EXPECT_THAT(Refusal(kJob, {"model.layers=[1"}), HasSubstr("--set model.layers=[1: this is not YAML"));
+  for (const char* text : {"model.layers", "", "=3"}) {
+    EXPECT_EQ(Refusal(kJob, {text}),
+              absl::StrCat("--set ", text, ": FIELD=VALUE is wanted, as in phases.0.stop.max_steps=20"));
+  }
+}
+
+TEST(JobFile, AWrongIndexOfAnOverrideSaysHowManyThereAre) {
+  for (const char* path :
+       {"phases.1.name", "phases.-1.name", "phases.x.name", "phases.name", "phases..name", "phases.99999999999.name"}) {
+    EXPECT_EQ(Refusal(kJob, {absl::StrCat(path, "=x")}),
+              absl::StrCat("--set ", path, "=x: phases is a list of 1; its items are numbered from 0"));
+  }
+  EXPECT_THAT(Refusal(kJob, {"phases.=x"}), HasSubstr("phases is a list of 1"));
+}
+
+}  // namespace
+}  // namespace millrace

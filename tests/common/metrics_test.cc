@@ -1,0 +1,111 @@
+#include "common/metrics.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace millrace {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+
+// What a server at 127.0.0.1:PORT answers to a GET; empty if nobody answers.
+std::string HttpGet(const std::string& address, const std::string& path) {
+  int port = 0;
+  EXPECT_TRUE(absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port)) << address;
+  const int socket_descriptor = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  std::string answer;
+  if (connect(socket_descriptor, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0) {
+    const std::string request =
+        absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: ", address, "\r\nConnection: close\r\n\r\n");
+    EXPECT_EQ(send(socket_descriptor, request.data(), request.size(), 0), static_cast<ssize_t>(request.size()));
+    char bytes[4096];
+    for (ssize_t got; (got = recv(socket_descriptor, bytes, sizeof(bytes), 0)) > 0;) {
+      answer.append(bytes, static_cast<size_t>(got));
+    }
+  }
+  close(socket_descriptor);
+  return answer;
+}
+
+TEST(Metrics, TextHasWhatWasCounted) {
+  Metrics metrics;
+  metrics.Counter("millrace_steps_total", "Optimizer steps applied.")->Increment(3);
+  metrics.Gauge("millrace_members", "Living members.", {{"role", "worker"}})->Set(2);
+  metrics.Gauge("millrace_members", "Living members.", {{"role", "shard"}})->Set(1);
+  prometheus::Histogram* const time = metrics.Histogram("millrace_wait_seconds", "Waited.", {0.1, 1});
+  time->Observe(0.05);
+  time->Observe(0.5);
+  time->Observe(5);
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, HasSubstr("# HELP millrace_steps_total Optimizer steps applied.\n"
+                              "# TYPE millrace_steps_total counter\n"
+                              "millrace_steps_total 3\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_members{role=\"worker\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_members{role=\"shard\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_wait_seconds_bucket{le=\"0.1\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_wait_seconds_bucket{le=\"1\"} 2\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_wait_seconds_bucket{le=\"+Inf\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_wait_seconds_count 3\n"));
+}
+
+TEST(Metrics, AskingAgainGivesTheSameMetric) {
+  Metrics metrics;
+  prometheus::Counter* const counter = metrics.Counter("millrace_steps_total", "Steps.");
+  EXPECT_EQ(metrics.Counter("millrace_steps_total", "Steps."), counter);
+  EXPECT_NE(metrics.Counter("millrace_steps_total", "Steps.", {{"phase", "a"}}), counter);
+}
+
+TEST(Metrics, ResidentMemoryIsThereFromTheStart) {
+  const std::string text = Metrics().Text();
+  EXPECT_THAT(text, HasSubstr("# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes "));
+  EXPECT_THAT(text, Not(HasSubstr("process_resident_memory_bytes 0\n")));
+}
+
+TEST(Metrics, AreServedOverHttp) {
+  Metrics metrics;
+  prometheus::Counter* const counter = metrics.Counter("millrace_steps_total", "Steps.");
+  ASSERT_TRUE(metrics.Serve("127.0.0.1:0").ok());
+  ASSERT_THAT(metrics.address(), StartsWith("127.0.0.1:"));
+  ASSERT_NE(metrics.address(), "127.0.0.1:0");
+  counter->Increment(7);
+  const std::string answer = HttpGet(metrics.address(), "/metrics");
+  EXPECT_THAT(answer, StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(answer, HasSubstr("millrace_steps_total 7\n"));
+  EXPECT_THAT(answer, HasSubstr("process_resident_memory_bytes "));
+  EXPECT_THAT(HttpGet(metrics.address(), "/other"), StartsWith("HTTP/1.1 404"));
+}
+
+TEST(Metrics, AreNotServedAtAnAddressThatIsTaken) {
+  Metrics first, second;
+  ASSERT_TRUE(first.Serve("127.0.0.1:0").ok());
+  const absl::Status status = second.Serve(first.address());
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(first.address()));
+  EXPECT_EQ(second.address(), "");
+  EXPECT_THAT(HttpGet(first.address(), "/metrics"), StartsWith("HTTP/1.1 200"));
+}
+
+TEST(Metrics, AreNotServedUnlessAsked) {
+  Metrics metrics;
+  EXPECT_TRUE(metrics.Serve("").ok());
+  EXPECT_EQ(metrics.address(), "");
+}
+
+}  // namespace
+}  // namespace millrace
