@@ -1,7 +1,6 @@
 // millrace down: stops the cluster that `millrace up` started.
 #include <poll.h>
 #include <signal.h>
-#include <sys/pidfd.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +12,11 @@
 #include "cli/flags.h"
 #include "cli/local_cluster.h"
 #include "common/status.h"
+
+// glibc 2.36's header leaves out the extern "C" that its functions need.
+extern "C" {
+#include <sys/pidfd.h>
+}
 
 namespace millrace::cli {
 
