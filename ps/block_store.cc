@@ -117,7 +117,6 @@ BlockStore::BlockStore(blocks::BlockTable table, const v1::ConfigureRequest& req
         places_[first + part] = {pieces_.back().get(), part};
         held_.push_back(first + part);
         parameters_ += static_cast<uint64_t>(table_.blocks()[first + part].size);
-        if (trains != nullptr) contributions_ += units_per_step_;
       }
     }
   }
@@ -180,17 +179,20 @@ absl::Status BlockStore::CheckAtLocked(uint64_t version) const {
 }
 
 absl::Status BlockStore::CheckComplete(uint64_t version) const {
-  if (added_.load() == contributions_) return absl::OkStatus();
+  uint64_t missing = 0;
+  std::string example;
   for (const uint32_t block : held_) {
-    const std::vector<uint32_t> missing = places_[block].piece->MissingUnits(places_[block].part, kMissingShown + 1);
-    if (missing.empty()) continue;
-    const auto shown = absl::MakeSpan(missing).subspan(0, std::min(missing.size(), kMissingShown));
-    return absl::FailedPreconditionError(
-        absl::StrCat("step ", version + 1, ": ", contributions_ - added_.load(), " of ", contributions_,
-                     " contributions are missing; block ", table_.Name(table_.blocks()[block]), " lacks unit ",
-                     absl::StrJoin(shown, ", "), missing.size() > kMissingShown ? ", …" : "", " of ", units_per_step_));
+    const Place& place = places_[block];
+    missing += place.piece->missing_units(place.part);
+    if (missing == 0 || !example.empty()) continue;
+    const std::vector<uint32_t> units = place.piece->MissingUnits(place.part, kMissingShown + 1);
+    const auto shown = absl::MakeSpan(units).subspan(0, std::min(units.size(), kMissingShown));
+    example = absl::StrCat("block ", table_.Name(table_.blocks()[block]), " lacks unit ", absl::StrJoin(shown, ", "),
+                           units.size() > kMissingShown ? ", …" : "", " of ", units_per_step_);
   }
-  return absl::OkStatus();  // the last came in meanwhile
+  if (missing == 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("step ", version + 1, " is not complete: ", missing,
+                                                    " contributions to blocks of this shard are missing; ", example));
 }
 
 void BlockStore::FollowIfEmpty(uint64_t version) {
@@ -263,9 +265,7 @@ absl::StatusOr<bool> BlockStore::Push(const v1::PushRequest& request) {
         absl::StrCat("there is no unit ", request.unit(), "; a step has ", units_per_step_, ", numbered from 0"));
   }
   MILLRACE_RETURN_IF_ERROR(CheckAt(request.version()));
-  MILLRACE_ASSIGN_OR_RETURN(const bool added, place.piece->Add(place.part, request));
-  if (added) added_.fetch_add(1);
-  return added;
+  return place.piece->Add(place.part, request);
 }
 
 absl::Status BlockStore::Norms(uint64_t version, v1::NormsReply* reply) {
@@ -332,7 +332,6 @@ absl::StatusOr<v1::CommitReply> BlockStore::Commit(const v1::CommitRequest& requ
   v1::CommitReply reply;
   reply.set_version(version + 1);
   reply.set_learning_rate(spec_.lr() * rule.factor);
-  added_ = 0;
   version_ = version + 1;
   last_clip_factor_ = request.clip_factor();
   last_commit_ = reply;

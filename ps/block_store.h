@@ -111,10 +111,8 @@ class BlockStore {
   std::vector<Place> places_;                       // by block
   std::vector<uint32_t> held_;
   uint64_t parameters_ = 0;
-  uint64_t contributions_ = 0;  // of a step: units times trained blocks
 
   mutable Cuts cuts_;
-  std::atomic<uint64_t> added_ = 0;  // contributions that are in
   std::atomic<bool> closing_ = false;
 
   // Held while norms are computed or a step is applied: `compute_` serves one at a time. Taken before mutex_.

@@ -15,8 +15,14 @@ absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, co
   if (is_in_[unit]) return false;
   MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_)));
   is_in_[unit] = true;
+  ++in_;
   saturated_ += saturated;
   return true;
+}
+
+uint32_t GradientSum::missing() const {
+  absl::MutexLock lock(&mutex_);
+  return units_ - in_;
 }
 
 std::vector<uint32_t> GradientSum::Missing(size_t most) const {
@@ -48,6 +54,7 @@ void GradientSum::Clear() {
   absl::MutexLock lock(&mutex_);
   std::fill(sums_.begin(), sums_.end(), 0);
   is_in_.assign(units_, false);
+  in_ = 0;
   saturated_ = 0;
 }
 

@@ -27,7 +27,8 @@ class GradientSum {
   // nothing changes, for values that are not so many or lie beyond the coding's limit. Requires unit < units.
   absl::StatusOr<bool> Add(uint32_t unit, absl::string_view coded, const blocks::Coding& coding, uint64_t saturated);
 
-  // Units that are not in, ascending, `most` of them at most.
+  // Units that are not in: how many, and which, ascending, `most` of them at most.
+  uint32_t missing() const;
   std::vector<uint32_t> Missing(size_t most) const;
   // Values that did not fit their coding, over the units that are in.
   uint64_t saturated() const;
@@ -43,6 +44,7 @@ class GradientSum {
   mutable absl::Mutex mutex_;
   std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);
   std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);  // by unit
+  uint32_t in_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t saturated_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

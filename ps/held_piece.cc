@@ -166,6 +166,11 @@ uint64_t HeldPiece::saturated() const {
   return saturated;
 }
 
+uint32_t HeldPiece::missing_units(uint32_t part) const {
+  absl::ReaderMutexLock lock(&mutex_);
+  return parts_[part].sum == nullptr ? 0 : parts_[part].sum->missing();
+}
+
 std::vector<uint32_t> HeldPiece::MissingUnits(uint32_t part, size_t most) const {
   absl::ReaderMutexLock lock(&mutex_);
   return parts_[part].sum == nullptr ? std::vector<uint32_t>() : parts_[part].sum->Missing(most);

@@ -72,6 +72,9 @@ class HeldPiece {
   // Of the sum of `part`'s gradients; `scratch` is for the decoded values. 0 if not trainable or dropped.
   double SquaredNorm(uint32_t part, std::vector<float>* scratch) const;
   uint64_t saturated() const;
+  // Units of which the sum of `part` lacks the gradient: how many, and which, `most` of them at most. None if not
+  // trainable.
+  uint32_t missing_units(uint32_t part) const;
   std::vector<uint32_t> MissingUnits(uint32_t part, size_t most) const;
 
   // Applies a step to `version`, which the piece is at: weights and state change, codings follow the sums, sums start
