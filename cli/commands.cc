@@ -5,6 +5,8 @@ namespace {
 
 constexpr char kTraining[] = "Training on a local cluster";
 constexpr char kJobs[] = "Jobs of a coordinator";
+constexpr char kModels[] = "Use a model";
+constexpr char kData[] = "Data";
 constexpr char kRoles[] = "One role, as run in a cluster";
 
 constexpr Command kCommands[] = {
@@ -20,6 +22,15 @@ constexpr Command kCommands[] = {
     {kJobs, "resume", "goes on with a paused, failed or cancelled job", &RunResume},
     {kJobs, "delete", "removes a job that does not run, with its files", &RunDelete},
     {kJobs, "checkpoints", "lists a job's checkpoints", &RunCheckpoints},
+    {kModels, "generate", "continues a prompt", &RunGenerate},
+    {kModels, "score", "tells how likely a text is", &RunScore},
+    {kModels, "eval", "tells how well the text of files is predicted", &RunEval},
+    {kModels, "embed", "gives a text as a vector", &RunEmbed},
+    {kModels, "nearest", "lists the tokens that are like a token", &RunNearest},
+    {kModels, "digest", "sums up all weights", &RunDigest},
+    {kModels, "export", "writes a model for other programs", &RunExport},
+    {kModels, "import", "reads a model of other programs", &RunImport},
+    {kData, "data", "prepare, stats: makes tokens of a job's text, tells what it became", &RunData},
     {kRoles, "coordinator", "plans, leases work, decides on evaluation, checkpoint and stop", &RunCoordinatorRole},
     {kRoles, "ps", "holds a share of the parameters", &RunShardRole},
     {kRoles, "worker", "computes gradients and evaluations", &RunWorkerRole},

@@ -37,6 +37,19 @@ absl::Status RunResume(Arguments arguments);
 absl::Status RunDelete(Arguments arguments);
 absl::Status RunCheckpoints(Arguments arguments);
 
+// A trained model.
+absl::Status RunGenerate(Arguments arguments);
+absl::Status RunScore(Arguments arguments);
+absl::Status RunEval(Arguments arguments);
+absl::Status RunEmbed(Arguments arguments);
+absl::Status RunNearest(Arguments arguments);
+absl::Status RunDigest(Arguments arguments);
+absl::Status RunExport(Arguments arguments);
+absl::Status RunImport(Arguments arguments);
+
+// `data prepare` and `data stats`.
+absl::Status RunData(Arguments arguments);
+
 // One role, as run in a cluster.
 absl::Status RunCoordinatorRole(Arguments arguments);
 absl::Status RunShardRole(Arguments arguments);

@@ -1,4 +1,7 @@
 // The `millrace` command. Exit status: 0 done, 1 failed, 2 typed wrongly.
+#include <signal.h>
+
+#include <cerrno>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -6,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "common/files.h"
 
 namespace millrace::cli {
 namespace {
@@ -48,8 +52,18 @@ absl::Status Dispatch(Arguments arguments) {
                                                  : absl::StrCat("; did you mean ", nearest, "?")));
 }
 
+// What a reader that has had enough (`| head`) no longer takes is no failure; what a full disk does not take is one.
+absl::Status FlushOutput() {
+  errno = 0;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return absl::OkStatus();
+  return errno == EPIPE ? absl::OkStatus() : ErrnoStatus(errno == 0 ? EIO : errno, "write to", "standard output");
+}
+
 int Main(Arguments arguments) {
-  const absl::Status status = Dispatch(arguments);
+  absl::Status status = Dispatch(arguments);
+  if (status.ok() || IsHelpShown(status)) {
+    if (const absl::Status flushed = FlushOutput(); !flushed.ok()) status = flushed;
+  }
   if (status.ok() || IsHelpShown(status)) return 0;
   std::fprintf(stderr, "millrace: %s\n", std::string(status.message()).c_str());
   return IsUsageError(status) ? 2 : 1;
@@ -59,6 +73,8 @@ int Main(Arguments arguments) {
 }  // namespace millrace::cli
 
 int main(int argc, char** argv) {
+  // A write to a closed pipe fails rather than killing a process that has something to tidy up.
+  signal(SIGPIPE, SIG_IGN);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   return millrace::cli::Main(arguments);
 }

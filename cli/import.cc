@@ -1,0 +1,36 @@
+// millrace import: a model of other programs.
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "cli/commands.h"
+#include "cli/flags.h"
+#include "cli/model_folder.h"
+#include "cli/model_source.h"
+#include "common/status.h"
+
+namespace millrace::cli {
+
+absl::Status RunImport(Arguments arguments) {
+  std::string from, out;
+  Flags flags(
+      "import",
+      "Reads a Hugging Face folder of the GPT-2 or LLaMA family, checks it and writes a model folder: f32 in one "
+      "file, whatever it was.",
+      "--from hugging-face --out runs/imported");
+  flags.Text("from", "DIR", "folder with config.json, tokenizer.json and safetensors, in one file or several", &from)
+      .Required();
+  flags.Text("out", "M", "folder to make, for --model", &out).Required();
+  MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  MILLRACE_RETURN_IF_ERROR(CheckIsFree(out));
+  MILLRACE_RETURN_IF_ERROR(CheckModelFolder(from));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, OpenModelFolder(from, /*threads=*/1));
+  const model::LanguageModel& model = *open->language_model;
+  MILLRACE_RETURN_IF_ERROR(WriteModelFolder(model, out));
+  std::printf("%s holds the model: %s, %lld parameters, a vocabulary of %u.\n", out.c_str(),
+              model.decoder().spec().family().c_str(), static_cast<long long>(model.decoder().tensors().parameters()),
+              model.decoder().vocab_size());
+  return absl::OkStatus();
+}
+
+}  // namespace millrace::cli

@@ -1,0 +1,57 @@
+// Finds and opens the model that --model names.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "cli/coordinator_flags.h"
+#include "cli/flags.h"
+#include "cli/new_folder.h"
+#include "kernels/compute.h"
+#include "model/language_model.h"
+
+namespace millrace::cli {
+
+// A model folder that may be read while this lives.
+class ModelSource {
+ public:
+  // `model`: a folder, or else JOB, JOB@best, JOB@last or JOB@STEP; JOB alone means its best checkpoint. That of a
+  // running cluster is copied into a temporary folder; a cluster that is down is read from its directory. A checkpoint
+  // is compared with its sums first (CheckModelFolder).
+  static absl::StatusOr<ModelSource> Find(const std::string& model, const CoordinatorFlags& where);
+
+  const std::string& directory() const { return directory_; }
+
+ private:
+  std::string directory_;
+  std::unique_ptr<NewFolder> fetched_;  // null: the folder is not ours
+};
+
+// NOT_FOUND naming the folder, or config.json if it lacks that. If it has a manifest.json, DATA_LOSS naming the file
+// that is not what was written.
+absl::Status CheckModelFolder(const std::string& directory);
+
+// A model ready for use, and what it computes with.
+struct OpenModel {
+  OpenModel(kernels::Isa isa, int threads) : compute(isa, threads) {}
+
+  kernels::Compute compute;
+  std::unique_ptr<model::LanguageModel> language_model;
+};
+// `threads`: 0 for one a core.
+absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& directory, int64_t threads);
+
+// The flags by which a subcommand gets its model.
+struct ModelFlags {
+  std::string model;    // --model
+  int64_t threads = 0;  // --threads
+  CoordinatorFlags where;
+
+  void Declare(Flags* flags);
+  absl::StatusOr<std::unique_ptr<OpenModel>> Open() const;
+};
+
+}  // namespace millrace::cli
