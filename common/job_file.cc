@@ -2,12 +2,15 @@
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
+#include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <set>
+#include <sstream>
+#include <string>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -123,6 +126,25 @@ std::string NotAmong(const v1::FieldRule& rule, absl::string_view word) {
   return absl::StrCat("there is no ", Shown(word), DidYouMean(word, words));
 }
 
+// As protobuf wants the text of its messages: no overlong forms, no surrogates (RFC 3629).
+bool IsUtf8(absl::string_view text) {
+  const auto byte = [text](size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0u; };
+  for (size_t i = 0; i < text.size();) {
+    const unsigned lead = byte(i), second = byte(i + 1);
+    const size_t size = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    if (size == 0) return false;
+    for (size_t k = 1; k < size; ++k) {
+      if ((byte(i + k) & 0xC0) != 0x80) return false;
+    }
+    if ((lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) || (lead == 0xF0 && second < 0x90) ||
+        (lead == 0xF4 && second > 0x8F)) {
+      return false;
+    }
+    i += size;
+  }
+  return true;
+}
+
 // ---- YAML to message ----
 
 class Mapper {
@@ -190,6 +212,7 @@ class Mapper {
     const v1::FieldRule& rule = RuleOf(field);
     switch (field.cpp_type()) {
       case FieldDescriptor::CPPTYPE_STRING: {
+        if (!IsUtf8(text)) return wrong("it is not UTF-8");
         if (std::string why = NotAmong(rule, text); !why.empty()) return wrong(why);
         repeated ? reflection.AddString(message, &field, text) : reflection.SetString(message, &field, text);
         return absl::OkStatus();
@@ -236,11 +259,31 @@ class Mapper {
   size_t bytes_left_ = kMaxJobFileBytes;
 };
 
+// Where documents start. YAML::Load reads the first and ignores what follows; YAML::LoadAll never ends on a stray ']'.
+struct DocumentStarts : YAML::EventHandler {
+  std::vector<YAML::Mark> marks;
+  void OnDocumentStart(const YAML::Mark& mark) override { marks.push_back(mark); }
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
+  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
+  void OnSequenceStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+  void OnSequenceEnd() override {}
+  void OnMapStart(const YAML::Mark&, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {}
+  void OnMapEnd() override {}
+};
+
 absl::StatusOr<YAML::Node> LoadYaml(const std::string& text, const Place& place) {
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
-    if (documents.size() > 1) return place.Error(documents[1], "a job file is one document");
-    return documents.empty() ? YAML::Node() : documents[0];
+    std::istringstream stream(text);
+    YAML::Parser parser(stream);
+    DocumentStarts documents;
+    while (documents.marks.size() < 2 && parser.HandleNextDocument(documents)) {
+    }
+    if (documents.marks.size() > 1) {
+      return place.Error(documents.marks[1], "here the document has ended; a job file is one document");
+    }
+    return YAML::Load(text);
   } catch (const YAML::Exception& error) {
     return place.Error(error.mark, absl::StrCat("this is not YAML: ", error.msg));
   }

@@ -261,6 +261,16 @@ TEST(JobFile, WhatIsNotYamlHasItsLine) {
   EXPECT_THAT(Refusal(Changed("seed: 7", "seed: 7: 8")), HasSubstr("job.yaml:2: this is not YAML"));
 }
 
+TEST(JobFile, TextIsUtf8) {
+  const std::string path = "é…😀\xef\xbf\xbf\xf4\x8f\xbf\xbf.txt";
+  EXPECT_EQ(Parsed(Changed("my-text/*.txt", path)).data().sources(0).path(), path);
+  for (const char* bytes : {"\xff", "\x80", "\xc3", "\xc0\xaf", "\xe0\x80\xaf", "\xed\xa0\x80", "\xf0\x80\x80\xaf",
+                            "\xf4\x90\x80\x80", "\xf8\x88\x80\x80\x80", "\xe2\x82"}) {
+    EXPECT_EQ(Refusal(Changed("my-text/*.txt", absl::StrCat("a", bytes, "b"))),
+              "job.yaml:5: data.sources.0.path: it is not UTF-8");
+  }
+}
+
 TEST(JobFile, TabsDoNotIndent) {
   EXPECT_THAT(Refusal(Changed("  layers: 4", "\tlayers: 4")), HasSubstr("job.yaml:9: "));
   EXPECT_THAT(Refusal(Changed("      max_steps", "    \tmax_steps")), HasSubstr("job.yaml:17: "));
@@ -273,7 +283,9 @@ TEST(JobFile, AFileThatHoldsNoFieldsIsRefused) {
 }
 
 TEST(JobFile, ASecondDocumentIsRefused) {
-  EXPECT_THAT(Refusal(absl::StrCat(kJob, "---\nname: other\n")), HasSubstr("job.yaml:19: a job file is one document"));
+  EXPECT_THAT(Refusal(absl::StrCat(kJob, "---\nname: other\n")), HasSubstr("job.yaml:18: here the document has ended"));
+  EXPECT_THAT(Refusal(absl::StrCat(kJob, "]\n")), HasSubstr("job.yaml:18: "));
+  EXPECT_THAT(Refusal("]"), HasSubstr("job.yaml:1: "));
   EXPECT_EQ(Parsed(absl::StrCat("---\n", kJob)).name(), "mine");
 }
 
