@@ -130,17 +130,12 @@ absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int
 }
 
 Coding NextCoding(const Coding& previous, uint64_t largest, uint32_t bits) {
+  if (largest == 0) return previous;
   // The smallest exponent at which 4 * largest * 2^previous.exponent is within 2^(bits - 1), by whole numbers alone:
   // 2^magnitude is the first power of two that is not below `largest`.
-  const bool first = previous.bits != bits;
-  int exponent = kMinExponent;
-  if (largest > 0) {
-    const int magnitude = largest == 1 ? 0 : 64 - __builtin_clzll(largest - 1);
-    exponent = magnitude + 2 + previous.exponent - static_cast<int>(bits - 1);
-  } else if (first) {
-    exponent = previous.exponent;
-  }
-  if (!first) exponent = std::max(exponent, previous.exponent - 1);
+  const int magnitude = largest == 1 ? 0 : 64 - __builtin_clzll(largest - 1);
+  int exponent = magnitude + 2 + previous.exponent - static_cast<int>(bits - 1);
+  if (previous.bits == bits) exponent = std::max(exponent, previous.exponent - 1);
   return {bits, std::clamp(exponent, kMinExponent, kMaxExponent)};
 }
 

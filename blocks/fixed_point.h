@@ -3,7 +3,8 @@
 // A block's coding at a version says how wide the integers are and what they count: value = integer * 2^exponent. The
 // shards publish it with the weights. Before a phase's first step nothing is known of a block's gradient: 64 bits with
 // a fixed exponent. Later the range follows the last sum: at least 4 times its largest value, and falling by at most a
-// factor of two a step.
+// factor of two a step. A sum of nothing but zeros (rows of an embedding that no token of the batch looked up) says
+// nothing of the next one: the coding stays.
 //
 // Bits on the wire: little-endian two's complement integers of `bits` bits.
 #pragma once
@@ -57,8 +58,8 @@ inline float Decode(int64_t sum, const Coding& coding) {
   return static_cast<float>(static_cast<double>(sum) * unit);
 }
 
-// The coding for the next step, `bits` wide (16 or 32), after a sum at `previous` whose largest magnitude was
-// `largest` (in units of `previous`).
+// The coding for the next step, after a sum at `previous` whose largest magnitude was `largest` (in units of
+// `previous`): `bits` wide (16 or 32), or `previous` if `largest` is 0.
 Coding NextCoding(const Coding& previous, uint64_t largest, uint32_t bits);
 
 }  // namespace millrace::blocks

@@ -590,7 +590,7 @@ TEST_F(ParameterServiceTest, CodingsFollowTheSums) {
   // 0.75 is below 1; 4 of it below 2^15 units of 2^-13.
   EXPECT_EQ(replies[1].coding().exponent(), -13);
   // Of a block without gradient nothing is known yet.
-  EXPECT_EQ(replies[2].coding().bits(), 16u);
+  EXPECT_EQ(replies[2].coding().bits(), 64u);
   EXPECT_EQ(replies[2].coding().exponent(), blocks::kStartExponent);
   EXPECT_EQ(replies[0].coding().bits(), 64u);
 }
