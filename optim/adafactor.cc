@@ -62,7 +62,8 @@ class Adafactor : public Optimizer {
     }
     const auto mean_row = static_cast<float>(kernels::SumInF64(of_row, piece.rows) / static_cast<double>(piece.rows));
     for (int64_t i = 0; i < piece.rows; ++i) {
-      const float row_scale = 1.0f / std::sqrt(of_row[i] / mean_row);
+      // Not the root of the quotient: that may be too small for a float, of rows without gradient beside large ones.
+      const float row_scale = std::sqrt(mean_row) / std::sqrt(of_row[i]);
       for (int64_t j = 0; j < piece.columns; ++j) {
         const int64_t at = i * piece.columns + j;
         (*update)[static_cast<size_t>(at)] = gradient[at] * row_scale / std::sqrt(of_column[j]);
