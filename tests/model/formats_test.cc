@@ -1,0 +1,476 @@
+// Model folders: config.json and safetensors, written and read back, and everything that is refused by name.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/safetensors.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "model/formats/config_json.h"
+#include "model/formats/hugging_face.h"
+#include "model/tiny_models.h"
+#include "nlohmann/json.hpp"
+#include "text/temporary_folder.h"
+
+namespace millrace::model {
+namespace {
+
+using nlohmann::json;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using text::TemporaryFolder;
+
+// ---- config.json ----
+
+json GoldenConfig(const std::string& family) {
+  std::ifstream stream(absl::StrCat(MILLRACE_SOURCE_DIR, "/tests/golden/model/", family, "/config.json"));
+  return json::parse(stream);
+}
+
+TEST(ConfigJson, ComesBackAsItWasWritten) {
+  for (const char* family : {"gpt2", "llama"}) {
+    for (const bool other : {false, true}) {
+      Configuration written;
+      written.spec = TinySpec(family, other ? "bf16" : "f32");
+      written.spec.set_dropout(other ? 0.25 : 0);
+      written.spec.set_norm_epsilon(other ? 1e-6 : 1e-5);
+      written.spec.set_tied_embeddings(other);
+      if (written.spec.family() == "llama") written.spec.set_rope_theta(other ? 500000 : 10000);
+      if (written.spec.family() == "gpt2") written.spec.set_bias(other);
+      written.vocab_size = 300;
+      if (other) written.end_of_text = 0;
+      const auto read = ParseConfig(PrintConfig(written), "config.json");
+      ASSERT_TRUE(read.ok()) << read.status();
+      EXPECT_EQ(read->spec.DebugString(), written.spec.DebugString());
+      EXPECT_EQ(read->vocab_size, 300u);
+      EXPECT_EQ(read->end_of_text, written.end_of_text);
+    }
+  }
+}
+
+TEST(ConfigJson, SaysWhatTransformersReads) {
+  Configuration configuration;
+  configuration.spec = TinySpec("llama");
+  configuration.vocab_size = 300;
+  const json llama = json::parse(PrintConfig(configuration));
+  EXPECT_EQ(llama["architectures"][0], "LlamaForCausalLM");
+  EXPECT_EQ(llama["num_key_value_heads"], 2);
+  EXPECT_EQ(llama["head_dim"], 6);
+  EXPECT_TRUE(llama["eos_token_id"].is_null());
+  // Every field that changes what the golden's model computes is one that we write.
+  for (const char* field : {"hidden_act", "attention_bias", "mlp_bias", "rms_norm_eps", "tie_word_embeddings",
+                            "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers"}) {
+    EXPECT_TRUE(llama.contains(field) && GoldenConfig("llama").contains(field)) << field;
+  }
+  configuration.spec = TinySpec("gpt2");
+  const json gpt2 = json::parse(PrintConfig(configuration));
+  EXPECT_EQ(gpt2["architectures"][0], "GPT2LMHeadModel");
+  EXPECT_EQ(gpt2["activation_function"], "gelu_new");
+  for (const char* field : {"n_embd", "n_head", "n_inner", "n_layer", "n_positions", "layer_norm_epsilon"}) {
+    EXPECT_TRUE(gpt2.contains(field) && GoldenConfig("gpt2").contains(field)) << field;
+  }
+  EXPECT_TRUE(json::parse(PrintGenerationConfig()).is_object());
+}
+
+TEST(ConfigJson, FillsInTransformersDefaults) {
+  const auto gpt2 = ParseConfig(
+      R"({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 4, "vocab_size": 9})", "x");
+  ASSERT_TRUE(gpt2.ok()) << gpt2.status();
+  EXPECT_EQ(gpt2->spec.intermediate_size(), 32u);
+  EXPECT_EQ(gpt2->spec.norm_epsilon(), 1e-5);
+  EXPECT_EQ(gpt2->spec.dropout(), 0.1);
+  EXPECT_TRUE(gpt2->spec.tied_embeddings());
+  EXPECT_TRUE(gpt2->spec.bias());
+  EXPECT_FALSE(gpt2->end_of_text.has_value());
+  const auto llama = ParseConfig(
+      R"({"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+          "max_position_embeddings": 4, "intermediate_size": 12, "vocab_size": 9, "eos_token_id": 2})",
+      "x");
+  ASSERT_TRUE(llama.ok()) << llama.status();
+  EXPECT_EQ(llama->spec.kv_heads(), 2u);
+  EXPECT_EQ(llama->spec.norm_epsilon(), 1e-6);
+  EXPECT_EQ(llama->spec.rope_theta(), 10000);
+  EXPECT_FALSE(llama->spec.tied_embeddings());
+  EXPECT_EQ(llama->end_of_text, 2u);
+}
+
+TEST(ConfigJson, FindsThetaWhereverItLies) {
+  json config = GoldenConfig("llama");
+  config["rope_parameters"]["rope_theta"] = 123.0;
+  EXPECT_EQ(ParseConfig(config.dump(), "x")->spec.rope_theta(), 123);
+  // As transformers wrote it before version 5.
+  config.erase("rope_parameters");
+  config["rope_theta"] = 456.0;
+  config["rope_scaling"] = nullptr;
+  EXPECT_EQ(ParseConfig(config.dump(), "x")->spec.rope_theta(), 456);
+}
+
+struct Refusal {
+  const char* name;
+  const char* family;
+  json change;  // null values are set too; "-": erased
+  const char* says;
+};
+
+class RefusedConfig : public ::testing::TestWithParam<Refusal> {};
+INSTANTIATE_TEST_SUITE_P(
+    ConfigJson, RefusedConfig,
+    ::testing::Values(
+        Refusal{"Activation", "gpt2", {{"activation_function", "relu"}}, "activation_function is \"relu\""},
+        Refusal{"ExactGelu", "gpt2", {{"activation_function", "gelu"}}, "activation_function"},
+        Refusal{"ScaleByLayer", "gpt2", {{"scale_attn_by_inverse_layer_idx", true}}, "scale_attn_by_inverse_layer_idx"},
+        Refusal{"UnscaledScores", "gpt2", {{"scale_attn_weights", false}}, "scale_attn_weights"},
+        Refusal{"CrossAttention", "gpt2", {{"add_cross_attention", true}}, "add_cross_attention"},
+        Refusal{"NoLayers", "gpt2", {{"n_layer", "-"}}, "n_layer is missing"},
+        Refusal{"NullLayers", "gpt2", {{"n_layer", nullptr}}, "n_layer is missing"},
+        Refusal{"NegativeLayers", "gpt2", {{"n_layer", -1}}, "n_layer must be a whole number above 0, not -1"},
+        Refusal{"ZeroHeads", "gpt2", {{"n_head", 0}}, "n_head"},
+        Refusal{"HugeWidth", "gpt2", {{"n_embd", uint64_t{1} << 40}}, "n_embd"},
+        Refusal{"HugestWidth", "gpt2", {{"n_embd", std::numeric_limits<uint64_t>::max()}}, "n_embd"},
+        Refusal{"FractionOfALayer", "gpt2", {{"n_layer", 1.5}}, "n_layer"},
+        Refusal{"TextForANumber",
+                "gpt2",
+                {{"n_positions", "12"}},
+                "n_positions must be a whole number above 0, not \"12\""},
+        Refusal{"ListForANumber", "gpt2", {{"layer_norm_epsilon", {1}}}, "layer_norm_epsilon"},
+        Refusal{"EpsilonOfZero", "gpt2", {{"layer_norm_epsilon", 0}}, "layer_norm_epsilon"},
+        Refusal{"DropsAll", "gpt2", {{"resid_pdrop", 1}}, "resid_pdrop"},
+        Refusal{"NumberForAFlag", "gpt2", {{"tie_word_embeddings", 1}}, "tie_word_embeddings must be true or false"},
+        Refusal{"NoVocabulary", "gpt2", {{"vocab_size", "-"}}, "vocab_size is missing"},
+        Refusal{"OtherPrecision", "gpt2", {{"millrace_precision", "f8"}}, "millrace_precision"},
+        Refusal{"NoType", "gpt2", {{"model_type", "-"}}, "model_type is missing"},
+        Refusal{"TypeOfANumber", "gpt2", {{"model_type", 2}}, "model_type is missing"},
+        Refusal{"Mistral", "llama", {{"model_type", "mistral"}}, "model_type \"mistral\" is not supported"},
+        Refusal{"LlamaActivation", "llama", {{"hidden_act", "gelu"}}, "hidden_act"},
+        Refusal{"AttentionBias", "llama", {{"attention_bias", true}}, "attention_bias is true"},
+        Refusal{"MlpBias", "llama", {{"mlp_bias", true}}, "mlp_bias"},
+        Refusal{"TensorParallel", "llama", {{"pretraining_tp", 2}}, "pretraining_tp"},
+        Refusal{"OtherHeadSize", "llama", {{"head_dim", 8}}, "head_dim is 8"},
+        Refusal{"LinearRope", "llama", {{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}, "rope_scaling"},
+        Refusal{"Llama3Rope",
+                "llama",
+                {{"rope_parameters", {{"rope_type", "llama3"}, {"factor", 8.0}}}},
+                "rope_parameters"},
+        Refusal{"RopeFactorAlone", "llama", {{"rope_scaling", {{"factor", 2.0}}}}, "factor"},
+        Refusal{"RopeThatIsText", "llama", {{"rope_scaling", "linear"}}, "rope_scaling must be an object"},
+        Refusal{"ThetaOfZero", "llama", {{"rope_parameters", {{"rope_theta", 0}}}}, "rope_theta"},
+        Refusal{"NoMlp", "llama", {{"intermediate_size", "-"}}, "intermediate_size is missing"},
+        Refusal{"NegativeKvHeads", "llama", {{"num_key_value_heads", -2}}, "num_key_value_heads"}),
+    [](const auto& info) { return info.param.name; });
+
+TEST_P(RefusedConfig, NamesFileAndField) {
+  json config = GoldenConfig(GetParam().family);
+  ASSERT_TRUE(ParseConfig(config.dump(), "x").ok());
+  for (const auto& [key, value] : GetParam().change.items()) {
+    if (value == "-") {
+      config.erase(key);
+    } else {
+      config[key] = value;
+    }
+  }
+  const auto read = ParseConfig(config.dump(), "folder/config.json");
+  EXPECT_EQ(read.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(read.status().message()), AllOf(HasSubstr("folder/config.json"), HasSubstr(GetParam().says)));
+}
+
+TEST(ConfigJson, RefusesWhatIsNoObject) {
+  for (const std::string& text : {std::string(), std::string("[]"), std::string("{"), std::string("gpt2"),
+                                  std::string("\xff\xfe"), std::string(100'000, '['), std::string("{\"a\":1}{}")}) {
+    EXPECT_THAT(std::string(ParseConfig(text, "x").status().message()), HasSubstr("x is not a JSON object"));
+  }
+  // A deep nest in a field that nobody reads exhausts no stack.
+  json config = GoldenConfig("gpt2");
+  std::string text = config.dump();
+  text.back() = ',';
+  absl::StrAppend(&text, "\"deep\":", std::string(100'000, '['), std::string(100'000, ']'), "}");
+  EXPECT_TRUE(ParseConfig(text, "x").ok());
+}
+
+// ---- weights ----
+
+constexpr uint32_t kVocab = 11;
+
+struct File {
+  struct Tensor {
+    std::string name, dtype, bytes;
+    std::vector<int64_t> shape;
+  };
+  std::vector<Tensor> tensors;
+
+  Tensor& Get(const std::string& name) {
+    for (Tensor& tensor : tensors) {
+      if (tensor.name == name) return tensor;
+    }
+    ADD_FAILURE() << name;
+    return tensors[0];
+  }
+  void Drop(const std::string& name) {
+    std::erase_if(tensors, [&](const Tensor& tensor) { return tensor.name == name; });
+  }
+  void Add(const std::string& name, std::vector<int64_t> shape) {
+    size_t count = 1;
+    for (const int64_t extent : shape) count *= static_cast<size_t>(extent);
+    tensors.push_back({name, "F32", std::string(4 * count, '\0'), std::move(shape)});
+  }
+  std::string Bytes() const {
+    SafetensorsHeader header;
+    std::string data;
+    for (const Tensor& tensor : tensors) {
+      SafetensorsEntry entry;
+      entry.name = tensor.name;
+      entry.dtype = tensor.dtype;
+      entry.shape = tensor.shape;
+      header.tensors.push_back(entry);
+      data += tensor.bytes;
+    }
+    return LayOutSafetensors(&header) + data;
+  }
+};
+
+std::string F32(const std::vector<float>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)};
+}
+
+class Weights : public ::testing::Test {
+ protected:
+  void Use(const v1::ModelSpec& spec) {
+    decoder_ = NewDecoder(spec, kVocab);
+    weights_ = RandomWeights(decoder_->tensors(), 1);
+    file_.tensors.clear();
+    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+      const float* const from = weights_.data() + tensor.offset;
+      file_.tensors.push_back({tensor.name, "F32", F32({from, from + tensor.size}), tensor.shape});
+    }
+  }
+  void SetUp() override { Use(TinySpec("gpt2")); }
+
+  absl::Status Read() {
+    memory_.assign(weights_.size(), 0.0f);
+    return ReadWeights(folder_.path(), decoder_->tensors(), memory_.data());
+  }
+  // Writes file_ as model.safetensors and reads it.
+  absl::Status ReadBack() {
+    folder_.Write("model.safetensors", file_.Bytes());
+    return Read();
+  }
+  void ExpectSame() {
+    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+      EXPECT_EQ(0, std::memcmp(memory_.data() + tensor.offset, weights_.data() + tensor.offset,
+                               static_cast<size_t>(tensor.size) * 4))
+          << tensor.name;
+    }
+  }
+  std::string Refused() {
+    const absl::Status status = ReadBack();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(folder_.path()));
+    return std::string(status.message());
+  }
+
+  TemporaryFolder folder_;
+  std::unique_ptr<Decoder> decoder_;
+  std::vector<float> weights_, memory_;
+  File file_;
+};
+
+TEST_F(Weights, ComeBackAsTheyWereWritten) {
+  for (const char* family : {"gpt2", "llama"}) {
+    Use(TinySpec(family));
+    // Bits that a detour through text or another type would lose.
+    weights_[3] = -0.0f;
+    weights_[4] = 1e-42f;
+    weights_[5] = std::numeric_limits<float>::max();
+    Configuration configuration;
+    configuration.spec = TinySpec(family);
+    configuration.vocab_size = kVocab;
+    configuration.end_of_text = 1;
+    ASSERT_TRUE(WriteModel(folder_.path(), configuration, decoder_->tensors(), weights_.data()).ok());
+    const absl::Status read = Read();
+    EXPECT_TRUE(read.ok()) << read;
+    ExpectSame();
+    const auto again = ReadConfig(folder_.path());
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(again->spec.DebugString(), configuration.spec.DebugString());
+    EXPECT_EQ(again->end_of_text, 1u);
+    EXPECT_EQ(folder_.Read("generation_config.json"), PrintGenerationConfig());
+    const auto file = SafetensorsFile::Open(folder_ / "model.safetensors");
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ((*file)->header().metadata.at("format"), "pt");
+  }
+}
+
+TEST_F(Weights, OfHalfPrecisionAreWidenedExactly) {
+  struct Half {
+    uint16_t bits;
+    float value;
+  };
+  const std::vector<Half> f16 = {{0x3E00, 1.5f},          {0xC000, -2.0f},         {0x7BFF, 65504.0f},
+                                 {0x0001, 5.9604645e-8f}, {0x0400, 6.1035156e-5f}, {0x3555, 0.33325195f}};
+  const std::vector<Half> bf16 = {
+      {0x3FC0, 1.5f}, {0xC000, -2.0f}, {0x7F7F, 3.3895314e38f}, {0x0080, 1.17549435e-38f}, {0x3EAB, 0.33398438f}};
+  for (const auto& [dtype, halves] : {std::pair("F16", f16), std::pair("BF16", bf16)}) {
+    File::Tensor& gain = file_.Get("transformer.ln_f.weight");
+    gain.dtype = dtype;
+    gain.bytes.clear();
+    for (int64_t i = 0; i < 24; ++i) {
+      gain.bytes.append(reinterpret_cast<const char*>(&halves[static_cast<size_t>(i) % halves.size()].bits), 2);
+    }
+    const absl::Status read = ReadBack();
+    ASSERT_TRUE(read.ok()) << read;
+    const TensorSpec& spec = decoder_->tensors()[decoder_->tensors().Find("transformer.ln_f.weight")];
+    for (int64_t i = 0; i < 24; ++i) {
+      EXPECT_EQ(memory_[static_cast<size_t>(spec.offset + i)], halves[static_cast<size_t>(i) % halves.size()].value)
+          << dtype << " " << i;
+    }
+  }
+}
+
+TEST_F(Weights, MayLieInSeveralFiles) {
+  File parts[2];
+  json index;
+  for (size_t i = 0; i < file_.tensors.size(); ++i) {
+    parts[i % 2].tensors.push_back(file_.tensors[i]);
+    index["weight_map"][file_.tensors[i].name] = i % 2 == 0 ? "model-1-of-2.safetensors" : "model-2-of-2.safetensors";
+  }
+  folder_.Write("model-1-of-2.safetensors", parts[0].Bytes());
+  folder_.Write("model-2-of-2.safetensors", parts[1].Bytes());
+  folder_.Write("model.safetensors.index.json", index.dump());
+  const absl::Status read = Read();
+  EXPECT_TRUE(read.ok()) << read;
+  ExpectSame();
+  // One of them twice, one of them gone.
+  index["weight_map"]["transformer.wte.weight"] = "model.safetensors";
+  file_.tensors.resize(1);
+  folder_.Write("model.safetensors", file_.Bytes());
+  folder_.Write("model.safetensors.index.json", index.dump());
+  EXPECT_THAT(std::string(Read().message()), AllOf(HasSubstr("transformer.wte.weight"), HasSubstr("twice")));
+  index["weight_map"]["transformer.wte.weight"] = "gone.safetensors";
+  folder_.Write("model.safetensors.index.json", index.dump());
+  EXPECT_THAT(std::string(Read().message()), HasSubstr("gone.safetensors"));
+}
+
+TEST_F(Weights, AreNotReadFromOutsideTheFolder) {
+  folder_.Write("inside/nothing", "");
+  folder_.Write("model.safetensors", file_.Bytes());
+  for (const json& name : std::vector<json>{"../model.safetensors", "/etc/passwd", "inside/../model.safetensors", "..",
+                                            ".", "", std::string("model.safetensors\0x", 19), 7, nullptr}) {
+    json index;
+    for (const File::Tensor& tensor : file_.tensors) index["weight_map"][tensor.name] = "model.safetensors";
+    index["weight_map"]["transformer.wte.weight"] = name;
+    folder_.Write("inside/model.safetensors.index.json", index.dump());
+    memory_.assign(weights_.size(), 0.0f);
+    const absl::Status status = ReadWeights(folder_ / "inside", decoder_->tensors(), memory_.data());
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr("model.safetensors.index.json"), HasSubstr("'transformer.wte.weight'")))
+        << name;
+  }
+  for (const std::string& text : {std::string("[]"), std::string("{}"), std::string("{\"weight_map\": []}"),
+                                  std::string("{\"weight_map\": {}}"), std::string("{"), std::string(100'000, '[')}) {
+    folder_.Write("inside/model.safetensors.index.json", text);
+    const absl::Status status = ReadWeights(folder_ / "inside", decoder_->tensors(), memory_.data());
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text.substr(0, 40);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("weight_map"));
+  }
+}
+
+TEST_F(Weights, MayLackTheModelsPrefix) {
+  for (const auto& [family, prefix] :
+       {std::pair("gpt2", std::string("transformer.")), std::pair("llama", std::string("model."))}) {
+    Use(TinySpec(family));
+    for (File::Tensor& tensor : file_.tensors) {
+      if (tensor.name.rfind(prefix, 0) == 0) tensor.name.erase(0, prefix.size());
+    }
+    const absl::Status read = ReadBack();
+    EXPECT_TRUE(read.ok()) << read;
+    ExpectSame();
+    // With and without is one too many.
+    file_.tensors.push_back(file_.tensors[0]);
+    file_.tensors.back().name = prefix + file_.tensors.back().name;
+    EXPECT_THAT(Refused(), HasSubstr("twice"));
+  }
+}
+
+TEST_F(Weights, MayComeWithBuffers) {
+  file_.Add("lm_head.weight", {kVocab, 24});
+  file_.Add("transformer.h.0.attn.bias", {1, 1, 80, 80});
+  file_.Add("h.1.attn.masked_bias", {1});
+  const absl::Status read = ReadBack();
+  EXPECT_TRUE(read.ok()) << read;
+  ExpectSame();
+  Use(TinySpec("llama"));
+  file_.Add("model.layers.0.self_attn.rotary_emb.inv_freq", {3});
+  EXPECT_TRUE(ReadBack().ok());
+  ExpectSame();
+}
+
+TEST_F(Weights, OfAnotherModelAreRefused) {
+  const File whole = file_;
+  file_.Add("transformer.h.0.attn.q_norm.weight", {6});
+  EXPECT_THAT(Refused(), AllOf(HasSubstr("model.safetensors"), HasSubstr("'transformer.h.0.attn.q_norm.weight'"),
+                               HasSubstr("is not one of")));
+  file_ = whole;
+  file_.Add("transformer.h.2.ln_1.weight", {24});
+  EXPECT_THAT(Refused(), HasSubstr("'transformer.h.2.ln_1.weight'"));
+  file_ = whole;
+  file_.Drop("transformer.h.1.mlp.c_fc.bias");
+  EXPECT_THAT(Refused(), HasSubstr("'transformer.h.1.mlp.c_fc.bias' is missing"));
+  file_ = whole;
+  std::swap(file_.Get("transformer.h.1.mlp.c_fc.weight").shape[0],
+            file_.Get("transformer.h.1.mlp.c_fc.weight").shape[1]);
+  EXPECT_THAT(Refused(),
+              AllOf(HasSubstr("'transformer.h.1.mlp.c_fc.weight'"), HasSubstr("[40, 24]"), HasSubstr("[24, 40]")));
+  file_ = whole;
+  file_.Get("transformer.ln_f.bias").shape = {24, 1};
+  EXPECT_THAT(Refused(), HasSubstr("[24, 1]"));
+  file_ = whole;
+  file_.Get("transformer.ln_f.bias").dtype = "I32";
+  EXPECT_THAT(Refused(), AllOf(HasSubstr("'transformer.ln_f.bias'"), HasSubstr("I32")));
+  file_ = whole;
+  Use(TinySpec("llama"));
+  const File llama = file_;
+  file_.Drop("lm_head.weight");
+  EXPECT_THAT(Refused(), HasSubstr("'lm_head.weight' is missing"));
+  file_ = whole;  // GPT-2's
+  EXPECT_THAT(Refused(), HasSubstr("'transformer.wte.weight'"));
+}
+
+TEST_F(Weights, ThatAreNotFiniteAreRefused) {
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    const File whole = file_;
+    std::memcpy(file_.Get("transformer.h.0.ln_2.bias").bytes.data() + 5 * 4, &bad, 4);
+    EXPECT_THAT(Refused(), AllOf(HasSubstr("'transformer.h.0.ln_2.bias'"), HasSubstr("element 5 is not finite")));
+    file_ = whole;
+  }
+  for (const auto& [dtype, bits] : {std::pair("F16", uint16_t{0x7C00}), std::pair("BF16", uint16_t{0xFF80})}) {
+    File::Tensor& tensor = file_.Get("transformer.h.0.ln_2.bias");
+    tensor.dtype = dtype;
+    tensor.bytes.assign(48, '\0');
+    std::memcpy(tensor.bytes.data() + 2 * 23, &bits, 2);
+    EXPECT_THAT(Refused(), HasSubstr("element 23 is not finite"));
+  }
+}
+
+TEST_F(Weights, OfADamagedFileAreRefused) {
+  const std::string bytes = file_.Bytes();
+  folder_.Write("model.safetensors", bytes.substr(0, bytes.size() - 1));
+  EXPECT_EQ(Read().code(), absl::StatusCode::kDataLoss);
+  folder_.Write("model.safetensors", bytes + "x");
+  EXPECT_EQ(Read().code(), absl::StatusCode::kDataLoss);
+  folder_.Write("model.safetensors", "");
+  EXPECT_EQ(Read().code(), absl::StatusCode::kDataLoss);
+  std::filesystem::remove(folder_ / "model.safetensors");
+  EXPECT_EQ(Read().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(Read().message()), HasSubstr("model.safetensors"));
+  EXPECT_EQ(ReadConfig(folder_.path()).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(ReadConfig(folder_.path()).status().message()), HasSubstr("config.json"));
+}
+
+}  // namespace
+}  // namespace millrace::model
