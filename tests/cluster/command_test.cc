@@ -97,22 +97,22 @@ TEST(Train, ShowsProgressAndEndsWithTheModel) {
 TEST(Train, InterruptedRunIsResumed) {
   const TemporaryFolder folder;
   const std::string directory = folder / "run";
-  Running train({"train", TinyFile(), "--dir", directory}, folder / "train.log");
+  Running train({"train", TinyFile(), "--set", kLonger, "--dir", directory}, folder / "train.log");
   train.AwaitOutput("step 20: held-out loss");
   train.process().Signal(SIGINT);
   EXPECT_EQ(train.AwaitEnd().status, 1);
   EXPECT_THAT(train.output(), HasSubstr("--resume` goes on"));
   EXPECT_FALSE(fs::exists(directory + "/cluster.json"));
-  const Outcome resumed = RunMillrace({"train", TinyFile(), "--dir", directory, "--resume", "--workers", "2"});
+  const Outcome resumed = RunMillrace({"train", TinyFile(), "--set", kLonger, "--dir", directory, "--resume", "--workers", "2"});
   EXPECT_TRUE(resumed.ending.well()) << resumed.out;
   EXPECT_THAT(resumed.out, Not(HasSubstr("step 20: held-out loss"))) << "what was done is not done again";
-  EXPECT_EQ(TensorDigest(directory + "/jobs/tiny/checkpoints/last"), TinyDigest());
+  EXPECT_EQ(TensorDigest(directory + "/jobs/tiny/checkpoints/last"), TinyDigest("long"));
 }
 
 TEST(Train, KilledRunIsResumedAndLeavesNoProcesses) {
   const TemporaryFolder folder;
   const std::string directory = folder / "run";
-  Running train({"train", TinyFile(), "--dir", directory, "--workers", "2"}, folder / "train.log");
+  Running train({"train", TinyFile(), "--set", kLonger, "--dir", directory, "--workers", "2"}, folder / "train.log");
   train.AwaitOutput("step 20: held-out loss");
   const Json state = ParseJson(ReadAll(directory + "/cluster.json"));
   ASSERT_EQ(state["processes"].size(), 4u) << state;
@@ -127,22 +127,23 @@ TEST(Train, KilledRunIsResumedAndLeavesNoProcesses) {
       absl::SleepFor(absl::Milliseconds(5));
     }
   }
-  const Outcome resumed = RunMillrace({"train", TinyFile(), "--dir", directory, "--resume"});
+  const Outcome resumed = RunMillrace({"train", TinyFile(), "--set", kLonger, "--dir", directory, "--resume"});
   EXPECT_TRUE(resumed.ending.well()) << resumed.out;
-  EXPECT_EQ(TensorDigest(directory + "/jobs/tiny/checkpoints/last"), TinyDigest());
+  EXPECT_EQ(TensorDigest(directory + "/jobs/tiny/checkpoints/last"), TinyDigest("long"));
 }
 
 TEST(Train, DeadProcessesAreReplaced) {
   const TemporaryFolder folder;
   const std::string directory = folder / "run";
-  Running train({"train", TinyFile(), "--dir", directory, "--workers", "2", "--shards", "2"}, folder / "train.log");
+  Running train({"train", TinyFile(), "--set", kLonger, "--dir", directory, "--workers", "2", "--shards", "2"}, folder / "train.log");
   train.AwaitOutput("step 20: held-out loss");
-  for (const Json& process : ParseJson(ReadAll(directory + "/cluster.json"))["processes"]) {
+  const Json state = ParseJson(ReadAll(directory + "/cluster.json"));
+  for (const Json& process : state["processes"]) {
     kill(process["pid"].get<pid_t>(), SIGKILL);
   }
   EXPECT_TRUE(train.AwaitEnd().well()) << train.output();
   EXPECT_THAT(train.output(), HasSubstr("it is started again"));
-  EXPECT_EQ(TensorDigest(directory + "/jobs/tiny/checkpoints/last"), TinyDigest());
+  EXPECT_EQ(TensorDigest(directory + "/jobs/tiny/checkpoints/last"), TinyDigest("long"));
 }
 
 TEST(Train, MistakesAreExplained) {

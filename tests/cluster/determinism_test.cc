@@ -79,15 +79,18 @@ TEST_P(AnyJob, TrainsTheSameBitsOnOneAndOnManyProcesses) {
   EXPECT_NE(digests[0], TinyDigest());
 }
 
+std::string JobName(const ::testing::TestParamInfo<std::vector<std::string>>& info) {
+  const std::vector<std::string> names = {"LlamaMuon", "Adafactor", "LionUntied"};
+  return names[info.index];
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Jobs, AnyJob,
     ::testing::Values(std::vector<std::string>{"model.family=llama", "model.kv_heads=1", "phases.0.optimizer.type=muon"},
                       std::vector<std::string>{"phases.0.optimizer.type=adafactor", "phases.0.unit_microbatches=2"},
                       std::vector<std::string>{"phases.0.optimizer.type=lion", "phases.0.optimizer.lr=1e-3",
                                                "phases.0.optimizer.gradient_bits=32", "model.tied_embeddings=false"}),
-    [](const ::testing::TestParamInfo<std::vector<std::string>>& info) {
-      return std::vector<std::string>{"LlamaMuon", "Adafactor", "LionUntied"}[info.index];
-    });
+    &JobName);
 
 // The digest does depend on what it should depend on: otherwise the tests above would prove nothing.
 TEST(Determinism, AnotherSeedGivesOtherBits) {

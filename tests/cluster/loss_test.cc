@@ -110,6 +110,7 @@ TEST(Loss, CoordinatorCheckpointsWhenAskedToLeave) {
   EXPECT_TRUE(cluster.coordinator().Terminate().well()) << cluster.coordinator().log();
   cluster.coordinator().Restart();
   cluster.coordinator().address();
+  cluster.Job(job);  // until the new coordinator answers
   const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
   ASSERT_TRUE(checkpoints.ok()) << checkpoints.status();
   ASSERT_FALSE(checkpoints->empty());

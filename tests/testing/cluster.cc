@@ -196,9 +196,15 @@ std::string Cluster::Submit(const std::string& job_file, const std::vector<std::
 }
 
 v1::Job Cluster::Job(const std::string& job_id) {
-  const absl::StatusOr<v1::Job> job = client_->GetJob(job_id);
-  if (!job.ok()) Abandon(absl::StrCat("no job: ", job.status().message(), "\n", Logs()));
-  return *job;
+  // A coordinator that was just killed breaks the call in flight; the next one reaches its successor.
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  for (;;) {
+    absl::StatusOr<v1::Job> job = client_->GetJob(job_id);
+    if (job.ok()) return *std::move(job);
+    if (!absl::IsUnavailable(job.status()) || absl::Now() > deadline) {
+      Abandon(absl::StrCat("no job: ", job.status().message(), "\n", Logs()));
+    }
+  }
 }
 
 v1::Job Cluster::Await(const std::string& job_id, const std::string& what,
