@@ -14,7 +14,8 @@ constexpr int64_t kGrainElements = 1 << 14;
 
 int64_t RowGrain(int64_t columns) { return columns >= kGrainElements ? 1 : kGrainElements / (columns + 1) + 1; }
 
-float InverseSqrt(float x) { return 1.0f / std::sqrt(x); }
+// Not a number for infinity: where the squares of a row overflow, training has diverged, and zeros would hide it.
+float InverseSqrt(float x) { return 1.0f / std::sqrt(x) + 0.0f * x; }
 
 }  // namespace
 
