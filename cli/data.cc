@@ -36,8 +36,8 @@ void Print(const text::DataReport& report, bool json) {
   }
   const auto count = [](uint64_t number) { return ShortCount(static_cast<double>(number)); };
   const auto part = [&count](const char* name, uint64_t documents, uint64_t bytes, uint64_t tokens) {
-    std::printf("%-9s %8s documents  %8s bytes  %8s tokens\n", name, count(documents).c_str(), count(bytes).c_str(),
-                count(tokens).c_str());
+    std::printf("%-9s %8s bytes  %8s tokens  %8s document%s\n", name, count(bytes).c_str(), count(tokens).c_str(),
+                count(documents).c_str(), documents == 1 ? "" : "s");
   };
   part("train", report.train_documents, report.train_bytes, report.train_tokens);
   part("held out", report.held_out_documents, report.held_out_bytes, report.held_out_tokens);

@@ -122,8 +122,9 @@ absl::Status RunEval(Arguments arguments) {
   std::printf("loss         %.4f nats a token\n", loss);
   std::printf("perplexity   %.4f\n", std::exp(loss));
   std::printf("bits a byte  %.4f\n", bits_per_byte);
-  std::printf("text         %s tokens, %s bytes predicted, %s documents\n", ShortCount(predictions).c_str(),
-              ShortCount(static_cast<double>(bytes)).c_str(), ShortCount(static_cast<double>(text.documents)).c_str());
+  std::printf("text         %s tokens, %s bytes predicted, %s document%s\n", ShortCount(predictions).c_str(),
+              ShortCount(static_cast<double>(bytes)).c_str(), ShortCount(static_cast<double>(text.documents)).c_str(),
+              text.documents == 1 ? "" : "s");
   return absl::OkStatus();
 }
 

@@ -1,5 +1,7 @@
 // The `millrace` command. Exit status: 0 done, 1 failed, 2 typed wrongly.
+#include <poll.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -52,11 +54,19 @@ absl::Status Dispatch(Arguments arguments) {
                                                  : absl::StrCat("; did you mean ", nearest, "?")));
 }
 
-// What a reader that has had enough (`| head`) no longer takes is no failure; what a full disk does not take is one.
+// Whether whoever read standard output has had enough (`| head`).
+bool ReaderHasGone() {
+  pollfd output = {.fd = STDOUT_FILENO, .events = 0, .revents = 0};
+  return poll(&output, 1, 0) == 1 && (output.revents & POLLERR) != 0;
+}
+
+// That is no failure; what a full disk does not take is one.
 absl::Status FlushOutput() {
   errno = 0;
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return absl::OkStatus();
-  return errno == EPIPE ? absl::OkStatus() : ErrnoStatus(errno == 0 ? EIO : errno, "write to", "standard output");
+  if (ReaderHasGone()) return absl::OkStatus();
+  if (errno != 0) return ErrnoStatus(errno, "write to", "standard output");
+  return absl::DataLossError("standard output did not take everything");
 }
 
 int Main(Arguments arguments) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -181,6 +182,28 @@ TEST_F(Commands, ScoreAddsUp) {
   EXPECT_THAT(Run("score" + Model() + " --text " + Quoted(text)).out, HasSubstr("perplexity"));
 }
 
+TEST_F(Commands, CharactersOfSeveralTokensStayWhole) {
+  const std::string text = "Gr\u00fc\u00dfe, \u4e16\u754c \U0001F642";
+  const Json score = RunJson("score" + Model() + " --text " + Quoted(text));
+  std::string joined;
+  for (const Json& token : score["tokens"]) joined += token["text"].get<std::string>();
+  EXPECT_EQ(joined, text);
+  // A byte that belongs to no character still makes valid JSON.
+  const Json broken = RunJson("score" + Model() + " --text " + Quoted("a\xff" "b\xc3"));
+  joined.clear();
+  for (const Json& token : broken["tokens"]) joined += token["text"].get<std::string>();
+  EXPECT_EQ(joined, "a\uFFFDb\uFFFD");
+}
+
+TEST_F(Commands, ReadersMayHaveEnough) {
+  for (const std::string command : {"generate --max-tokens 400", "score --json --text 'Today is a cold day.'"}) {
+    const std::string closed = "bash -o pipefail -c " + Quoted(Quoted(*millrace) + " " + command + Model() + " | true");
+    EXPECT_EQ(std::system(closed.c_str()), 0) << command;
+    const std::string full = Quoted(*millrace) + " " + command + Model() + " >/dev/full 2>/dev/null";
+    EXPECT_EQ(WEXITSTATUS(std::system(full.c_str())), 1) << command;
+  }
+}
+
 TEST_F(Commands, EvalGivesTheLossThatTrainingReported) {
   ASSERT_EQ(Run("data prepare " + Quoted(Work("days.yaml").string()) + " --text --out " +
                 Quoted(Work("data").string())).status, 0);
@@ -226,7 +249,7 @@ TEST_F(Commands, GenerateSaysWhatTheTextSays) {
 }
 
 TEST_F(Commands, NearestListsOthersInOrder) {
-  const Json nearest = RunJson("nearest" + Model() + " --token ' sunny' --count 5");
+  const Json nearest = RunJson("nearest" + Model() + " --token ' cold' --count 5");
   ASSERT_EQ(nearest["neighbours"].size(), 5u);
   double last = 1.0 + 1e-6;
   for (const Json& neighbour : nearest["neighbours"]) {
@@ -275,6 +298,84 @@ TEST_F(Commands, ModelsAreFoundByJob) {
   EXPECT_THAT(absent.err, HasSubstr("150"));
 }
 
+TEST_F(Commands, ModelsOfARunningClusterAreFetched) {
+  const std::string dir = " --dir " + Quoted(Work("cluster").string());
+  const std::string digest = RunJson("digest days@last" + dir)["digest"];
+  const fs::path temporary = Work("temporary");
+  fs::create_directory(temporary);
+  ASSERT_EQ(setenv("TMPDIR", temporary.c_str(), 1), 0);
+  ASSERT_EQ(Run("up --detach" + dir).status, 0);
+  EXPECT_EQ(digest, RunJson("digest days@last" + dir)["digest"]);
+  EXPECT_EQ(RunJson("score" + Model() + " --text Today")["tokens"],
+            RunJson("score --model days --text Today" + dir)["tokens"]);
+  const Outcome absent = Run("score --model days@7777 --text Today" + dir);
+  EXPECT_EQ(absent.status, 1);
+  EXPECT_THAT(absent.err, HasSubstr("pretrain-150"));
+  EXPECT_EQ(Run("down" + dir).status, 0);
+  unsetenv("TMPDIR");
+  EXPECT_TRUE(fs::is_empty(temporary)) << "fetched models are removed";
+}
+
+// Rewrites a folder's model.safetensors as two files of bf16 and their index, as large models come.
+void SplitIntoBf16(const fs::path& folder) {
+  const std::string whole = ReadAll(folder / "model.safetensors");
+  uint64_t length = 0;
+  std::memcpy(&length, whole.data(), 8);
+  const Json header = Json::parse(whole.substr(8, length));
+  Json headers[2] = {Json::object(), Json::object()}, map;
+  std::string data[2];
+  int which = 0;
+  for (const auto& [name, about] : header.items()) {
+    if (name == "__metadata__") continue;
+    which = 1 - which;
+    const size_t begin = data[which].size();
+    const uint64_t from = about["data_offsets"][0], to = about["data_offsets"][1];
+    for (uint64_t at = from; at < to; at += 4) data[which] += whole.substr(8 + length + at + 2, 2);
+    headers[which][name] = {
+        {"dtype", "BF16"}, {"shape", about["shape"]}, {"data_offsets", {begin, data[which].size()}}};
+    map[name] = "model-" + std::to_string(which) + ".safetensors";
+  }
+  for (const int i : {0, 1}) {
+    const std::string text = headers[i].dump();
+    length = text.size();
+    WriteAll(folder / ("model-" + std::to_string(i) + ".safetensors"),
+             std::string(reinterpret_cast<const char*>(&length), 8) + text + data[i]);
+  }
+  WriteAll(folder / "model.safetensors.index.json", Json{{"weight_map", map}}.dump());
+  fs::remove(folder / "model.safetensors");
+}
+
+TEST_F(Commands, ImportTakesSeveralFilesOfBf16) {
+  const fs::path folder = Work("bf16");
+  ASSERT_EQ(Run("export" + Model() + " --out " + Quoted(folder.string())).status, 0);
+  SplitIntoBf16(folder);
+  EXPECT_THAT(Run("digest " + Quoted(folder.string())).err, HasSubstr("millrace import"));
+  const std::string imported = Work("from-bf16").string();
+  const Outcome outcome = Run("import --from " + Quoted(folder.string()) + " --out " + Quoted(imported));
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_EQ(RunJson("digest " + Quoted(imported))["parameters"], RunJson("digest " + Quoted(*model_))["parameters"]);
+  const std::string text = " --text 'Today is a cold day.'";
+  const Json exact = RunJson("score" + Model() + text), rounded = RunJson("score --model " + Quoted(imported) + text);
+  EXPECT_NEAR(exact["log_probability"].get<double>(), rounded["log_probability"].get<double>(), 0.5);
+  EXPECT_NE(exact["log_probability"], rounded["log_probability"]);
+  fs::remove(folder / "model-1.safetensors");
+  const Outcome half = Run("import --from " + Quoted(folder.string()) + " --out " + Quoted(Work("half").string()));
+  EXPECT_EQ(half.status, 1);
+  EXPECT_THAT(half.err, HasSubstr("model-1.safetensors"));
+  EXPECT_FALSE(fs::exists(Work("half")));
+}
+
+TEST_F(Commands, NothingHalfMadeStays) {
+  const fs::path folder = Work("full");
+  fs::create_directory(folder);
+  // No file may be larger than 16 blocks of 1024 bytes: the weights do not fit.
+  const std::string command = "bash -c " + Quoted("ulimit -f 16; trap '' XFSZ; " + Quoted(*millrace) + " export" +
+                                                  Model() + " --out " + Quoted((folder / "hf").string())) +
+                              " >/dev/null 2>&1";
+  EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1);
+  EXPECT_TRUE(fs::is_empty(folder));
+}
+
 TEST_F(Commands, DataStatsTellWhatTheTextBecame) {
   const std::string data = Quoted(Work("stats").string());
   ASSERT_EQ(Run("data prepare " + Quoted(Work("days.yaml").string()) + " --text --out " + data).status, 0);
@@ -315,8 +416,15 @@ TEST_F(Commands, MistakesAreExplained) {
       {"score" + Model() + " --text ''", 1, "empty"},
       {"eval" + Model() + " --data /nowhere.txt", 1, "/nowhere.txt"},
       {"nearest" + Model() + " --token 'Nebuchadnezzar'", 1, "token"},
+      {"nearest" + Model() + " --token 'Sunday is'", 1, "\"Sunday\" \" is\""},
       {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf"},
       {"data stats /nowhere", 1, "/nowhere"},
+      {"data", 2, "data prepare"},
+      {"data prepar", 2, "did you mean data prepare?"},
+      {"data prepare /nowhere.yaml --out /tmp/x", 1, "/nowhere.yaml"},
+      {"digest", 2, "CHECKPOINT is missing"},
+      {"digest days@", 1, "JOB@STEP"},
+      {"import --from /tmp --out /nowhere/x", 1, "config.json"},
       {"genrate", 2, "did you mean generate?"},
   };
   for (const auto& [arguments, status, message] : cases) {
