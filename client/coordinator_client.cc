@@ -1,6 +1,7 @@
 #include "client/coordinator_client.h"
 
 #include <grpcpp/grpcpp.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/checksum.h"
+#include "common/files.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_status.h"
 #include "common/status.h"
@@ -27,6 +29,10 @@ namespace {
 constexpr absl::Duration kCallDeadline = absl::Seconds(60);
 constexpr absl::Duration kShortestDelay = absl::Milliseconds(50);
 constexpr absl::Duration kLongestDelay = absl::Seconds(2);
+// How often a wait that cannot be woken looks whether it is still wanted.
+constexpr absl::Duration kLook = absl::Milliseconds(100);
+// A stream that lasted so long was a living one, even if nothing came.
+constexpr absl::Duration kLiving = absl::Seconds(1);
 // How long a first Join waits for a member of its name to be found dead.
 constexpr absl::Duration kNamePatience = absl::Seconds(20);
 
@@ -48,13 +54,27 @@ struct CoordinatorClient::Impl {
   std::set<grpc::ClientContext*> watching ABSL_GUARDED_BY(mutex);  // WatchJob calls in flight
   bool watching_ended ABSL_GUARDED_BY(mutex) = false;
 
-  // One WatchJob call; moves the request on to the last event given to `each`.
+  // One WatchJob call; moves the request on to the last event given to `each`. Sets `alive` to the last time at which
+  // the coordinator was there: it sent an event, or the call had lasted for some time when it broke.
   absl::Status Watch(const std::string& address, v1::WatchJobRequest* request,
-                     absl::FunctionRef<bool(const v1::JobEvent&)> each, absl::Time* heard);
+                     absl::FunctionRef<bool(const v1::JobEvent&)> each, absl::Time* alive);
 
-  absl::Status Connect(const std::string& address) {
+  bool WatchingEnded() {
+    absl::MutexLock lock(&mutex);
+    return watching_ended;
+  }
+
+  // `interruptible`: returns CANCELLED soon after InterruptWatching.
+  absl::Status Connect(const std::string& address, bool interruptible = false) {
     if (channel->GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY) return absl::OkStatus();
-    if (channel->WaitForConnected(Deadline(patience))) return absl::OkStatus();
+    const absl::Time deadline = absl::Now() + patience;
+    // Nothing but its deadline ends a wait for a connection: it is cut into short ones.
+    do {
+      if (interruptible && WatchingEnded()) return absl::CancelledError("no longer watched");
+      if (channel->WaitForConnected(absl::ToChronoTime(std::min(deadline, absl::Now() + kLook)))) {
+        return absl::OkStatus();
+      }
+    } while (absl::Now() < deadline);
     return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, " (waited ",
                                                absl::FormatDuration(patience),
                                                "); is it running, and is this its address?"));
@@ -80,7 +100,9 @@ absl::StatusOr<Reply> Call(Impl* impl, const std::string& address, Method method
   grpc::ClientContext context;
   context.set_deadline(Deadline(kCallDeadline));
   Reply reply;
-  MILLRACE_RETURN_IF_ERROR(FromGrpc((impl->jobs.get()->*method)(&context, request, &reply)));
+  const absl::Status status = FromGrpc((impl->jobs.get()->*method)(&context, request, &reply));
+  if (absl::IsUnavailable(status)) return Annotate(status, absl::StrCat("coordinator ", address));
+  MILLRACE_RETURN_IF_ERROR(status);
   return reply;
 }
 
@@ -127,8 +149,9 @@ absl::Status CoordinatorClient::DeleteJob(absl::string_view job_id) {
 }
 
 absl::Status CoordinatorClient::Impl::Watch(const std::string& address, v1::WatchJobRequest* request,
-                                            absl::FunctionRef<bool(const v1::JobEvent&)> each, absl::Time* heard) {
-  MILLRACE_RETURN_IF_ERROR(Connect(address));
+                                            absl::FunctionRef<bool(const v1::JobEvent&)> each, absl::Time* alive) {
+  MILLRACE_RETURN_IF_ERROR(Connect(address, /*interruptible=*/true));
+  const absl::Time connected = absl::Now();
   grpc::ClientContext context;
   {
     absl::MutexLock lock(&mutex);
@@ -139,7 +162,7 @@ absl::Status CoordinatorClient::Impl::Watch(const std::string& address, v1::Watc
   v1::JobEvent event;
   bool wanted = true;
   while (wanted && stream->Read(&event)) {
-    *heard = absl::Now();
+    *alive = absl::Now();
     if (event.sequence() <= request->after_sequence()) continue;
     request->set_after_sequence(event.sequence());
     wanted = each(event);
@@ -148,9 +171,12 @@ absl::Status CoordinatorClient::Impl::Watch(const std::string& address, v1::Watc
   while (stream->Read(&event)) {
   }
   const absl::Status status = FromGrpc(stream->Finish());
+  if (absl::Now() - connected > std::min(patience, kLiving)) *alive = absl::Now();
   absl::MutexLock lock(&mutex);
   watching.erase(&context);
-  return wanted ? status : absl::OkStatus();
+  if (!wanted) return absl::OkStatus();
+  if (watching_ended && !status.ok()) return absl::CancelledError("no longer watched");
+  return absl::IsUnavailable(status) ? Annotate(status, absl::StrCat("coordinator ", address)) : status;
 }
 
 absl::Status CoordinatorClient::WatchJob(absl::string_view job_id, uint64_t after_sequence,
@@ -158,14 +184,17 @@ absl::Status CoordinatorClient::WatchJob(absl::string_view job_id, uint64_t afte
   v1::WatchJobRequest request;
   request.set_job_id(std::string(job_id));
   request.set_after_sequence(after_sequence);
-  absl::Time heard = absl::Now();
+  absl::Time alive = absl::Now();
   absl::Duration delay = kShortestDelay;
   for (;;) {
-    const absl::Time before = heard;
-    const absl::Status status = impl_->Watch(address_, &request, each, &heard);
-    if (!absl::IsUnavailable(status) || absl::Now() - heard > impl_->patience) return status;
-    if (heard > before) delay = kShortestDelay;
-    absl::SleepFor(delay);
+    const absl::Time before = alive;
+    const absl::Status status = impl_->Watch(address_, &request, each, &alive);
+    if (!absl::IsUnavailable(status) || absl::Now() - alive > impl_->patience) return status;
+    if (alive > before) delay = kShortestDelay;
+    absl::MutexLock lock(&impl_->mutex);
+    if (impl_->mutex.AwaitWithTimeout(absl::Condition(&impl_->watching_ended), delay)) {
+      return absl::CancelledError("no longer watched");
+    }
     delay = std::min(2 * delay, kLongestDelay);
   }
 }
@@ -176,8 +205,8 @@ absl::Status CoordinatorClient::ReadEvents(absl::string_view job_id, uint64_t af
   request.set_job_id(std::string(job_id));
   request.set_after_sequence(after_sequence);
   request.set_until_now(true);
-  absl::Time heard;
-  return impl_->Watch(address_, &request, each, &heard);
+  absl::Time alive;
+  return impl_->Watch(address_, &request, each, &alive);
 }
 
 void CoordinatorClient::InterruptWatching() {
@@ -204,21 +233,28 @@ class ChunkFolder {
     if (file_ != nullptr) std::fclose(file_);
     std::error_code ignored;
     if (made_) std::filesystem::remove_all(directory_, ignored);
+    if (kept_) return;
+    for (const std::filesystem::path& parent : made_parents_) std::filesystem::remove(parent, ignored);  // if empty
   }
 
   absl::Status Make() {
     std::error_code error;
-    std::filesystem::create_directories(directory_.parent_path(), error);
+    for (std::filesystem::path parent = directory_.parent_path(); !std::filesystem::exists(parent, error) && !error;
+         parent = parent.parent_path()) {
+      made_parents_.push_back(parent);
+    }
+    MILLRACE_RETURN_IF_ERROR(MakeDirectories(directory_.parent_path().string()));
     if (!std::filesystem::create_directory(directory_, error)) {
-      return error ? absl::UnavailableError(absl::StrCat("cannot make ", directory_.string(), ": ", error.message()))
-                   : absl::AlreadyExistsError(absl::StrCat(directory_.string(), " exists already"));
+      return error ? ErrnoStatus(error.value(), "make", directory_.string())
+                   : absl::AlreadyExistsError(absl::StrCat(
+                         directory_.string(), " exists already; remove it if no other fetch is writing it"));
     }
     made_ = true;
     return absl::OkStatus();
   }
 
   absl::Status Add(const v1::FileChunk& chunk) {
-    if (chunk.name() != name_) {
+    if (file_ == nullptr || chunk.name() != name_) {
       MILLRACE_RETURN_IF_ERROR(Close());
       const bool plain = !chunk.name().empty() && chunk.name().size() <= 128 && chunk.name()[0] != '.' &&
                          chunk.name().find('/') == std::string::npos && chunk.name().find('\0') == std::string::npos;
@@ -248,27 +284,31 @@ class ChunkFolder {
     if (written_ != size_) {
       return absl::DataLossError(absl::StrCat(name_, ": ", written_, " of ", size_, " bytes came"));
     }
-    const int failed = std::fclose(std::exchange(file_, nullptr));
-    return failed != 0 ? Failed("write") : absl::OkStatus();
+    const bool written = std::fflush(file_) == 0 && fsync(fileno(file_)) == 0;
+    if (!written) return Failed("write");
+    return std::fclose(std::exchange(file_, nullptr)) != 0 ? Failed("write") : absl::OkStatus();
   }
 
   absl::Status MoveTo(const std::string& directory) {
     MILLRACE_RETURN_IF_ERROR(Close());
     if (names_.empty()) return absl::DataLossError("the coordinator sent no files");
+    MILLRACE_RETURN_IF_ERROR(SyncPath(directory_.string()));
     std::error_code error;
     std::filesystem::rename(directory_, directory, error);
-    if (error) return absl::UnavailableError(absl::StrCat("cannot make ", directory, ": ", error.message()));
+    if (error) return ErrnoStatus(error.value(), "make", directory);
     made_ = false;
-    return absl::OkStatus();
+    kept_ = true;
+    return SyncPath(directory_.parent_path().string());
   }
 
  private:
   absl::Status Failed(absl::string_view what) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot ", what, " ", (directory_ / name_).string()));
+    return ErrnoStatus(errno, what, (directory_ / name_).string());
   }
 
   const std::filesystem::path directory_;
-  bool made_ = false;
+  bool made_ = false, kept_ = false;
+  std::vector<std::filesystem::path> made_parents_;  // the deepest first
   std::set<std::string> names_;
   std::string name_;
   uint64_t size_ = 0, written_ = 0;
@@ -279,7 +319,8 @@ class ChunkFolder {
 
 absl::Status CoordinatorClient::FetchCheckpoint(absl::string_view job_id, absl::string_view which, bool with_optimizer,
                                                 const std::string& directory) {
-  if (std::filesystem::exists(directory)) {
+  std::error_code error;
+  if (std::filesystem::exists(std::filesystem::symlink_status(directory, error))) {
     return absl::AlreadyExistsError(absl::StrCat(directory, " exists already; choose a new folder"));
   }
   MILLRACE_RETURN_IF_ERROR(impl_->Connect(address_));
@@ -301,6 +342,7 @@ absl::Status CoordinatorClient::FetchCheckpoint(absl::string_view job_id, absl::
   }
   const absl::Status finished = FromGrpc(stream->Finish());
   MILLRACE_RETURN_IF_ERROR(Annotate(status, "fetching a checkpoint"));
+  if (absl::IsUnavailable(finished)) return Annotate(finished, absl::StrCat("coordinator ", address_));
   MILLRACE_RETURN_IF_ERROR(finished);
   return Annotate(folder.MoveTo(final_path.string()), "fetching a checkpoint");
 }
