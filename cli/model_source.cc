@@ -1,5 +1,6 @@
 #include "cli/model_source.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <utility>
 #include <vector>
