@@ -53,8 +53,18 @@ v1::TensorTable TableOf(const model::TensorList& tensors) {
   return table;
 }
 
-absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch) {
+// Checks what decides how much memory the batch takes.
+absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch, uint32_t context) {
   const uint64_t count = uint64_t{microbatch.rows()} * microbatch.columns();
+  if (microbatch.index() >= kMaxMicrobatches) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("microbatch ", microbatch.index(), " is beyond the ", kMaxMicrobatches, " of a step"));
+  }
+  if (microbatch.columns() > uint64_t{context} + 1) {
+    return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": sequences of ",
+                                                   microbatch.columns(), " tokens where the model's context is ",
+                                                   context));
+  }
   if (count == 0 || count > kMaxTokens || microbatch.tokens().size() != count * sizeof(uint32_t)) {
     return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": ", microbatch.tokens().size(),
                                                    " bytes where ", microbatch.rows(), " x ", microbatch.columns(),
@@ -191,7 +201,7 @@ class PhaseSeat::Epoch {
     absl::Status done;
     for (int i = 0; i < unit.microbatches_size() && done.ok(); ++i) {
       const v1::Microbatch& microbatch = unit.microbatches(i);
-      const absl::StatusOr<model::Batch> batch = BatchOf(microbatch);
+      const absl::StatusOr<model::Batch> batch = BatchOf(microbatch, context_.model().context());
       done = batch.status();
       if (!done.ok()) break;
       const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
@@ -223,7 +233,7 @@ class PhaseSeat::Epoch {
     uint64_t predictions = 0;
     absl::Status done;
     for (int i = 0; i < unit.microbatches_size() && done.ok(); ++i) {
-      const absl::StatusOr<model::Batch> batch = BatchOf(unit.microbatches(i));
+      const absl::StatusOr<model::Batch> batch = BatchOf(unit.microbatches(i), context_.model().context());
       done = batch.status();
       if (!done.ok()) break;
       const absl::StatusOr<double> sum =
@@ -315,14 +325,19 @@ void PhaseSeat::Leave() {
   if (group_ != nullptr) group_->Cancel();
 }
 
+absl::Status PhaseSeat::CheckPresent(uint64_t epoch) const {
+  if (leaving_) return absl::CancelledError("the worker leaves");
+  if (epoch < announced_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("epoch ", epoch, " has passed; ", announced_, " is the present one"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
   {
     absl::MutexLock lock(&mutex_);
-    if (leaving_) return absl::CancelledError("the worker leaves");
-    if (unit.epoch() < announced_) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("epoch ", unit.epoch(), " has passed; ", announced_, " is the present one"));
-    }
+    MILLRACE_RETURN_IF_ERROR(CheckPresent(unit.epoch()));
   }
   if (epoch_ != nullptr && epoch_->number() == unit.epoch()) return absl::OkStatus();
   epoch_.reset();
@@ -347,6 +362,15 @@ absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
 }
 
 absl::Status PhaseSeat::Do(const v1::WorkUnit& unit, v1::WorkResult* result) {
+  const absl::Status done = EnterAndDo(unit, result);
+  if (!absl::IsCancelled(done)) return done;
+  // The calls to the shards were ended from here: for this reason.
+  absl::MutexLock lock(&mutex_);
+  MILLRACE_RETURN_IF_ERROR(CheckPresent(unit.epoch()));
+  return done;
+}
+
+absl::Status PhaseSeat::EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* result) {
   MILLRACE_RETURN_IF_ERROR(Enter(unit));
   switch (unit.kind()) {
     case v1::WorkUnit::PLAN:

@@ -36,6 +36,8 @@ class PhaseSeat {
   class Epoch;
 
   absl::Status Enter(const v1::WorkUnit& unit);
+  absl::Status EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* result);
+  absl::Status CheckPresent(uint64_t epoch) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const kernels::Compute* const compute_;
   // Own thread only. The model outlives epochs that have the same architecture.
