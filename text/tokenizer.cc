@@ -111,6 +111,15 @@ absl::StatusOr<std::string> BytesOfToken(const std::string& token) {
   return bytes;
 }
 
+// Whether a post-processor leaves the tokens as they are: none, ByteLevel, or a template that adds none to a single
+// sequence, as transformers 5 writes it.
+bool AddsNoTokens(const Json& post_processor) {
+  if (post_processor.is_null() || TypeOf(post_processor) == "ByteLevel") return true;
+  if (TypeOf(post_processor) != "TemplateProcessing") return false;
+  const Json& single = Field(post_processor, "single");
+  return single.is_array() && single.size() == 1 && single[0].is_object() && single[0].contains("Sequence");
+}
+
 absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
   const Json& model = Field(json, "model");
   for (const char* name :
@@ -123,8 +132,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseBpe(const Json& json) {
   if (use_regex == Json(false)) return NotSupported("pre_tokenizer.use_regex", use_regex, "true");
   MILLRACE_RETURN_IF_ERROR(RequireAbsent(pre_tokenizer, "pre_tokenizer.", "add_prefix_space"));
   const Json& post_processor = Field(json, "post_processor");
-  if (!post_processor.is_null() && TypeOf(post_processor) != "ByteLevel") {
-    return NotSupported("post_processor", post_processor, "null or ByteLevel");
+  if (!AddsNoTokens(post_processor)) {
+    return NotSupported("post_processor", post_processor, "null, ByteLevel or a template that adds no tokens");
   }
   const Json& decoder = Field(json, "decoder");
   if (TypeOf(decoder) != "ByteLevel") return NotSupported("decoder", decoder, "ByteLevel");
@@ -196,7 +205,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseCharacters(const Json& json) {
   if (!added.is_null() && !(added.is_array() && added.empty()))
     return NotSupported("added_tokens", added, "for WordLevel, none");
   const Json& post_processor = Field(json, "post_processor");
-  if (!post_processor.is_null()) return NotSupported("post_processor", post_processor, "for WordLevel, null");
+  if (!AddsNoTokens(post_processor)) {
+    return NotSupported("post_processor", post_processor, "for WordLevel, null or a template that adds no tokens");
+  }
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<std::string> names, ReadVocabulary(Field(Field(json, "model"), "vocab")));
   std::vector<uint32_t> characters;
   std::set<uint32_t> seen;

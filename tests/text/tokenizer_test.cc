@@ -271,6 +271,16 @@ TEST(Characters, AreSortedAndUnknownOnesNamed) {
   EXPECT_THAT(std::string(unknown.status().message()), HasSubstr("byte 2"));
 }
 
+// As transformers 5 saves it.
+TEST(TokenizerJson, ATemplateThatAddsNoTokensIsFine) {
+  Json changed = Json::parse(Golden("bpe.json"));
+  changed["post_processor"] = Json::parse(R"({"type": "TemplateProcessing",
+      "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+      "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+      "special_tokens": {}})");
+  EXPECT_TRUE(ParseTokenizer(changed.dump(), "t").ok());
+}
+
 TEST(TokenizerJson, NamesTheFieldThatIsNotSupported) {
   const Json golden = Json::parse(Golden("bpe.json"));
   const auto error = [&](const std::string& pointer, const Json& value) {
@@ -287,6 +297,9 @@ TEST(TokenizerJson, NamesTheFieldThatIsNotSupported) {
   EXPECT_THAT(error("/pre_tokenizer/add_prefix_space", true), HasSubstr("pre_tokenizer.add_prefix_space"));
   EXPECT_THAT(error("/decoder", nullptr), HasSubstr("decoder is null"));
   EXPECT_THAT(error("/post_processor", {{"type", "TemplateProcessing"}}), HasSubstr("post_processor"));
+  EXPECT_THAT(error("/post_processor", Json::parse(R"({"type": "TemplateProcessing", "single": [
+                    {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]})")),
+              HasSubstr("adds no tokens"));
   EXPECT_THAT(error("/model/byte_fallback", true), HasSubstr("model.byte_fallback"));
   EXPECT_THAT(error("/model/dropout", 0.1), HasSubstr("model.dropout"));
   EXPECT_THAT(error("/model/merges/3", "onlyone"), HasSubstr("model.merges[3]"));
