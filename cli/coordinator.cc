@@ -26,6 +26,7 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   flags.Integer("units-per-call", "N", "work units that a worker gets at once at most", &units_per_call, 1, 1024);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  server.SetLog();
   StopSignal stop;
   coordinator::CoordinatorOptions options;
   options.directory = directory;

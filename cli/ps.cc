@@ -20,6 +20,7 @@ absl::Status RunShardRole(Arguments arguments) {
   flags.Integer("threads", "T", "for the optimizer", &threads, 1, 1024);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  server.SetLog();
   StopSignal stop;
   ps::ShardOptions options;
   options.coordinator = coordinator;

@@ -1,9 +1,11 @@
 // The flags that all roles share.
 #pragma once
 
+#include <cstdio>
 #include <string>
 
 #include "cli/flags.h"
+#include "common/log.h"
 
 namespace millrace::cli {
 
@@ -11,6 +13,7 @@ struct ServerFlags {
   std::string listen = "127.0.0.1:0";
   std::string address_file;
   std::string metrics;
+  bool log_json = false;
 
   void Declare(Flags* flags) {
     flags->Text("listen", "HOST:PORT", "where to serve; port 0: any", &listen);
@@ -19,7 +22,10 @@ struct ServerFlags {
   }
   void DeclareMetrics(Flags* flags) {
     flags->Text("metrics", "HOST:PORT", "where to serve Prometheus' metrics; default: nowhere", &metrics);
+    flags->Switch("log-json", "writes each line of the log as a JSON object", &log_json);
   }
+  // After the flags were parsed.
+  void SetLog() const { SetLogOutput(stderr, log_json); }
 };
 
 }  // namespace millrace::cli

@@ -25,6 +25,7 @@ absl::Status RunWorkerRole(Arguments arguments) {
   flags.Text("max-isa", "ISA", "use no instructions above these: scalar, avx2, avx512 or avx512_bf16", &max_isa);
   server.DeclareMetrics(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  server.SetLog();
   worker::WorkerOptions options;
   options.max_isa = kernels::DetectIsa();
   if (!max_isa.empty()) {
