@@ -22,7 +22,7 @@ constexpr uint32_t kMaxShards = 1024;
 constexpr uint64_t kMaxUnitBits = uint64_t{1} << 29;
 // More steps than anybody takes; version + 1 cannot overflow.
 constexpr uint64_t kMaxVersion = uint64_t{1} << 40;
-constexpr size_t kSpareCopyBytes = 16 << 20;
+constexpr size_t kSpareCopyBytes = 8 << 20;
 // How often a waiting call looks whether it is still wanted.
 constexpr absl::Duration kLook = absl::Milliseconds(50);
 constexpr size_t kMissingShown = 8;
@@ -100,7 +100,7 @@ BlockStore::BlockStore(blocks::BlockTable table, const v1::ConfigureRequest& req
       cuts_([this] {
         Cuts::Options options;
         for (const blocks::Block& block : table_.blocks()) {
-          if (shard_of_[block.index] == shard_index_) options.limit_bytes += 4 * static_cast<size_t>(block.size);
+          if (shard_of_[block.index] == shard_index_) options.limit_bytes += 2 * static_cast<size_t>(block.size);
         }
         options.limit_bytes += kSpareCopyBytes;
         return options;

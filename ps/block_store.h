@@ -5,7 +5,7 @@
 // it is at, so that no reader gets bytes of another version than it asked for, and no late push gets into another step.
 //
 // Memory, for each parameter: 4 bytes of weights, the optimizer's state, 8 bytes of sums if trained; and while
-// snapshots are read, 4 bytes and 16 MiB in all for copies at most.
+// snapshots are read, 2 bytes and 8 MiB in all for copies at most.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,6 @@
 #include "ps/shard.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <memory>
@@ -23,10 +24,18 @@
 namespace millrace::ps {
 namespace {
 
-// How often it is looked whether membership lasts.
+// How often it is looked whether membership lasts, and unused memory is given back.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
 // For calls in flight when the shard is asked to stop.
 constexpr absl::Duration kGrace = absl::Seconds(1);
+
+// Messages come and go on many threads. Left alone, each thread's part of the heap keeps the most that it ever had: in
+// a trial with 16 workers and 10 M parameters, 450 MB in place of 270.
+void BoundHeap() {
+  mallopt(M_ARENA_MAX, 2);
+  mallopt(M_MMAP_THRESHOLD, 400'000);  // above a block of weights, below what comes once a step
+  mallopt(M_TRIM_THRESHOLD, 4'000'000);
+}
 
 // Where others reach what is bound at `bound`.
 std::string ReachableAddress(absl::string_view bound) {
@@ -41,6 +50,7 @@ std::string ReachableAddress(absl::string_view bound) {
 }  // namespace
 
 absl::Status RunShard(const ShardOptions& options) {
+  BoundHeap();
   Metrics registry;
   ShardMetrics metrics(&registry);
   MILLRACE_RETURN_IF_ERROR(registry.Serve(options.metrics_listen));
@@ -71,7 +81,10 @@ absl::Status RunShard(const ShardOptions& options) {
   if (joined.ok()) {
     Log(Severity::kInfo, "joined",
         {{"coordinator", options.coordinator}, {"name", options.name}, {"address", address}});
-    while (status.ok() && !options.stop->WaitForNotificationWithTimeout(kLook)) status = (*joined)->status();
+    while (status.ok() && !options.stop->WaitForNotificationWithTimeout(kLook)) {
+      malloc_trim(0);
+      status = (*joined)->status();
+    }
     // The coordinator hears of it before calls fail.
     joined->reset();
   }
