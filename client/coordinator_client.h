@@ -18,7 +18,7 @@
 namespace millrace::client {
 
 // One connection to a coordinator. Thread-safe. Calls fail with UNAVAILABLE naming the address when nobody answers
-// there within `patience` (they wait so long for the connection).
+// there within `patience` (they wait so long for the connection; NextWork does not wait).
 class CoordinatorClient {
  public:
   explicit CoordinatorClient(std::string address, absl::Duration patience = absl::Seconds(10));
