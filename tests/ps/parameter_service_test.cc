@@ -575,6 +575,26 @@ TEST_F(ParameterServiceTest, StepsEqualPlainAdamW) {
   }
 }
 
+// Unlike AdamW's, its steps are in proportion to the gradient, and so to the clipping factor.
+TEST_F(ParameterServiceTest, ClippedStepEqualsPlainSgd) {
+  v1::ConfigureRequest configuration = Configuration();
+  configuration.mutable_optimizer()->set_type("sgd");
+  Start(configuration);
+  PushUnits();
+  ASSERT_TRUE(Commit(0, 0.25f).ok());
+  const double lr = 0.01 / 2;  // the first of two steps of warm-up
+  for (const uint32_t block : {1u, 2u}) {
+    const std::vector<float> before = Weights(block), after = Pulled(1, block);
+    const std::vector<float> first = Gradient(0, block), second = Gradient(1, block);
+    for (size_t i = 0; i < before.size(); ++i) {
+      const double decayed = (block == 1 ? 1 - lr * 0.1 : 1) * static_cast<double>(before[i]);
+      const double step = lr * 0.25 * (static_cast<double>(first[i]) + static_cast<double>(second[i]));
+      // Within the rounding of the weights and, by far, of the step itself.
+      EXPECT_NEAR(after[i], decayed - step, 1e-7);
+    }
+  }
+}
+
 TEST_F(ParameterServiceTest, CodingsFollowTheSums) {
   Start();
   std::vector<v1::PushRequest> requests;

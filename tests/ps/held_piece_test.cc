@@ -1,0 +1,147 @@
+#include "ps/held_piece.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "ps/shards.h"
+
+namespace millrace::ps {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uint32_t kUnits = 2;
+
+// A matrix of two blocks, the second one of 10,464 elements.
+v1::TensorTable Table() {
+  v1::TensorTable table;
+  AddTensor("matrix", {76, 1000}, v1::Tensor::MATRIX, true, 0, &table);
+  return table;
+}
+
+class HeldPieceTest : public ::testing::Test {
+ protected:
+  void Hold(const std::string& optimizer) {
+    optimizer_ = *optim::CreateOptimizer(OptimizerOf(optimizer));
+    piece_ = std::make_unique<HeldPiece>(&table_, 0, 2, optimizer_.get(), kUnits);
+  }
+  v1::LoadRequest LoadOf(uint32_t part, const std::string& state = "") const {
+    v1::LoadRequest request;
+    request.set_block(part);
+    request.set_weights(Bytes(Numbers(1, part, table_.blocks()[part].size, 1.0f)));
+    request.set_state(state);
+    const std::string bytes = absl::StrCat(request.weights(), request.state());
+    request.set_crc32c(Crc32c(bytes.data(), bytes.size()));
+    return request;
+  }
+  v1::PushRequest PushOf(uint32_t part, uint32_t unit, uint64_t version) const {
+    v1::PushRequest request;
+    request.set_version(version);
+    request.set_unit(unit);
+    std::string values;
+    EXPECT_TRUE(blocks::Encode(Numbers(2 + unit, part, table_.blocks()[part].size, 1.0f), {}, &values).ok());
+    *request.mutable_coding() = blocks::CodingToProto({});
+    request.set_crc32c(Crc32c(values.data(), values.size()));
+    request.set_values(values);
+    return request;
+  }
+  void Start(uint64_t version) {
+    for (const uint32_t part : {0u, 1u}) {
+      ASSERT_TRUE(piece_->CheckLoad(part, LoadOf(part)).ok());
+      piece_->Load(part, LoadOf(part));
+    }
+    piece_->Start(version);
+  }
+  void Step(uint64_t version) {
+    StepRule rule;
+    rule.optimizer = optimizer_.get();
+    rule.step = version + 1;
+    std::vector<float> scratch;
+    piece_->Step(compute_, rule, version, &scratch);
+  }
+
+  const blocks::BlockTable table_ = BlocksOf(Table());
+  const kernels::Compute compute_{kernels::DetectIsa(), 1};
+  std::unique_ptr<optim::Optimizer> optimizer_;
+  std::unique_ptr<HeldPiece> piece_;
+};
+
+// A push that passed the store's check before a commit began must not get into the next step.
+TEST_F(HeldPieceTest, LatePushGetsIntoNoOtherStep) {
+  Hold("muon");
+  Start(4);
+  EXPECT_EQ(*piece_->Add(1, PushOf(1, 0, 4)), true);
+  Step(4);
+  EXPECT_EQ(piece_->missing_units(1), kUnits);
+  const absl::Status late = piece_->Add(1, PushOf(1, 1, 4)).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(late)) << late;
+  EXPECT_THAT(std::string(late.message()), HasSubstr("matrix[65536, 76000) is at version 5"));
+  EXPECT_EQ(piece_->missing_units(1), kUnits);
+}
+
+TEST_F(HeldPieceTest, GivesOutItsVersionAlone) {
+  Hold("muon");
+  v1::PullReply pulled;
+  EXPECT_FALSE(piece_->Read(0, 0, &pulled));  // not loaded
+  Start(4);
+  EXPECT_FALSE(piece_->Read(0, 3, &pulled));
+  EXPECT_FALSE(piece_->Read(0, 5, &pulled));
+  ASSERT_TRUE(piece_->Read(1, 4, &pulled));
+  EXPECT_EQ(pulled.weights(), LoadOf(1).weights());
+  Step(4);
+  v1::SnapshotReply read;
+  EXPECT_FALSE(piece_->Read(1, 4, &pulled));
+  EXPECT_FALSE(piece_->Read(1, 4, &read));
+  ASSERT_TRUE(piece_->Read(1, 5, &read));
+  EXPECT_NE(read.weights(), LoadOf(1).weights());
+}
+
+// S = 76 + 1000 values of Adafactor's over 76,000 elements: the first block has 1076 * 65536 / 76000 = 927.8 of them.
+TEST_F(HeldPieceTest, StateOfAMatrixIsCutInProportionAndComesBackWhole) {
+  Hold("adafactor");
+  EXPECT_EQ(piece_->copy_bytes(), 4u * (76'000 + 1076));
+  Start(0);
+  for (const uint32_t part : {0u, 1u}) {
+    for (uint32_t unit = 0; unit < kUnits; ++unit) ASSERT_TRUE(*piece_->Add(part, PushOf(part, unit, 0)));
+  }
+  Step(0);
+  v1::SnapshotReply first, second;
+  ASSERT_TRUE(piece_->Read(0, 1, &first));
+  ASSERT_TRUE(piece_->Read(1, 1, &second));
+  EXPECT_EQ(first.state().size(), 4u * 927);
+  EXPECT_EQ(second.state().size(), 4u * (1076 - 927));
+  // Squares of sums of two numbers in (-1, 1): none of the state is missing.
+  for (const float value : Floats(first.state() + second.state())) EXPECT_GT(value, 0.0f);
+
+  Hold("adafactor");
+  ASSERT_TRUE(piece_->CheckLoad(0, LoadOf(0, first.state())).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(piece_->CheckLoad(0, LoadOf(0, second.state()))));
+  EXPECT_TRUE(absl::IsInvalidArgument(piece_->CheckLoad(1, LoadOf(1, first.state()))));
+  piece_->Load(0, LoadOf(0, first.state()));
+  piece_->Load(1, LoadOf(1, second.state()));
+  piece_->Start(1);
+  v1::SnapshotReply again;
+  ASSERT_TRUE(piece_->Read(1, 1, &again));
+  EXPECT_EQ(again.state(), second.state());
+  ASSERT_TRUE(piece_->Read(0, 1, &again));
+  EXPECT_EQ(again.state(), first.state());
+}
+
+TEST_F(HeldPieceTest, DroppedPieceHasNothing) {
+  Hold("muon");
+  Start(0);
+  piece_->Drop();
+  v1::PullReply pulled;
+  EXPECT_FALSE(piece_->Read(0, 0, &pulled));
+  EXPECT_TRUE(absl::IsFailedPrecondition(piece_->Add(0, PushOf(0, 0, 0)).status()));
+  std::vector<float> scratch;
+  EXPECT_EQ(piece_->SquaredNorm(0, &scratch), 0);
+  Step(0);
+  piece_->Load(0, LoadOf(0));
+}
+
+}  // namespace
+}  // namespace millrace::ps
