@@ -2,6 +2,8 @@
 // on across blocks of k by loading what was stored.
 #include "kernels/product.h"
 
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -75,68 +77,151 @@ enum class Packing {
   kPairs,    // two bfloat16 in 32 bits
 };
 
+// RoundedBits of eight.
+__m256i RoundedEight(__m256i bits) {
+  const __m256i lowest = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), lowest);
+  const __m256i denormal =
+      _mm256_cmpeq_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7F800000)), _mm256_setzero_si256());
+  const __m256i sign = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0x80000000)));
+  const __m256i nan = _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)),
+                                         _mm256_set1_epi32(0x7F800000));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i result = _mm256_blendv_epi8(_mm256_blendv_epi8(rounded, sign, denormal), quiet, nan);
+  return _mm256_and_si256(result, _mm256_set1_epi32(static_cast<int>(0xFFFF0000)));
+}
+
+// All bits set in the first `count` of eight.
+__m256i FirstOfEight(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::clamp<int64_t>(count, 0, 8))),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+void TransposeEight(__m256 (&rows)[8]) {
+  __m256 pairs[8], quads[8];
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    quads[4 * i] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0x44);
+    quads[4 * i + 1] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0xEE);
+    quads[4 * i + 2] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0x44);
+    quads[4 * i + 3] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+
+// 32 bits of a packed line each: an element, or a pair of them.
+constexpr int64_t ElementsOfUnit(Packing packing) { return packing == Packing::kPairs ? 2 : 1; }
+
+// Eight units of a line whose elements lie one after another.
+template <Packing kPacking>
+__m256 EightUnits(const float* from) {
+  if constexpr (kPacking == Packing::kPlain) {
+    return _mm256_loadu_ps(from);
+  } else if constexpr (kPacking == Packing::kWidened) {
+    const __m256i rounded = RoundedEight(_mm256_castps_si256(_mm256_loadu_ps(from)));
+    return _mm256_permute_ps(_mm256_castsi256_ps(rounded), 0b10110001);  // the odd of each pair first
+  } else {
+    const __m256 low = _mm256_castsi256_ps(RoundedEight(_mm256_castps_si256(_mm256_loadu_ps(from))));
+    const __m256 high = _mm256_castsi256_ps(RoundedEight(_mm256_castps_si256(_mm256_loadu_ps(from + 8))));
+    const __m256i even = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0x88));
+    const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(low, high, 0xDD));
+    // Shuffling works within halves of the register: put the quarters in order.
+    return _mm256_castsi256_ps(
+        _mm256_permute4x64_epi64(_mm256_or_si256(_mm256_srli_epi32(even, 16), odd), 0b11011000));
+  }
+}
+
+// One unit at element p of a line of k; what lies behind the end is zero.
+template <Packing kPacking>
+float OneUnit(const float* line, int64_t k_stride, int64_t p, int64_t k) {
+  const auto rounded = [&](int64_t at) { return at < k ? RoundedBits(line[at * k_stride]) : 0; };
+  if constexpr (kPacking == Packing::kPlain) {
+    return line[p * k_stride];
+  } else if constexpr (kPacking == Packing::kWidened) {
+    return FromBits(rounded(p ^ 1));
+  } else {
+    return FromBits(rounded(p) >> 16 | rounded(p + 1));
+  }
+}
+
 // Packs `width` lines (rows of A or columns of B; `lines` of them are there, the rest zeros) over k elements from
-// source: line l, element p is source[l * line_stride + p * k_stride]. Odd k is filled up with a zero if not kPlain.
+// source: line l, element p is source[l * line_stride + p * k_stride], one of the strides being 1. Odd k is filled up
+// with a zero if not kPlain.
 template <Packing kPacking>
 void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
                float* panel) {
-  const auto at = [&](int64_t line, int64_t p) { return source[line * line_stride + p * k_stride]; };
-  if constexpr (kPacking == Packing::kPlain) {
-    if (line_stride == 1 && lines == width) {
-      for (int64_t p = 0; p < k; ++p) {
-        std::memcpy(panel + p * width, source + p * k_stride, static_cast<size_t>(width) * sizeof(float));
-      }
-      return;
-    }
-    for (int64_t line = 0; line < lines; ++line) {
-      for (int64_t p = 0; p < k; ++p) panel[p * width + line] = at(line, p);
-    }
-    for (int64_t line = lines; line < width; ++line) {
-      for (int64_t p = 0; p < k; ++p) panel[p * width + line] = 0.0f;
-    }
-  } else if constexpr (kPacking == Packing::kWidened) {
+  constexpr int64_t kElements = ElementsOfUnit(kPacking);
+  const int64_t units = kPacking == Packing::kPlain     ? k
+                        : kPacking == Packing::kWidened ? RoundUp(k, 2)
+                                                        : (k + 1) / 2;
+  if (line_stride == 1) {
+    // Lines side by side: unit after unit, from whole registers of lines.
     const int64_t even = k / 2 * 2;
-    if (line_stride == 1) {
-      for (int64_t p = 0; p < even; ++p) {
-        float* const row = panel + (p ^ 1) * width;
-        const float* const from = source + p * k_stride;
-        for (int64_t line = 0; line < lines; ++line) row[line] = FromBits(RoundedBits(from[line]));
-        for (int64_t line = lines; line < width; ++line) row[line] = 0.0f;
-      }
-    } else {
-      for (int64_t line = 0; line < width; ++line) {
-        for (int64_t p = 0; p < even; ++p) {
-          panel[(p ^ 1) * width + line] = line < lines ? FromBits(RoundedBits(at(line, p))) : 0.0f;
+    for (int64_t line = 0; line < width; line += 8) {
+      const __m256i stored = FirstOfEight(width - line), present = FirstOfEight(lines - line);
+      const bool all = width - line >= 8 && lines - line >= 8;
+      const auto load = [&](int64_t p) {
+        const float* const from = source + p * k_stride + line;
+        return all ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, present);
+      };
+      const auto store = [&](int64_t unit, __m256 value) {
+        float* const to = panel + unit * width + line;
+        if (all) {
+          _mm256_storeu_ps(to, value);
+        } else {
+          _mm256_maskstore_ps(to, stored, value);
         }
-      }
-    }
-    if (k % 2 != 0) {
-      for (int64_t line = 0; line < width; ++line) {
-        panel[even * width + line] = 0.0f;
-        panel[(even + 1) * width + line] = line < lines ? FromBits(RoundedBits(at(line, even))) : 0.0f;
-      }
-    }
-  } else {
-    auto* const pairs = reinterpret_cast<uint32_t*>(panel);
-    if (line_stride == 1) {
-      for (int64_t p = 0; p + 1 < k; p += 2) {
-        uint32_t* const row = pairs + p / 2 * width;
-        const float* const low = source + p * k_stride;
-        const float* const high = low + k_stride;
-        for (int64_t line = 0; line < lines; ++line) row[line] = RoundedBits(low[line]) >> 16 | RoundedBits(high[line]);
-        for (int64_t line = lines; line < width; ++line) row[line] = 0;
-      }
-    } else {
-      for (int64_t line = 0; line < width; ++line) {
-        for (int64_t p = 0; p + 1 < k; p += 2) {
-          pairs[p / 2 * width + line] =
-              line < lines ? RoundedBits(at(line, p)) >> 16 | RoundedBits(at(line, p + 1)) : 0;
+      };
+      const auto rounded = [&](int64_t p) { return RoundedEight(_mm256_castps_si256(load(p))); };
+      if constexpr (kPacking == Packing::kPlain) {
+        for (int64_t p = 0; p < k; ++p) store(p, load(p));
+      } else if constexpr (kPacking == Packing::kWidened) {
+        for (int64_t p = 0; p < even; ++p) store(p ^ 1, _mm256_castsi256_ps(rounded(p)));
+        if (k % 2 != 0) {
+          store(even, _mm256_setzero_ps());
+          store(even + 1, _mm256_castsi256_ps(rounded(even)));
         }
+      } else {
+        for (int64_t p = 0; p < even; p += 2) {
+          store(p / 2, _mm256_castsi256_ps(_mm256_or_si256(_mm256_srli_epi32(rounded(p), 16), rounded(p + 1))));
+        }
+        if (k % 2 != 0) store(k / 2, _mm256_castsi256_ps(_mm256_srli_epi32(rounded(even), 16)));
       }
     }
-    if (k % 2 != 0) {
-      for (int64_t line = 0; line < width; ++line) {
-        pairs[k / 2 * width + line] = line < lines ? RoundedBits(at(line, k - 1)) >> 16 : 0;
+    return;
+  }
+  // Elements of a line side by side: eight units of eight lines at a time.
+  for (int64_t line = 0; line < width; line += 8) {
+    const __m256i stored = FirstOfEight(width - line);
+    const int64_t present = std::clamp<int64_t>(lines - line, 0, 8);
+    const float* const first = source + line * line_stride;
+    int64_t unit = 0;
+    for (; (unit + 8) * kElements <= k; unit += 8) {
+      __m256 rows[8];
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < 8; ++j) {
+        rows[j] = j < present ? EightUnits<kPacking>(first + j * line_stride + unit * kElements) : _mm256_setzero_ps();
+      }
+      TransposeEight(rows);
+      float* const to = panel + unit * width + line;
+      if (width - line >= 8) {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < 8; ++i) _mm256_storeu_ps(to + i * width, rows[i]);
+      } else {
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < 8; ++i) _mm256_maskstore_ps(to + i * width, stored, rows[i]);
+      }
+    }
+    for (; unit < units; ++unit) {
+      for (int64_t j = 0; j < std::min<int64_t>(8, width - line); ++j) {
+        panel[unit * width + line + j] =
+            j < present ? OneUnit<kPacking>(first + j * line_stride, k_stride, unit * kElements, k) : 0.0f;
       }
     }
   }
