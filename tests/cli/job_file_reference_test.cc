@@ -1,4 +1,5 @@
 // Holds docs/job-file.md's tables to the rules beside the fields in proto/millrace/v1/job.proto.
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "gtest/gtest.h"
@@ -43,11 +45,16 @@ std::string TypeOf(const FieldDescriptor& field) {
   return field.is_repeated() ? absl::StrCat("list of ", type) : type;
 }
 
+// Whole numbers with all their digits.
+std::string Number(double number) {
+  return number == std::floor(number) ? absl::StrFormat("%.0f", number) : absl::StrCat(number);
+}
+
 std::string BoundsOf(const v1::FieldRule& rule) {
   if (rule.one_of_size() > 0) return absl::StrCat("`", absl::StrJoin(rule.one_of(), "`, `"), "`");
   std::vector<std::string> bounds;
-  if (rule.has_min()) bounds.push_back(absl::StrCat(rule.exclusive_min() ? "> " : "≥ ", rule.min()));
-  if (rule.has_max()) bounds.push_back(absl::StrCat(rule.exclusive_max() ? "< " : "≤ ", rule.max()));
+  if (rule.has_min()) bounds.push_back(absl::StrCat(rule.exclusive_min() ? "> " : "≥ ", Number(rule.min())));
+  if (rule.has_max()) bounds.push_back(absl::StrCat(rule.exclusive_max() ? "< " : "≤ ", Number(rule.max())));
   return absl::StrJoin(bounds, ", ");
 }
 
