@@ -541,7 +541,10 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
       MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
       return JobOutcome{JobOutcome::Kind::kSucceeded, reason};
     }
-    const bool pausing = control_.wish() == Wish::kPause;
+    // Looked at here too: where results are there as soon as they are awaited, Await has no time to be interrupted.
+    const Wish wish = control_.wish();
+    if (wish == Wish::kCancel) return absl::CancelledError("asked");
+    const bool pausing = wish == Wish::kPause || wish == Wish::kStop;
     // The next units go out before the commit: workers' pulls wait at the shards for the version.
     if (!pausing) Offer();
     MILLRACE_RETURN_IF_ERROR(Commit(version, train_loss));

@@ -1,5 +1,8 @@
 // The commands that run local clusters and ask coordinators, as a user types them.
+#include <poll.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -57,9 +60,9 @@ class Running {
   void AwaitOutput(const std::string& text) {
     const absl::Time deadline = absl::Now() + absl::Seconds(60);
     while (!absl::StrContains(output(), text)) {
-      ASSERT_TRUE(process_->running()) << output();
+      // Looks again after a moment, or when the process has ended.
+      ASSERT_FALSE(process_->Wait(absl::Now() + absl::Milliseconds(5)).has_value()) << output();
       ASSERT_LT(absl::Now(), deadline) << "waited for '" << text << "':\n" << output();
-      absl::SleepFor(absl::Milliseconds(5));
     }
   }
   Ending AwaitEnd() {
@@ -116,16 +119,18 @@ TEST(Train, KilledRunIsResumedAndLeavesNoProcesses) {
   train.AwaitOutput("step 20: held-out loss");
   const Json state = ParseJson(ReadAll(directory + "/cluster.json"));
   ASSERT_EQ(state["processes"].size(), 4u) << state;
+  // Readable when the process has ended.
+  std::vector<pollfd> members;
+  for (const Json& process : state["processes"]) {
+    const auto descriptor = static_cast<int>(syscall(SYS_pidfd_open, process["pid"].get<pid_t>(), 0));
+    ASSERT_GE(descriptor, 0) << process;
+    members.push_back({.fd = descriptor, .events = POLLIN, .revents = 0});
+  }
   train.process().Signal(SIGKILL);
   EXPECT_EQ(train.AwaitEnd().signal, SIGKILL);
-  for (const Json& process : state["processes"]) {
-    const std::string present = absl::StrCat("/proc/", process["pid"].get<int>(), "/exe");
-    const absl::Time deadline = absl::Now() + absl::Seconds(20);
-    std::error_code ignored;
-    while (fs::read_symlink(present, ignored) == fs::canonical(Millrace())) {
-      ASSERT_LT(absl::Now(), deadline) << process << " outlives its cluster";
-      absl::SleepFor(absl::Milliseconds(5));
-    }
+  for (pollfd& member : members) {
+    EXPECT_EQ(poll(&member, 1, 20'000), 1) << "a process outlives its cluster: " << state;
+    close(member.fd);
   }
   const Outcome resumed = RunMillrace({"train", TinyFile(), "--set", kLonger, "--dir", directory, "--resume"});
   EXPECT_TRUE(resumed.ending.well()) << resumed.out;
