@@ -208,7 +208,9 @@ TEST_F(ShardTest, StopsSoonWhileCallsWait) {
   const absl::Time begun = absl::Now();
   EXPECT_TRUE(Stop().ok()) << status_;
   EXPECT_LT(absl::Now() - begun, absl::Seconds(10));
-  EXPECT_EQ(puller->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  const grpc::Status pulled = puller->Finish();
+  EXPECT_EQ(pulled.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(pulled.error_message(), "the shard is shutting down");
   EXPECT_FALSE(pusher->Finish().ok());
 }
 
