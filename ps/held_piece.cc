@@ -178,7 +178,6 @@ std::vector<uint32_t> HeldPiece::MissingUnits(uint32_t part, size_t most) const 
 
 void HeldPiece::Step(const kernels::Compute& compute, const StepRule& rule, uint64_t version,
                      std::vector<float>* scratch) {
-  const kernels::FlushDenormals flush;
   absl::MutexLock lock(&mutex_);
   if (dropped_) return;
   if (trainable_) {

@@ -82,6 +82,52 @@ TEST_F(HeldPieceTest, LatePushGetsIntoNoOtherStep) {
   EXPECT_EQ(piece_->missing_units(1), kUnits);
 }
 
+// The blocks' gradients make one matrix, of the shape and storage that the table says.
+TEST_F(HeldPieceTest, StepOfAMatrixEqualsThePlainOptimizers) {
+  for (const bool rows_are_inputs : {false, true}) {
+    v1::TensorTable described = Table();
+    described.mutable_tensors(0)->set_rows_are_inputs(rows_are_inputs);
+    const blocks::BlockTable table = BlocksOf(described);
+    optimizer_ = *optim::CreateOptimizer(OptimizerOf("muon"));
+    piece_ = std::make_unique<HeldPiece>(&table, 0, 2, optimizer_.get(), kUnits);
+    Start(0);
+    std::vector<float> weights, gradient, state(76'000, 0.0f);
+    for (const uint32_t part : {0u, 1u}) {
+      const std::vector<float> loaded = Floats(LoadOf(part).weights());
+      weights.insert(weights.end(), loaded.begin(), loaded.end());
+      GradientSum sum(table.blocks()[part].size, kUnits);
+      for (uint32_t unit = 0; unit < kUnits; ++unit) {
+        ASSERT_TRUE(*piece_->Add(part, PushOf(part, unit, 0)));
+        ASSERT_TRUE(*sum.Add(unit, PushOf(part, unit, 0).values(), {}, 0));
+      }
+      std::vector<float> decoded(loaded.size());
+      sum.Decode({}, decoded.data());
+      for (const float value : decoded) gradient.push_back(value * 0.5f);
+    }
+    StepRule rule;
+    rule.optimizer = optimizer_.get();
+    rule.step = 1;
+    rule.factor = 0.75;
+    rule.clip_factor = 0.5f;
+    std::vector<float> scratch;
+    piece_->Step(compute_, rule, 0, &scratch);
+
+    optim::Piece matrix;
+    matrix.size = 76'000;
+    matrix.role = v1::Tensor::MATRIX;
+    matrix.decays = true;
+    matrix.rows = 76;
+    matrix.columns = 1000;
+    matrix.rows_are_inputs = rows_are_inputs;
+    optimizer_->Update(compute_, matrix, 1, 0.75, gradient.data(), weights.data(), state.data());
+    v1::SnapshotReply first, second;
+    ASSERT_TRUE(piece_->Read(0, 1, &first));
+    ASSERT_TRUE(piece_->Read(1, 1, &second));
+    EXPECT_EQ(Floats(first.weights() + second.weights()), weights) << rows_are_inputs;
+    EXPECT_EQ(Floats(first.state() + second.state()), state) << rows_are_inputs;
+  }
+}
+
 TEST_F(HeldPieceTest, GivesOutItsVersionAlone) {
   Hold("muon");
   v1::PullReply pulled;
