@@ -551,6 +551,25 @@ TEST_P(AttentionLayer, NeverLooksAhead) {
   }
 }
 
+TEST(AttentionLayer, EveryHeadOfEverySequenceDropsOnItsOwn) {
+  // The square of 9 columns is no multiple of 4, of which a draw has as many.
+  const AttentionShape shape = ShapeOf({"", 9, 3, 3, 4}, 40);
+  const Doubles kept = KeptByDropout(shape, {Philox(5), 3, 0.5f});
+  const size_t square = 81, heads = kept.size() / square;
+  for (size_t other = 1; other < 7; ++other) {
+    // Of the pairs of heads `other` apart: places where both can look, and where they differ.
+    int places = 0, different = 0;
+    for (size_t head = 0; head + other < heads; ++head) {
+      for (size_t i = 0; i < square; ++i) {
+        if (i % 9 > i / 9) continue;
+        ++places;
+        different += (kept[head * square + i] == 0) != (kept[(head + other) * square + i] == 0);
+      }
+    }
+    EXPECT_NEAR(different, 0.5 * places, 4 * std::sqrt(0.25 * places)) << other;
+  }
+}
+
 // ---- dropout ----
 
 Floats Dropped(const Dropout& dropout, const Floats& x) {
