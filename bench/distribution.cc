@@ -51,8 +51,6 @@ std::string JobText(const Setting& setting, const std::string& text, const std::
       ", optimizer: {type: adamw}, evaluate: {every_steps: 1000000}, stop: {max_steps: 1000000}}]\n");
 }
 
-absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
-
 // Forward, backward, clipping and AdamW on `threads` threads: what a step computes and nothing else.
 absl::StatusOr<double> OneProcess(const v1::JobSpec& job, int threads, double seconds) {
   const v1::PhaseSpec& phase = job.phases(0);
@@ -82,8 +80,8 @@ absl::StatusOr<double> OneProcess(const v1::JobSpec& job, int threads, double se
     for (uint32_t i = 0; i < phase.global_batch() / phase.microbatch(); ++i) {
       for (uint32_t& id : ids) id = Philox(1)(0, draws++)[0] % kVocab;
       MILLRACE_RETURN_IF_ERROR(objective
-                                   .Gradients(weights, {ids.data(), rows, columns}, {}, scale, &NothingToWaitFor,
-                                              gradients, &NothingToWaitFor)
+                                   .Gradients(weights, {ids.data(), rows, columns}, {}, scale, &model::IgnoreGroup,
+                                              gradients, &model::IgnoreGroup)
                                    .status());
     }
     const double norm = std::sqrt(kernels::SumSquaresInF64(gradients, tensors.floats()));

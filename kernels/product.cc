@@ -8,9 +8,8 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 
+#include "kernels/scratch.h"
 #include "kernels/tile.h"
 
 namespace millrace::kernels {
@@ -22,26 +21,6 @@ constexpr int64_t kBlockN = 2048;  // a multiple of every tile's columns
 constexpr size_t kAlignment = 64;
 // Products below this many multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
-
-// Memory of a thread that grows to what it was asked for most and stays.
-class Scratch {
- public:
-  float* Get(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset(static_cast<float*>(::operator new(static_cast<size_t>(floats) * sizeof(float),
-                                                       std::align_val_t(kAlignment))));
-      size_ = floats;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
-  };
-  std::unique_ptr<float, Free> memory_;
-  int64_t size_ = 0;
-};
 
 thread_local Scratch block_of_a;
 thread_local Scratch panels_of_b;

@@ -20,8 +20,6 @@ constexpr uint64_t kSamplingPurpose = 0x53414D504C45;  // "SAMPLE"
 // Tokens that go through the model together when texts are scored.
 constexpr int64_t kScoredTokens = 1024;
 
-absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
-
 }  // namespace
 
 LanguageModel::~LanguageModel() = default;
@@ -88,7 +86,7 @@ absl::StatusOr<std::vector<float>> LanguageModel::LogProbabilities(absl::Span<co
       begin += stride;
     }
     const Batch batch = {ids.data(), rows, length + 1};
-    MILLRACE_RETURN_IF_ERROR(causal_lm.Loss(weights_, batch, &NothingToWaitFor, of_rows.data()).status());
+    MILLRACE_RETURN_IF_ERROR(causal_lm.Loss(weights_, batch, &IgnoreGroup, of_rows.data()).status());
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t from = first + row * stride;
       for (int64_t i = std::max(known, from); i < from + length; ++i) {
@@ -108,7 +106,7 @@ absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_
   const Decoder::OwnedMemory memory = decoder_->NewMemory(count, count, /*for_training=*/false);
   const TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
   MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
-                            decoder_->Forward(*compute_, weights_, matrix, {}, &NothingToWaitFor, memory.get()));
+                            decoder_->Forward(*compute_, weights_, matrix, {}, &IgnoreGroup, memory.get()));
   std::vector<float> mean(static_cast<size_t>(hidden), 0.0f);
   kernels::AddRows(*compute_, outputs, count, hidden, mean.data());
   for (float& value : mean) value /= static_cast<float>(count);

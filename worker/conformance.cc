@@ -12,8 +12,6 @@
 namespace millrace::worker {
 namespace {
 
-absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
-
 v1::ModelSpec TinyModel(const char* family, const char* precision) {
   v1::ModelSpec spec;
   spec.set_family(family);
@@ -50,7 +48,7 @@ void AddModel(const kernels::Compute& compute, const v1::ModelSpec& spec, Sha256
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = key(1, i)[0] % kVocab;
   model::CausalLm objective(decoder->get(), &compute, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
   const absl::StatusOr<double> loss = objective.Gradients(weights.data(), {ids.data(), kRows, kColumns}, {&key}, 0.01f,
-                                                          &NothingToWaitFor, gradients.data(), &NothingToWaitFor);
+                                                          &model::IgnoreGroup, gradients.data(), &model::IgnoreGroup);
   sum->Update(&*loss, sizeof(*loss));
   for (const model::TensorSpec& tensor : tensors.tensors()) {
     sum->Update(gradients.data() + tensor.offset, static_cast<size_t>(tensor.size) * sizeof(float));

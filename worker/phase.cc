@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
@@ -25,8 +26,6 @@ constexpr uint64_t kDropoutPurpose = 0x44524F50;          // "DROP"
 constexpr uint64_t kMaxMicrobatches = uint64_t{1} << 20;  // of a step
 // Tokens of a microbatch: bounds what a unit makes the worker allocate.
 constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
-
-absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
 
 // The list of tensors as the shards see it.
 v1::TensorTable TableOf(const model::TensorList& tensors) {
@@ -194,60 +193,31 @@ class PhaseSeat::Epoch {
     const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
     parameters_->Fetch(unit.version());
     const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
-    const auto need = [this](uint32_t group) { return parameters_->Await(group); };
     const auto send = [&](uint32_t group) { return Send(group, unit.version(), push.get()); };
-    double loss = 0;
-    uint64_t predictions = 0;
-    absl::Status done;
-    for (int i = 0; i < unit.microbatches_size() && done.ok(); ++i) {
-      const v1::Microbatch& microbatch = unit.microbatches(i);
-      const absl::StatusOr<model::Batch> batch = BatchOf(microbatch, context_.model().context());
-      done = batch.status();
-      if (!done.ok()) break;
-      const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
-      const bool last = i + 1 == unit.microbatches_size();
-      const absl::StatusOr<double> sum =
-          model_->ForBatch(*batch, /*for_training=*/true)
-              .Gradients(model_->weights(), *batch, {&key}, scale, need, gradients,
-                         last ? model::GroupHook(send) : model::GroupHook(NothingToWaitFor));
-      done = sum.status();
-      if (!done.ok()) break;
-      loss += *sum;
-      predictions += static_cast<uint64_t>(batch->predictions());
-    }
-    // The fetch has to end in any case: it writes into the weights.
-    const absl::Status fetched = parameters_->Settle();
-    MILLRACE_RETURN_IF_ERROR(done);
-    MILLRACE_RETURN_IF_ERROR(fetched);
+    int left = unit.microbatches_size();
+    MILLRACE_ASSIGN_OR_RETURN(
+        const Total total,
+        Pass(unit, [&](const v1::Microbatch& microbatch, const model::Batch& batch, model::GroupHook need) {
+          const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
+          const bool last = --left == 0;
+          return model_->ForBatch(batch, /*for_training=*/true)
+              .Gradients(model_->weights(), batch, {&key}, scale, need, gradients,
+                         last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup));
+        }));
     MILLRACE_RETURN_IF_ERROR(push->Finish());
-    result->set_loss_sum(loss);
-    result->set_predictions(predictions);
+    total.Report(result);
     return absl::OkStatus();
   }
 
   absl::Status Evaluate(const v1::WorkUnit& unit, v1::WorkResult* result) {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
     parameters_->Fetch(unit.version());
-    const auto need = [this](uint32_t group) { return parameters_->Await(group); };
-    double loss = 0;
-    uint64_t predictions = 0;
-    absl::Status done;
-    for (int i = 0; i < unit.microbatches_size() && done.ok(); ++i) {
-      const absl::StatusOr<model::Batch> batch = BatchOf(unit.microbatches(i), context_.model().context());
-      done = batch.status();
-      if (!done.ok()) break;
-      const absl::StatusOr<double> sum =
-          model_->ForBatch(*batch, /*for_training=*/false).Loss(model_->weights(), *batch, need);
-      done = sum.status();
-      if (!done.ok()) break;
-      loss += *sum;
-      predictions += static_cast<uint64_t>(batch->predictions());
-    }
-    const absl::Status fetched = parameters_->Settle();
-    MILLRACE_RETURN_IF_ERROR(done);
-    MILLRACE_RETURN_IF_ERROR(fetched);
-    result->set_loss_sum(loss);
-    result->set_predictions(predictions);
+    MILLRACE_ASSIGN_OR_RETURN(
+        const Total total,
+        Pass(unit, [this](const v1::Microbatch&, const model::Batch& batch, model::GroupHook need) {
+          return model_->ForBatch(batch, /*for_training=*/false).Loss(model_->weights(), batch, need);
+        }));
+    total.Report(result);
     return absl::OkStatus();
   }
 
@@ -258,6 +228,42 @@ class PhaseSeat::Epoch {
     if (group_ == nullptr) return;
     group_->Place(&blocks_, context_.optimizer());
     parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(), model_->weights());
+  }
+
+  // Of all microbatches of a unit.
+  struct Total {
+    double loss = 0;  // nats, summed over predictions
+    uint64_t predictions = 0;
+
+    void Report(v1::WorkResult* result) const {
+      result->set_loss_sum(loss);
+      result->set_predictions(predictions);
+    }
+  };
+
+  // Computes the microbatches one after another, whose weights are being fetched, and adds up their losses. The fetch
+  // has ended when this returns, in any case: it writes into the weights.
+  absl::StatusOr<Total> Pass(const v1::WorkUnit& unit,
+                             absl::FunctionRef<absl::StatusOr<double>(const v1::Microbatch& microbatch,
+                                                                      const model::Batch& batch, model::GroupHook need)>
+                                 loss_of) {
+    const auto need = [this](uint32_t group) { return parameters_->Await(group); };
+    Total total;
+    absl::Status done;
+    for (const v1::Microbatch& microbatch : unit.microbatches()) {
+      const absl::StatusOr<model::Batch> batch = BatchOf(microbatch, context_.model().context());
+      done = batch.status();
+      if (!done.ok()) break;
+      const absl::StatusOr<double> sum = loss_of(microbatch, *batch, need);
+      done = sum.status();
+      if (!done.ok()) break;
+      total.loss += *sum;
+      total.predictions += static_cast<uint64_t>(batch->predictions());
+    }
+    const absl::Status fetched = parameters_->Settle();
+    MILLRACE_RETURN_IF_ERROR(done);
+    MILLRACE_RETURN_IF_ERROR(fetched);
+    return total;
   }
 
   absl::Status CheckGroup() const {

@@ -46,6 +46,8 @@ struct TokenMatrix {
 
 // Called with a tensor group's number. An error ends the pass and is returned by it.
 using GroupHook = absl::FunctionRef<absl::Status(uint32_t group)>;
+// For passes whose weights are there and whose gradients nobody waits for.
+inline absl::Status IgnoreGroup(uint32_t) { return absl::OkStatus(); }
 
 // Where randomness of a pass comes from: dropout is off without it.
 struct Noise {

@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "kernels/rows.h"
+#include "kernels/scratch.h"
 
 namespace millrace::model {
 namespace {
@@ -14,28 +13,9 @@ namespace {
 using kernels::Multiply;
 using kernels::Operand;
 using kernels::Product;
+using kernels::Scratch;
 
 constexpr int64_t kRowBlock = 64;  // even: pairs of bf16 stay together
-
-// Memory of a thread that grows to what it was asked for most and stays.
-class Scratch {
- public:
-  float* Get(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset(
-          static_cast<float*>(::operator new(static_cast<size_t>(floats) * sizeof(float), std::align_val_t(64))));
-      size_ = floats;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-  };
-  std::unique_ptr<float, Free> memory_;
-  int64_t size_ = 0;
-};
 
 thread_local Scratch probabilities_scratch;
 thread_local Scratch dropped_scratch;

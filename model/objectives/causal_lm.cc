@@ -45,6 +45,14 @@ absl::Status CausalLm::Check(const Batch& batch) const {
   return absl::OkStatus();
 }
 
+void CausalLm::TakeTargets(const Batch& batch, int64_t begin, int64_t count) {
+  const int64_t columns = batch.columns - 1;
+  targets_.clear();
+  for (int64_t i = begin; i < begin + count; ++i) {
+    targets_.push_back(batch.ids[i / columns * batch.columns + i % columns + 1]);
+  }
+}
+
 absl::StatusOr<double> CausalLm::Loss(const float* weights, const Batch& batch, GroupHook need,
                                       float* log_probabilities) {
   MILLRACE_RETURN_IF_ERROR(Check(batch));
@@ -58,10 +66,7 @@ absl::StatusOr<double> CausalLm::Loss(const float* weights, const Batch& batch, 
   double sum = 0;
   for (int64_t begin = 0; begin < tokens; begin += piece_) {
     const int64_t rows = std::min(piece_, tokens - begin);
-    targets_.clear();
-    for (int64_t i = begin; i < begin + rows; ++i) {
-      targets_.push_back(batch.ids[i / columns * batch.columns + i % columns + 1]);
-    }
+    TakeTargets(batch, begin, rows);
     LinearForward(*compute_, linear, outputs + begin * hidden, rows, embedding, nullptr, logits_, linear.outputs);
     kernels::CrossEntropyRows(*compute_, logits_, targets_.data(), rows, linear.outputs, 0.0f, losses_);
     for (int64_t i = 0; i < rows; ++i) {
@@ -87,10 +92,7 @@ absl::StatusOr<double> CausalLm::Gradients(const float* weights, const Batch& ba
     float* const d_outputs = decoder_->OutputGradient(memory_.get());
     for (int64_t begin = 0; begin < tokens; begin += piece_) {
       const int64_t rows = std::min(piece_, tokens - begin);
-      targets_.clear();
-      for (int64_t i = begin; i < begin + rows; ++i) {
-        targets_.push_back(batch.ids[i / columns * batch.columns + i % columns + 1]);
-      }
+      TakeTargets(batch, begin, rows);
       LinearForward(*compute_, linear, outputs + begin * hidden, rows, weights + offset, nullptr, logits_,
                     linear.outputs);
       kernels::CrossEntropyRows(*compute_, logits_, targets_.data(), rows, linear.outputs, scale, losses_);

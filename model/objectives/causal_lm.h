@@ -46,6 +46,8 @@ class CausalLm {
 
  private:
   absl::Status Check(const Batch& batch) const;
+  // targets_: of the predictions [begin, begin + count), row after row.
+  void TakeTargets(const Batch& batch, int64_t begin, int64_t count);
 
   const Decoder* const decoder_;
   const kernels::Compute* const compute_;
