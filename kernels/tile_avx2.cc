@@ -12,6 +12,7 @@ void ComputeTile(int64_t k, const void* a_panel, const void* b_panel, float* c, 
   const auto* a = static_cast<const float*>(a_panel);
   const auto* b = static_cast<const float*>(b_panel);
   __m256 c0[kRows], c1[kRows];
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
     c0[i] = zero ? _mm256_setzero_ps() : _mm256_loadu_ps(c + i * c_stride);
     c1[i] = zero ? _mm256_setzero_ps() : _mm256_loadu_ps(c + i * c_stride + 8);
@@ -27,6 +28,7 @@ void ComputeTile(int64_t k, const void* a_panel, const void* b_panel, float* c, 
     a += kRows;
     b += 16;
   }
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
     _mm256_storeu_ps(c + i * c_stride, c0[i]);
     _mm256_storeu_ps(c + i * c_stride + 8, c1[i]);
