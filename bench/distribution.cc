@@ -59,7 +59,7 @@ absl::StatusOr<double> OneProcess(const v1::JobSpec& job, int threads, double se
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<optim::Optimizer> optimizer,
                             optim::CreateOptimizer(phase.optimizer()));
   const model::TensorList& tensors = decoder->tensors();
-  model::Arena memory(4 * (tensors.floats() + 16));
+  MILLRACE_ASSIGN_OR_RETURN(model::Arena memory, model::Arena::Create(4 * (tensors.floats() + 16)));
   float* const weights = memory.Take(tensors.floats());
   float* const gradients = memory.Take(tensors.floats());
   float* const state = memory.Take(2 * tensors.floats());
@@ -68,7 +68,9 @@ absl::StatusOr<double> OneProcess(const v1::JobSpec& job, int threads, double se
                        absl::MakeSpan(weights + tensors[i].offset, static_cast<size_t>(tensors[i].size)));
   }
   const int64_t columns = job.model().context() + 1, rows = phase.microbatch();
-  model::CausalLm objective(decoder.get(), &compute, rows * (columns - 1), columns - 1, /*for_training=*/true);
+  MILLRACE_ASSIGN_OR_RETURN(model::CausalLm objective,
+                            model::CausalLm::Create(decoder.get(), &compute, rows * (columns - 1), columns - 1,
+                                                    /*for_training=*/true));
   std::vector<uint32_t> ids(static_cast<size_t>(rows * columns));
   const float scale = 1.0f / static_cast<float>(phase.global_batch() * job.model().context());
   uint64_t steps = 0, draws = 0;
@@ -121,7 +123,7 @@ struct Measured {
 
 // The same job on a cluster: from the first step event to the last one within the time.
 absl::StatusOr<Measured> WholeCluster(const v1::JobSpec& job, const std::string& program, const std::string& directory,
-                                    int workers, double seconds) {
+                                      int workers, double seconds) {
   cli::LocalClusterOptions options;
   options.program = program;
   options.directory = directory;

@@ -12,6 +12,10 @@ std::string BuildDescription();
 std::string ProcessorName();
 // Memory of this process that is resident; 0 if unknown.
 uint64_t ResidentBytes();
+// Memory that this process may have: the machine's, or its container's limit if that is less.
+uint64_t MemoryLimit();
+// How much of that is free or can be made free, by the word of the kernel at this moment.
+uint64_t AvailableMemory();
 // HOST:PID, for naming members of a cluster.
 std::string ProcessName();
 

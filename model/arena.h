@@ -2,13 +2,15 @@
 //
 //   Arena measure;                     // gives out null and counts
 //   Layout(&measure);
-//   Arena arena(measure.taken());
+//   MILLRACE_ASSIGN_OR_RETURN(Arena arena, Arena::Create(measure.taken()));
 //   Layout(&arena);                    // the same requests again
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+
+#include "absl/status/statusor.h"
 
 namespace millrace::model {
 
@@ -25,8 +27,9 @@ struct Unmap {
 class Arena {
  public:
   Arena() = default;
-  // Holds `floats`, all zero; large ones on huge pages where the system has them.
-  explicit Arena(int64_t floats);
+  // Holds `floats`, all zero; large ones on huge pages where the system has them. RESOURCE_EXHAUSTED if the machine or
+  // the container has not so much memory left.
+  static absl::StatusOr<Arena> Create(int64_t floats);
   Arena(Arena&&) noexcept = default;
   Arena& operator=(Arena&&) noexcept = default;
 

@@ -38,7 +38,7 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
                                                    " tokens where config.json has ", configuration.vocab_size));
   }
   const TensorList& tensors = model->decoder_->tensors();
-  model->memory_ = Arena(tensors.floats());
+  MILLRACE_ASSIGN_OR_RETURN(model->memory_, Arena::Create(tensors.floats()));
   model->weights_ = model->memory_.Take(tensors.floats());
   MILLRACE_RETURN_IF_ERROR(ReadWeights(directory, tensors, model->weights_));
   return model;
@@ -72,7 +72,8 @@ absl::StatusOr<std::vector<float>> LanguageModel::LogProbabilities(absl::Span<co
   std::vector<float> result(static_cast<size_t>(predictions));
   const int64_t window = std::min(context(), predictions);
   const int64_t rows_together = std::max<int64_t>(1, kScoredTokens / window);
-  CausalLm causal_lm(decoder_.get(), compute_, rows_together * window, window, /*for_training=*/false);
+  MILLRACE_ASSIGN_OR_RETURN(CausalLm causal_lm, CausalLm::Create(decoder_.get(), compute_, rows_together * window,
+                                                                 window, /*for_training=*/false));
   std::vector<float> of_rows(static_cast<size_t>(rows_together * window));
   std::vector<uint32_t> ids;
   // Windows [begin, begin + window), each giving what no earlier one gave; the last one may be shorter.
@@ -103,7 +104,8 @@ absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_
   MILLRACE_RETURN_IF_ERROR(CheckIds(tokens));
   const auto all = static_cast<int64_t>(tokens.size());
   const int64_t count = std::min(all, context()), hidden = decoder_->hidden_size();
-  const Decoder::OwnedMemory memory = decoder_->NewMemory(count, count, /*for_training=*/false);
+  MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedMemory memory,
+                            decoder_->NewMemory(count, count, /*for_training=*/false));
   const TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
   MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
                             decoder_->Forward(*compute_, weights_, matrix, {}, &IgnoreGroup, memory.get()));
@@ -145,7 +147,7 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
   const float* const embedding = weights_ + decoder_->tensors()[decoder_->output_embedding()].offset;
   const Linear linear = {hidden, vocab, false, decoder_->precision()};
   const Philox philox = Philox(seed).Derive(kSamplingPurpose);
-  const Decoder::OwnedCache cache = decoder_->NewCache();
+  MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedCache cache, decoder_->NewCache());
   std::vector<uint32_t> ids(prompt.begin(), prompt.end());
   std::vector<float> logits(static_cast<size_t>(vocab)), copy;
   // ids[cached … ) are not in the cache yet.

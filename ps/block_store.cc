@@ -1,7 +1,5 @@
 #include "ps/block_store.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <new>
@@ -11,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "blocks/placement.h"
+#include "common/machine.h"
 #include "common/status.h"
 #include "optim/schedule.h"
 
@@ -45,9 +44,7 @@ absl::Status CheckRequest(const v1::ConfigureRequest& request) {
 
 // Before anything is allocated: the kernel would promise memory that it has not.
 absl::Status CheckMemory(uint64_t bytes) {
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  if (pages <= 0 || page <= 0) return absl::OkStatus();
-  const uint64_t there = static_cast<uint64_t>(pages) * static_cast<uint64_t>(page);
+  const uint64_t there = MemoryLimit();
   if (bytes <= there) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat("this shard's part of the model takes ", bytes >> 20,
                                                    " MiB and its machine has ", there >> 20,

@@ -46,9 +46,10 @@ void AddModel(const kernels::Compute& compute, const v1::ModelSpec& spec, Sha256
   std::vector<uint32_t> ids(kRows * kColumns);
   const Philox key(11);
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = key(1, i)[0] % kVocab;
-  model::CausalLm objective(decoder->get(), &compute, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
-  const absl::StatusOr<double> loss = objective.Gradients(weights.data(), {ids.data(), kRows, kColumns}, {&key}, 0.01f,
-                                                          &model::IgnoreGroup, gradients.data(), &model::IgnoreGroup);
+  absl::StatusOr<model::CausalLm> objective =
+      model::CausalLm::Create(decoder->get(), &compute, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
+  const absl::StatusOr<double> loss = objective->Gradients(weights.data(), {ids.data(), kRows, kColumns}, {&key}, 0.01f,
+                                                           &model::IgnoreGroup, gradients.data(), &model::IgnoreGroup);
   sum->Update(&*loss, sizeof(*loss));
   for (const model::TensorSpec& tensor : tensors.tensors()) {
     sum->Update(gradients.data() + tensor.offset, static_cast<size_t>(tensor.size) * sizeof(float));

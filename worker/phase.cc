@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
 #include "common/philox.h"
@@ -95,40 +97,47 @@ class PhaseSeat::Model {
   }
 
   const model::Decoder& decoder() const { return *decoder_; }
-  // Laid out as the decoder's tensors; made on first use.
-  float* weights() { return Memory(&weights_memory_, &weights_); }
-  float* gradients() { return Memory(&gradients_memory_, &gradients_); }
+  // Laid out as the decoder's tensors; made on first use. RESOURCE_EXHAUSTED if there is no memory for them.
+  absl::StatusOr<float*> Weights() { return Memory("the model's weights", &weights_memory_, &weights_); }
+  absl::StatusOr<float*> Gradients() { return Memory("the model's gradients", &gradients_memory_, &gradients_); }
 
-  // For batches as large as this one, and those before.
-  model::CausalLm& ForBatch(const model::Batch& batch, bool for_training) {
+  // For batches as large as this one, and those before. RESOURCE_EXHAUSTED if there is no memory for them.
+  absl::StatusOr<model::CausalLm*> ForBatch(const model::Batch& batch, bool for_training) {
     const int64_t tokens = batch.rows * (batch.columns - 1), columns = batch.columns - 1;
-    if (training_.objective != nullptr && tokens <= training_.tokens && columns <= training_.columns) {
-      return *training_.objective;
+    if (training_.objective.has_value() && tokens <= training_.tokens && columns <= training_.columns) {
+      return &*training_.objective;
     }
     Sized& sized = for_training ? training_ : evaluation_;
-    if (sized.objective == nullptr || tokens > sized.tokens || columns > sized.columns) {
+    if (!sized.objective.has_value() || tokens > sized.tokens || columns > sized.columns) {
       sized.tokens = std::max(tokens, sized.tokens);
       sized.columns = std::max(columns, sized.columns);
       sized.objective.reset();
-      sized.objective =
-          std::make_unique<model::CausalLm>(decoder_.get(), compute_, sized.tokens, sized.columns, for_training);
+      absl::StatusOr<model::CausalLm> objective =
+          model::CausalLm::Create(decoder_.get(), compute_, sized.tokens, sized.columns, for_training);
+      if (!objective.ok()) {
+        return Annotate(objective.status(), absl::StrCat("a pass over ", batch.rows, " sequences of ", columns,
+                                                         " tokens (a smaller phases.microbatch needs less)"));
+      }
+      sized.objective.emplace(*std::move(objective));
     }
-    return *sized.objective;
+    return &*sized.objective;
   }
 
  private:
   struct Sized {
     int64_t tokens = 0;
     int64_t columns = 0;
-    std::unique_ptr<model::CausalLm> objective;
+    std::optional<model::CausalLm> objective;
   };
 
   Model(const kernels::Compute* compute, const v1::PhaseContext& context, std::unique_ptr<model::Decoder> decoder)
       : compute_(compute), key_(context.model().SerializeAsString()), decoder_(std::move(decoder)) {}
 
-  float* Memory(model::Arena* arena, float** memory) const {
+  absl::StatusOr<float*> Memory(absl::string_view what, model::Arena* arena, float** memory) const {
     if (*memory == nullptr) {
-      *arena = model::Arena(decoder_->tensors().floats());
+      absl::StatusOr<model::Arena> made = model::Arena::Create(decoder_->tensors().floats());
+      if (!made.ok()) return Annotate(made.status(), what);
+      *arena = *std::move(made);
       *memory = arena->Take(decoder_->tensors().floats());
     }
     return *memory;
@@ -157,7 +166,11 @@ class PhaseSeat::Epoch {
     if (context.objective() != "causal_lm") {
       return absl::InvalidArgumentError(absl::StrCat("there is no objective '", context.objective(), "'"));
     }
-    return std::unique_ptr<Epoch>(new Epoch(compute, model, context, std::move(blocks), std::move(group)));
+    float* weights = nullptr;
+    if (group != nullptr) {
+      MILLRACE_ASSIGN_OR_RETURN(weights, model->Weights());
+    }
+    return std::unique_ptr<Epoch>(new Epoch(compute, model, context, std::move(blocks), std::move(group), weights));
   }
 
   uint64_t number() const { return context_.epoch(); }
@@ -187,23 +200,26 @@ class PhaseSeat::Epoch {
   // The microbatches of a unit one after another; the gradients' sum leaves group by group with the last one.
   absl::Status Train(const v1::WorkUnit& unit, v1::WorkResult* result) {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
-    float* const gradients = model_->gradients();
+    MILLRACE_ASSIGN_OR_RETURN(float* const gradients, model_->Gradients());
     std::memset(gradients, 0, static_cast<size_t>(model_->decoder().tensors().floats()) * sizeof(float));
     const auto scale = static_cast<float>(1.0 / unit.loss_denominator());
     const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
     parameters_->Fetch(unit.version());
     const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
-    const auto send = [&](uint32_t group) { return Send(group, unit.version(), push.get()); };
+    const auto send = [&](uint32_t group) { return Send(group, unit.version(), gradients, push.get()); };
     int left = unit.microbatches_size();
     MILLRACE_ASSIGN_OR_RETURN(
         const Total total,
-        Pass(unit, [&](const v1::Microbatch& microbatch, const model::Batch& batch, model::GroupHook need) {
-          const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
-          const bool last = --left == 0;
-          return model_->ForBatch(batch, /*for_training=*/true)
-              .Gradients(model_->weights(), batch, {&key}, scale, need, gradients,
-                         last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup));
-        }));
+        Pass(unit,
+             [&](const v1::Microbatch& microbatch, const model::Batch& batch,
+                 model::GroupHook need) -> absl::StatusOr<double> {
+               const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
+               const bool last = --left == 0;
+               MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
+                                         model_->ForBatch(batch, /*for_training=*/true));
+               return objective->Gradients(weights_, batch, {&key}, scale, need, gradients,
+                                           last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup));
+             }));
     MILLRACE_RETURN_IF_ERROR(push->Finish());
     total.Report(result);
     return absl::OkStatus();
@@ -214,20 +230,28 @@ class PhaseSeat::Epoch {
     parameters_->Fetch(unit.version());
     MILLRACE_ASSIGN_OR_RETURN(
         const Total total,
-        Pass(unit, [this](const v1::Microbatch&, const model::Batch& batch, model::GroupHook need) {
-          return model_->ForBatch(batch, /*for_training=*/false).Loss(model_->weights(), batch, need);
-        }));
+        Pass(unit,
+             [this](const v1::Microbatch&, const model::Batch& batch, model::GroupHook need) -> absl::StatusOr<double> {
+               MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
+                                         model_->ForBatch(batch, /*for_training=*/false));
+               return objective->Loss(weights_, batch, need);
+             }));
     total.Report(result);
     return absl::OkStatus();
   }
 
  private:
   Epoch(const kernels::Compute* compute, Model* model, const v1::PhaseContext& context, blocks::BlockTable blocks,
-        std::shared_ptr<client::ShardGroup> group)
-      : compute_(compute), model_(model), context_(context), blocks_(std::move(blocks)), group_(std::move(group)) {
+        std::shared_ptr<client::ShardGroup> group, float* weights)
+      : compute_(compute),
+        model_(model),
+        context_(context),
+        blocks_(std::move(blocks)),
+        group_(std::move(group)),
+        weights_(weights) {
     if (group_ == nullptr) return;
     group_->Place(&blocks_, context_.optimizer());
-    parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(), model_->weights());
+    parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(), weights_);
   }
 
   // Of all microbatches of a unit.
@@ -278,7 +302,7 @@ class PhaseSeat::Epoch {
   }
 
   // Codes the gradients of a group's blocks and hands them over; the last block of the forward pass first.
-  absl::Status Send(uint32_t group, uint64_t version, client::GradientPush* push) {
+  absl::Status Send(uint32_t group, uint64_t version, const float* gradients, client::GradientPush* push) {
     // The codings came with the weights: a group's are there since its forward pass.
     const absl::Span<const uint32_t> indices = blocks_.BlocksOfGroup(group);
     std::vector<std::string> coded(indices.size());
@@ -288,7 +312,7 @@ class PhaseSeat::Epoch {
         const auto at = static_cast<size_t>(i);
         const blocks::Block& block = blocks_.blocks()[indices[at]];
         const model::TensorSpec& tensor = model_->decoder().tensors()[static_cast<int>(block.tensor)];
-        const float* const values = model_->gradients() + tensor.offset + block.begin;
+        const float* const values = gradients + tensor.offset + block.begin;
         clipped[at] = blocks::Encode(absl::MakeConstSpan(values, static_cast<size_t>(block.size)),
                                      parameters_->coding(block.index), &coded[at]);
       }
@@ -313,6 +337,7 @@ class PhaseSeat::Epoch {
   const v1::PhaseContext context_;
   const blocks::BlockTable blocks_;
   const std::shared_ptr<client::ShardGroup> group_;
+  float* const weights_;  // the model's; null without a group
   std::unique_ptr<Parameters> parameters_;
 };
 

@@ -216,7 +216,7 @@ void Decoder::AddTensors() {
 
 // ---- memory ----
 
-Decoder::OwnedMemory Decoder::NewMemory(int64_t tokens, int64_t columns, bool for_training) const {
+absl::StatusOr<Decoder::OwnedMemory> Decoder::NewMemory(int64_t tokens, int64_t columns, bool for_training) const {
   OwnedMemory memory(new Memory);
   memory->for_training = for_training;
   memory->capacity = tokens;
@@ -259,7 +259,7 @@ Decoder::OwnedMemory Decoder::NewMemory(int64_t tokens, int64_t columns, bool fo
   };
   Arena measure;
   lay_out(&measure);
-  memory->arena = Arena(measure.taken());
+  MILLRACE_ASSIGN_OR_RETURN(memory->arena, Arena::Create(measure.taken()));
   lay_out(&memory->arena);
   return memory;
 }
@@ -484,13 +484,13 @@ absl::Status Decoder::Backward(const kernels::Compute& compute, const float* wei
 
 // ---- token by token ----
 
-Decoder::OwnedCache Decoder::NewCache() const {
+absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache() const {
   OwnedCache cache(new Cache);
-  cache->memory = NewMemory(context_, context_, /*for_training=*/false);
+  MILLRACE_ASSIGN_OR_RETURN(cache->memory, NewMemory(context_, context_, /*for_training=*/false));
   const int64_t size = context_ * kv_heads_ * head_size_;
   Arena measure;
   for (size_t i = 0; i < 2 * layers_.size(); ++i) measure.Take(size);
-  cache->arena = Arena(measure.taken());
+  MILLRACE_ASSIGN_OR_RETURN(cache->arena, Arena::Create(measure.taken()));
   for (size_t i = 0; i < layers_.size(); ++i) {
     cache->keys.push_back(cache->arena.Take(size));
     cache->values.push_back(cache->arena.Take(size));

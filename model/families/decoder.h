@@ -83,7 +83,8 @@ class Decoder {
   using OwnedCache = std::unique_ptr<Cache, Free>;
 
   // `for_training`: everything that Backward needs; else one layer's worth.
-  OwnedMemory NewMemory(int64_t tokens, int64_t columns, bool for_training) const;
+  // RESOURCE_EXHAUSTED if there is not so much memory.
+  absl::StatusOr<OwnedMemory> NewMemory(int64_t tokens, int64_t columns, bool for_training) const;
 
   // Returns the normalised outputs [tokens, hidden_size] in `memory`. Calls `need` with each group before its weights
   // are used. `weights` is laid out as tensors() says. Requires ids below vocab_size.
@@ -99,7 +100,8 @@ class Decoder {
   absl::Status Backward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
                         const Noise& noise, float* gradients, GroupHook final, Memory* memory) const;
 
-  OwnedCache NewCache() const;
+  // RESOURCE_EXHAUSTED if there is not so much memory.
+  absl::StatusOr<OwnedCache> NewCache() const;
   // Forgets all tokens.
   void Clear(Cache* cache) const;
   // Appends tokens and returns their outputs [count, hidden_size], the same bits as Forward gives for the whole

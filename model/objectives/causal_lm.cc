@@ -14,22 +14,22 @@ constexpr int64_t kLeastPiece = 64;
 
 }  // namespace
 
-CausalLm::CausalLm(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens, int64_t columns,
-                   bool for_training)
-    : decoder_(decoder), compute_(compute), memory_(decoder->NewMemory(tokens, columns, for_training)) {
+absl::StatusOr<CausalLm> CausalLm::Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
+                                          int64_t columns, bool for_training) {
+  CausalLm made(decoder, compute);
+  MILLRACE_ASSIGN_OR_RETURN(made.memory_, decoder->NewMemory(tokens, columns, for_training));
   const auto vocab = static_cast<int64_t>(decoder->vocab_size());
-  piece_ = std::min(std::max(kLeastPiece, kLogitFloats / vocab / 2 * 2), (tokens + 1) / 2 * 2);
+  made.piece_ = std::min(std::max(kLeastPiece, kLogitFloats / vocab / 2 * 2), (tokens + 1) / 2 * 2);
   const auto lay_out = [&](Arena* arena) {
-    logits_ = arena->Take(piece_ * vocab);
-    losses_ = arena->Take(piece_);
+    made.logits_ = arena->Take(made.piece_ * vocab);
+    made.losses_ = arena->Take(made.piece_);
   };
   Arena measure;
   lay_out(&measure);
-  arena_ = Arena(measure.taken());
-  lay_out(&arena_);
+  MILLRACE_ASSIGN_OR_RETURN(made.arena_, Arena::Create(measure.taken()));
+  lay_out(&made.arena_);
+  return made;
 }
-
-CausalLm::~CausalLm() = default;
 
 absl::Status CausalLm::Check(const Batch& batch) const {
   if (batch.rows < 1 || batch.columns < 2 || batch.first_scored < 0 || batch.first_scored >= batch.columns - 1) {

@@ -30,8 +30,9 @@ struct Batch {
 class CausalLm {
  public:
   // For batches of up to `tokens` = rows * (columns - 1) in rows of up to `columns` - 1. Both outlive this.
-  CausalLm(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens, int64_t columns, bool for_training);
-  ~CausalLm();
+  // RESOURCE_EXHAUSTED if there is not so much memory.
+  static absl::StatusOr<CausalLm> Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
+                                         int64_t columns, bool for_training);
 
   // The loss in nats, summed over the predictions that count, in f64 in their order. Log-probabilities of all
   // predictions [rows, columns - 1] go to `log_probabilities` if it is not null.
@@ -45,13 +46,15 @@ class CausalLm {
                                    GroupHook need, float* gradients, GroupHook final);
 
  private:
+  CausalLm(const Decoder* decoder, const kernels::Compute* compute) : decoder_(decoder), compute_(compute) {}
+
   absl::Status Check(const Batch& batch) const;
   // targets_: of the predictions [begin, begin + count), row after row.
   void TakeTargets(const Batch& batch, int64_t begin, int64_t count);
 
   const Decoder* const decoder_;
   const kernels::Compute* const compute_;
-  const Decoder::OwnedMemory memory_;
+  Decoder::OwnedMemory memory_;
   int64_t piece_ = 0;  // rows of logits at a time; even
   Arena arena_;
   float* logits_ = nullptr;  // [piece, vocab_size]

@@ -42,7 +42,8 @@ struct Course {
 
 Course Train(const Decoder& decoder, const kernels::Compute& compute, const std::vector<float>& weights,
              const Batch& batch, const Philox* key, CausalLm* objective = nullptr) {
-  CausalLm own(&decoder, &compute, batch.rows * (batch.columns - 1), batch.columns - 1, /*for_training=*/true);
+  CausalLm own =
+      *CausalLm::Create(&decoder, &compute, batch.rows * (batch.columns - 1), batch.columns - 1, /*for_training=*/true);
   Course course;
   course.gradients.resize(weights.size(), 0.0f);
   const auto loss = (objective == nullptr ? own : *objective)
@@ -113,12 +114,12 @@ TEST_P(DecoderTest, TokenByTokenAndInChunksAreTheBitsOfTheWhole) {
   const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
   const int64_t context = 80, hidden = decoder->hidden_size();
   const std::vector<uint32_t> ids = RandomIds(2, static_cast<size_t>(context), kVocab);
-  const auto memory = decoder->NewMemory(context, context, /*for_training=*/false);
+  const auto memory = *decoder->NewMemory(context, context, /*for_training=*/false);
   const auto whole = decoder->Forward(compute_, weights.data(), {ids.data(), 1, context, context}, {},
                                       &NothingToWaitFor, memory.get());
   ASSERT_TRUE(whole.ok()) << whole.status();
   const std::vector<float> expected(*whole, *whole + context * hidden);
-  const auto cache = decoder->NewCache();
+  const auto cache = *decoder->NewCache();
   const std::vector<std::vector<int64_t>> ways = {
       std::vector<int64_t>(static_cast<size_t>(context), 1), {context}, {7, 1, 63, 2, 7}, {64, 16}, {1, 65, 14}};
   for (const std::vector<int64_t>& chunks : ways) {
@@ -142,7 +143,7 @@ TEST_P(DecoderTest, MemoryForTrainingAndNotGivesTheSameOutputs) {
   std::vector<std::vector<float>> outputs;
   for (const bool for_training : {false, true}) {
     // Larger than needed, and used for another batch before.
-    const auto memory = decoder->NewMemory(300, 75, for_training);
+    const auto memory = *decoder->NewMemory(300, 75, for_training);
     for (const int64_t rows : {2, 3}) {
       const auto made = decoder->Forward(compute_, weights.data(), {ids.data() + (3 - rows) * 70, rows, 70, 70}, {},
                                          &NothingToWaitFor, memory.get());
@@ -165,7 +166,7 @@ TEST(CausalLmTest, ThePieceOfLogitsChangesNoBit) {
     const std::vector<uint32_t> ids = RandomIds(2, kRows * kColumns, kLargeVocab);
     const kernels::Compute compute(kernels::DetectIsa(), 2);
     const Course course = Train(*decoder, compute, weights, {ids.data(), kRows, kColumns}, nullptr);
-    const auto memory = decoder->NewMemory(kTokens, kColumns - 1, /*for_training=*/false);
+    const auto memory = *decoder->NewMemory(kTokens, kColumns - 1, /*for_training=*/false);
     const auto outputs = decoder->Forward(compute, weights.data(), {ids.data(), kRows, kColumns - 1, kColumns}, {},
                                           &NothingToWaitFor, memory.get());
     ASSERT_TRUE(outputs.ok()) << outputs.status();
@@ -235,7 +236,7 @@ TEST_P(DecoderTest, AnObjectiveServesSmallerBatchesThanItIsMadeFor) {
   const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, 200, kVocab);
   const Philox key(3);
-  CausalLm large(decoder.get(), &compute_, 160, 80, /*for_training=*/true);
+  CausalLm large = *CausalLm::Create(decoder.get(), &compute_, 160, 80, /*for_training=*/true);
   // The first one leaves its numbers behind.
   Train(*decoder, compute_, weights, {ids.data(), 2, 81}, &key, &large);
   for (const Batch& batch : {Batch{ids.data(), 1, 2}, Batch{ids.data(), 15, 6}, Batch{ids.data(), 2, 71}}) {
@@ -250,7 +251,7 @@ TEST(CausalLmTest, RefusesWhatDoesNotFit) {
   const std::unique_ptr<Decoder> decoder = NewDecoder(TinySpec("gpt2"), kVocab);
   const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
   const kernels::Compute compute(kernels::DetectIsa(), 1);
-  CausalLm objective(decoder.get(), &compute, 20, 10, /*for_training=*/false);
+  CausalLm objective = *CausalLm::Create(decoder.get(), &compute, 20, 10, /*for_training=*/false);
   std::vector<uint32_t> ids(1000, 1);
   const auto message = [&](const Batch& batch) {
     const auto loss = objective.Loss(weights.data(), batch, &NothingToWaitFor);
@@ -266,7 +267,7 @@ TEST(CausalLmTest, RefusesWhatDoesNotFit) {
   ids[7] = kVocab;
   EXPECT_THAT(message({ids.data(), 2, 5}), HasSubstr("token id 37 is not below the vocabulary's 37"));
   // Beyond the context, whatever memory there is.
-  CausalLm large(decoder.get(), &compute, 100, 100, /*for_training=*/false);
+  CausalLm large = *CausalLm::Create(decoder.get(), &compute, 100, 100, /*for_training=*/false);
   ids[7] = 1;
   EXPECT_TRUE(large.Loss(weights.data(), {ids.data(), 1, 81}, &NothingToWaitFor).ok());
   EXPECT_THAT(large.Loss(weights.data(), {ids.data(), 1, 82}, &NothingToWaitFor).status().message(),
@@ -296,7 +297,8 @@ TEST_P(DecoderTest, GroupsAreNeededInOrderAndFinalInReverse) {
     }
     return absl::OkStatus();
   };
-  CausalLm objective(decoder.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
+  CausalLm objective =
+      *CausalLm::Create(decoder.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
   const auto loss = objective.Gradients(
       arriving.data(), batch, {&key}, 0.01f, [&](uint32_t group) { return copy_group(group, weights, &arriving); },
       gradients.data(), [&](uint32_t group) { return copy_group(group, gradients, &leaving); });
@@ -317,7 +319,7 @@ TEST_P(DecoderTest, AnErrorOfAHookEndsThePass) {
   const std::unique_ptr<Decoder> decoder = New();
   const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, 10, kVocab);
-  CausalLm objective(decoder.get(), &compute_, 8, 4, /*for_training=*/true);
+  CausalLm objective = *CausalLm::Create(decoder.get(), &compute_, 8, 4, /*for_training=*/true);
   std::vector<float> gradients(weights.size());
   for (uint32_t bad = 0; bad < 4; ++bad) {
     uint32_t needed = 0, final = 0;
@@ -394,7 +396,7 @@ TEST_P(DecoderTest, EveryPlaceDropsOnItsOwn) {
   fill("transformer.ln_f.weight", 1.0f);
   const int64_t tokens = 80, hidden = decoder->hidden_size();
   const std::vector<uint32_t> ids(static_cast<size_t>(tokens), 3);
-  const auto memory = decoder->NewMemory(tokens, tokens, /*for_training=*/true);
+  const auto memory = *decoder->NewMemory(tokens, tokens, /*for_training=*/true);
   const Philox key(3);
   const auto outputs = decoder->Forward(compute_, weights.data(), {ids.data(), 1, tokens, tokens}, {&key},
                                         &NothingToWaitFor, memory.get());
@@ -583,8 +585,9 @@ TEST(DecoderMemory, OfASmallTrainingStaysSmall) {
   const std::unique_ptr<Decoder> decoder = NewDecoder(spec, 8192);
   const kernels::Compute compute(kernels::DetectIsa(), 1);
   const int64_t before = MappedBytes();
-  const Arena weights(decoder->tensors().floats()), gradients(decoder->tensors().floats());
-  const CausalLm objective(decoder.get(), &compute, 4 * 256, 256, /*for_training=*/true);
+  const Arena weights = *Arena::Create(decoder->tensors().floats()),
+              gradients = *Arena::Create(decoder->tensors().floats());
+  const CausalLm objective = *CausalLm::Create(decoder.get(), &compute, 4 * 256, 256, /*for_training=*/true);
   const int64_t bytes = MappedBytes() - before;
   EXPECT_GT(bytes, 8 * decoder->tensors().parameters());
   EXPECT_LT(bytes, 420'000'000);

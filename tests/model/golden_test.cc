@@ -65,7 +65,7 @@ TEST_P(Family, LogitsAreThoseOfPyTorch) {
   const kernels::Compute compute(kernels::DetectIsa(), 1);
   const Decoder& decoder = *golden.decoder;
   const int64_t columns = golden.columns - 1, tokens = golden.rows * columns, vocab = decoder.vocab_size();
-  const auto memory = decoder.NewMemory(tokens, columns, /*for_training=*/false);
+  const auto memory = *decoder.NewMemory(tokens, columns, /*for_training=*/false);
   const absl::StatusOr<const float*> outputs =
       decoder.Forward(compute, golden.weights.data(), {golden.tokens.data(), golden.rows, columns, golden.columns}, {},
                       &NothingToWaitFor, memory.get());
@@ -83,7 +83,8 @@ TEST_P(Family, LossAndGradientsAreThoseOfPyTorch) {
   const Golden golden = Load(GetParam());
   const kernels::Compute compute(kernels::DetectIsa(), 2);
   const Decoder& decoder = *golden.decoder;
-  CausalLm objective(&decoder, &compute, golden.rows * (golden.columns - 1), golden.columns - 1, /*for_training=*/true);
+  CausalLm objective = *CausalLm::Create(&decoder, &compute, golden.rows * (golden.columns - 1), golden.columns - 1,
+                                         /*for_training=*/true);
   std::vector<float> gradients(golden.weights.size(), 0.0f);
   const Batch batch = {golden.tokens.data(), golden.rows, golden.columns};
   const absl::StatusOr<double> loss = objective.Gradients(golden.weights.data(), batch, {}, 1.0f, &NothingToWaitFor,

@@ -64,7 +64,7 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
   std::vector<double> Next(absl::Span<const uint32_t> tokens) const {
     const Decoder& decoder = model_->decoder();
     const auto count = static_cast<int64_t>(tokens.size()), hidden = decoder.hidden_size();
-    const auto memory = decoder.NewMemory(count, count, /*for_training=*/false);
+    const auto memory = *decoder.NewMemory(count, count, /*for_training=*/false);
     const auto outputs = decoder.Forward(compute_, model_->weights(), {tokens.data(), 1, count, count}, {},
                                          &NothingToWaitFor, memory.get());
     EXPECT_TRUE(outputs.ok()) << outputs.status();
@@ -161,7 +161,7 @@ TEST_P(LanguageModelTest, ScoresWhatTrainingEvaluates) {
   const auto scores = model_->LogProbabilities(tokens, kContext);
   ASSERT_TRUE(scores.ok()) << scores.status();
   ASSERT_EQ(scores->size(), tokens.size() - 1);
-  CausalLm objective(&model_->decoder(), &compute_, kContext, kContext, /*for_training=*/false);
+  CausalLm objective = *CausalLm::Create(&model_->decoder(), &compute_, kContext, kContext, /*for_training=*/false);
   for (int64_t begin = 0; begin < 1999; begin += kContext) {
     const int64_t length = std::min<int64_t>(kContext, 1999 - begin);
     std::vector<float> expected(static_cast<size_t>(length));
@@ -229,7 +229,7 @@ TEST_P(LanguageModelTest, EmbedsAsTheMeanOfOutputs) {
     // The last kContext tokens alone.
     const size_t used = std::min<size_t>(count, kContext);
     const auto length = static_cast<int64_t>(used), hidden = model_->decoder().hidden_size();
-    const auto memory = model_->decoder().NewMemory(length, length, /*for_training=*/true);
+    const auto memory = *model_->decoder().NewMemory(length, length, /*for_training=*/true);
     const auto outputs =
         model_->decoder().Forward(compute_, weights_.data(), {tokens.data() + (count - used), 1, length, length}, {},
                                   &NothingToWaitFor, memory.get());

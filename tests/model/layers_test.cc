@@ -836,7 +836,7 @@ INSTANTIATE_TEST_SUITE_P(Layers, DecoderLayers,
 
 TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {
   const TokenMatrix tokens = {ids_.data(), kRows, kColumns, kColumns + 1};
-  const auto memory = decoder_->NewMemory(tokens.tokens(), kColumns, /*for_training=*/true);
+  const auto memory = *decoder_->NewMemory(tokens.tokens(), kColumns, /*for_training=*/true);
   const size_t count = Size(tokens.tokens()) * 16;
   // An untied output projection has no part in this.
   const bool untied = !GetParam().tied;
@@ -872,7 +872,8 @@ TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {
 TEST_P(DecoderLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
   constexpr float kScale = 0.125f;
   const Batch batch = {ids_.data(), kRows, kColumns + 1};
-  CausalLm objective(decoder_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/true);
+  CausalLm objective =
+      *CausalLm::Create(decoder_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/true);
   layer_.truth = [&](const std::vector<Doubles>& a) {
     plain_.tensors = &a;
     double loss = 0;
@@ -907,7 +908,8 @@ TEST_P(DecoderLayers, LossCountsWhatIsScored) {
   }
   plain_.tensors = &wide;
   const Doubles expected = plain_.LogProbabilities(whole);
-  CausalLm objective(decoder_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/false);
+  CausalLm objective =
+      *CausalLm::Create(decoder_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/false);
   Floats log_probabilities(expected.size());
   const double tolerance = GetParam().precision == std::string("bf16") ? 0.3 : 1e-4;
   for (const int64_t first_scored : {0, 2, 5}) {

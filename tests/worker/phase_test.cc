@@ -21,6 +21,7 @@
 #include "client/shard_group.h"
 #include "common/checksum.h"
 #include "common/grpc_server.h"
+#include "common/machine.h"
 #include "common/metrics.h"
 #include "common/philox.h"
 #include "gmock/gmock.h"
@@ -271,8 +272,9 @@ class PhaseSeatTest : public ::testing::Test {
     double loss = 0;
     for (const v1::Microbatch& microbatch : unit.microbatches()) {
       const std::vector<uint32_t> ids = Ids(microbatch.index(), microbatch.rows() * microbatch.columns());
-      model::CausalLm objective(decoder_.get(), &compute_, microbatch.rows() * (microbatch.columns() - 1),
-                                microbatch.columns() - 1, /*for_training=*/true);
+      model::CausalLm objective =
+          *model::CausalLm::Create(decoder_.get(), &compute_, microbatch.rows() * (microbatch.columns() - 1),
+                                   microbatch.columns() - 1, /*for_training=*/true);
       const auto sum = objective.Gradients(weights_.data(), {ids.data(), microbatch.rows(), microbatch.columns()}, {},
                                            static_cast<float>(1 / unit.loss_denominator()), &NothingToWaitFor,
                                            gradients->data(), &NothingToWaitFor);
@@ -536,7 +538,8 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
   for (const v1::Microbatch& microbatch : unit.microbatches()) {
     const std::vector<uint32_t> ids = Ids(microbatch.index(), microbatch.rows() * microbatch.columns());
     const int64_t columns = microbatch.columns() - 1;
-    model::CausalLm objective(decoder_.get(), &compute_, microbatch.rows() * columns, columns, /*for_training=*/false);
+    model::CausalLm objective = *model::CausalLm::Create(decoder_.get(), &compute_, microbatch.rows() * columns,
+                                                         columns, /*for_training=*/false);
     std::vector<float> log_probabilities(microbatch.rows() * static_cast<size_t>(columns));
     ASSERT_TRUE(objective
                     .Loss(weights_.data(), {ids.data(), microbatch.rows(), microbatch.columns()}, &NothingToWaitFor,
@@ -688,6 +691,51 @@ TEST_F(PhaseSeatTest, RefusesGarbageAndGoesOn) {
   TakePushes();
   EXPECT_TRUE(seat.Do(TrainUnit(), &result_).ok());
   EXPECT_EQ(TakePushes().size(), blocks_->blocks().size());
+}
+
+TEST_F(PhaseSeatTest, MemoryThatIsNotThereMayBeElsewhere) {
+  constexpr uint32_t kHidden = 8192;
+  const uint64_t layers = MemoryLimit() / sizeof(float) / (4 * uint64_t{kHidden} * kHidden) + 1;
+  v1::PhaseContext context = Context();
+  context.mutable_model()->set_hidden_size(kHidden);
+  context.mutable_model()->set_layers(static_cast<uint32_t>(layers));
+  // Made where there are no shards yet, and small enough for the worker.
+  PhaseSeat seat(&compute_);
+  v1::WorkUnit unit = Unit(v1::WorkUnit::PLAN);
+  *unit.mutable_context() = context;
+  unit.mutable_context()->clear_shard_addresses();
+  absl::Status done = seat.Do(unit, &result_);
+  ASSERT_TRUE(done.ok()) << done;
+  *context.mutable_table() = result_.table();
+  unit = TrainUnit();
+  *unit.mutable_context() = context;
+  unit.mutable_context()->set_epoch(kEpoch + 1);
+  unit.set_epoch(kEpoch + 1);
+  done = seat.Do(unit, &result_);
+  EXPECT_EQ(done.code(), absl::StatusCode::kResourceExhausted) << done;
+  EXPECT_THAT(std::string(done.message()), HasSubstr("the model's weights: out of memory"));
+
+  // A pass that is too large, of a model that is not.
+  constexpr uint32_t kLarge = 1024;
+  context = Context();
+  context.mutable_model()->set_context(kLarge);
+  context.mutable_model()->set_heads(24);
+  context.mutable_model()->set_kv_heads(24);
+  unit = Unit(v1::WorkUnit::PLAN);
+  *unit.mutable_context() = context;
+  unit.mutable_context()->clear_shard_addresses();
+  PhaseSeat other(&compute_);
+  ASSERT_TRUE(other.Do(unit, &result_).ok());
+  *context.mutable_table() = result_.table();
+  unit = Unit(v1::WorkUnit::TRAIN);
+  *unit.mutable_context() = context;
+  unit.mutable_context()->set_epoch(kEpoch + 1);
+  unit.set_epoch(kEpoch + 1);
+  const auto rows = static_cast<uint32_t>(MemoryLimit() / sizeof(float) / (2 * 24 * kLarge * kLarge) + 1);
+  AddMicrobatch(0, rows, kLarge + 1, &unit);
+  done = other.Do(unit, &result_);
+  EXPECT_EQ(done.code(), absl::StatusCode::kResourceExhausted) << done;
+  EXPECT_THAT(std::string(done.message()), HasSubstr("a smaller phases.microbatch needs less"));
 }
 
 TEST_F(PhaseSeatTest, RefusesAContextThatDoesNotFit) {
