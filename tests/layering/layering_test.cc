@@ -13,9 +13,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
-// GCC 12 sees <regex> use what is not set, where ASan instruments it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-
 namespace {
 
 namespace fs = std::filesystem;
