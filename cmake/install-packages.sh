@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs the Debian packages of cmake/packages.txt that are missing, as root or through sudo; says nothing and
-# needs no rights when none is. Called by ./quickstart and ./test.
+# needs no rights when none is. Called by ./quickstart and ./test; bench/run names further packages.
 set -euo pipefail
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-mapfile -t wanted < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$folder/packages.txt")
+mapfile -t wanted < <(sed -e "s/#.*//" -e "s/[[:space:]]//g" -e "/^$/d" "$folder/packages.txt")
+wanted+=("$@")
 missing=()
 for package in "${wanted[@]}"; do
   if ! dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed; then

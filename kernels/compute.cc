@@ -10,6 +10,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "kernels/pack.h"
+#include "kernels/product.h"
 #include "kernels/tile.h"
 
 namespace millrace::kernels {
@@ -27,7 +29,10 @@ Isa DetectIsa() {
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
       return Isa::kAvx2;
     }
-    if (!__builtin_cpu_supports("avx512bf16") || !Bf16InstructionIsAsDefined()) return Isa::kAvx512;
+    if (!__builtin_cpu_supports("avx512bf16") || !Bf16InstructionIsAsDefined() ||
+        !Bf16ConversionIsAsDefined(&RoundToBf16)) {
+      return Isa::kAvx512;
+    }
     return Isa::kAvx512Bf16;
   }();
   return detected;

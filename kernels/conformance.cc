@@ -39,7 +39,8 @@ void AddProducts(const Compute& compute, Results* results) {
     int64_t m, n, k;
   };
   for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
-    for (const Shape& shape : {Shape{1, 1, 1}, Shape{5, 17, 3}, Shape{14, 32, 64}, Shape{29, 65, 259}, Shape{40, 33, 515}}) {
+    for (const Shape& shape :
+         {Shape{1, 1, 1}, Shape{5, 17, 3}, Shape{14, 32, 64}, Shape{29, 65, 259}, Shape{40, 33, 515}}) {
       for (int transposed = 0; transposed < 4; ++transposed) {
         const std::vector<float> a = Numbers(1, shape.m * shape.k, 1.0f), b = Numbers(2, shape.k * shape.n, 3.0f);
         const std::vector<float> bias = Numbers(3, shape.n, 1.0f);
@@ -65,7 +66,8 @@ void AddRowResults(const Compute& compute, Results* results) {
   const std::vector<float> gain = Numbers(7, kColumns, 1.0f), bias = Numbers(8, kColumns, 1.0f);
   std::vector<float> y(x.size()), dx(x.size()), mean(kRows), rstd(kRows), dgain(kColumns), dbias(kColumns), loss(kRows);
 
-  LayerNormRows(compute, x.data(), gain.data(), bias.data(), 1e-5f, kRows, kColumns, y.data(), mean.data(), rstd.data());
+  LayerNormRows(compute, x.data(), gain.data(), bias.data(), 1e-5f, kRows, kColumns, y.data(), mean.data(),
+                rstd.data());
   LayerNormRowsBackward(compute, x.data(), gain.data(), mean.data(), rstd.data(), dy.data(), kRows, kColumns, dx.data(),
                         dgain.data(), dbias.data());
   for (const auto* part : {&y, &mean, &rstd, &dx, &dgain, &dbias}) results->Add(*part);
@@ -114,7 +116,8 @@ void AddConformance(const Compute& compute, Sha256* sum) {
     results.Add(z);
   }
   for (const double number : {0.001, 0.5, 1.0, 3.0, 77.0}) {
-    for (const double value : {ExpInF64(number), LogInF64(number), CosInF64(number), SinInF64(number)}) results.Add(value);
+    for (const double value : {ExpInF64(number), LogInF64(number), CosInF64(number), SinInF64(number)})
+      results.Add(value);
   }
   AddRowResults(compute, &results);
 }

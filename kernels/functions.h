@@ -105,10 +105,10 @@ void SwiGlu(const float* gate, const float* up, float* y, int64_t n);
 void SwiGluBackward(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n);
 
 // In f64, for tables and schedules; of one number at a time, exact to a few units in the last place.
-double ExpInF64(double x);        // requires |x| <= 700
-double LogInF64(double x);        // requires a positive normal number
-double CosInF64(double x);        // requires |x| <= 2^20
-double SinInF64(double x);        // requires |x| <= 2^20
+double ExpInF64(double x);  // requires |x| <= 700
+double LogInF64(double x);  // requires a positive normal number
+double CosInF64(double x);  // requires |x| <= 2^20
+double SinInF64(double x);  // requires |x| <= 2^20
 double PowInF64(double base, uint64_t exponent);
 
 }  // namespace millrace::kernels

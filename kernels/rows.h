@@ -1,7 +1,7 @@
 // Computes what normalises rows: softmax, cross-entropy, LayerNorm, RMSNorm, forward and backward.
 //
-// Matrices are [rows, columns], row after row. Sums within a row go by 16 lanes (reduce.h); sums over rows are one chain
-// in the order of the rows.
+// Matrices are [rows, columns], row after row. Sums within a row go by 16 lanes (reduce.h); sums over rows are one
+// chain in the order of the rows.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
-// Computes one tile of a product from packed panels; one implementation an instruction set.
+// Computes one tile of a product; one implementation an instruction set.
 //
-// A panel of A holds `rows` rows, k after k: a[k][rows]; a panel of B `columns` columns: b[k][columns]. Panels of pairs
-// hold two bfloat16 in each 32 bits, the even k in the lower half: a[k/2][rows], b[k/2][columns].
+// Units are 32 bits: an f32, or for tiles of pairs two bfloat16, the even k in the lower half. B comes as a packed
+// panel b[step][columns]. A comes either as rows that lie apart, their steps side by side, or as a packed panel
+// a[step][row] of a given width.
 #pragma once
 
 #include <cstdint>
@@ -10,16 +11,34 @@
 
 namespace millrace::kernels {
 
-struct Tile {
-  int rows = 0;
-  int columns = 0;
-  // c[rows, columns] continues its chains over k elements (pairs, for a tile of pairs). `zero`: from zero.
-  void (*compute)(int64_t k, const void* a, const void* b, float* c, int64_t c_stride, bool zero) = nullptr;
+struct TileWork {
+  int64_t steps = 0;
+  const void* a = nullptr;
+  int64_t a_stride = 0;  // units between rows that lie apart; or between the steps of a panel
+  const void* b = nullptr;
+  float* c = nullptr;
+  int64_t c_stride = 0;
+  bool zero = false;  // chains start from zero, else from what c holds
 };
 
-// The tile for f32 panels.
+// c[rows, columns] continues its chains over the steps.
+using TileFunction = void (*)(const TileWork& work);
+
+struct Tile {
+  int rows = 0;        // at most
+  int columns = 0;     // of a panel of B: even, and a multiple of 8
+  bool pairs = false;  // of bfloat16
+  // [panel of A][half of the columns][rows]
+  const TileFunction* functions = nullptr;
+
+  TileFunction Find(bool panel, bool half, int64_t row_count) const {
+    return functions[((panel ? 2 : 0) + (half ? 1 : 0)) * (rows + 1) + row_count];
+  }
+};
+
+// The tile for f32 units.
 const Tile& F32Tile(Isa isa);
-// The tile for panels of pairs; null where bf16 goes through f32 panels instead.
+// The tile for pairs; null where bf16 goes through f32 units instead.
 const Tile* PairTile(Isa isa);
 
 extern const Tile kScalarTile;

@@ -1,45 +1,33 @@
-// 14 x 32: 28 accumulators, 2 registers of B, A from memory.
+// 14 x 32: 28 accumulators, 2 registers of B, 2 of A.
 //
-// Compiled for AVX-512: nothing here may be an inline function that another file has too, or the linker could put this
-// file's version into code for lesser processors.
+// Compiled for AVX-512; nothing from headers that other files share may be instantiated here, lest the linker keep this
+// file's copy for processors without.
 #include <immintrin.h>
 
-#include "kernels/tile.h"
+#include "kernels/tile_body.h"
 
 namespace millrace::kernels {
 namespace {
 
 constexpr int kRows = 14;
 
-void ComputeTile(int64_t k, const void* a_panel, const void* b_panel, float* c, int64_t c_stride, bool zero) {
-  const auto* a = static_cast<const float*>(a_panel);
-  const auto* b = static_cast<const float*>(b_panel);
-  __m512 c0[kRows], c1[kRows];
-#pragma GCC unroll 14
-  for (int i = 0; i < kRows; ++i) {
-    c0[i] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * c_stride);
-    c1[i] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * c_stride + 16);
-  }
-  for (int64_t p = 0; p < k; ++p) {
-    const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
-#pragma GCC unroll 14
-    for (int i = 0; i < kRows; ++i) {
-      const __m512 ai = _mm512_set1_ps(a[i]);
-      c0[i] = _mm512_fmadd_ps(ai, b0, c0[i]);
-      c1[i] = _mm512_fmadd_ps(ai, b1, c1[i]);
-    }
-    a += kRows;
-    b += 32;
-  }
-#pragma GCC unroll 14
-  for (int i = 0; i < kRows; ++i) {
-    _mm512_storeu_ps(c + i * c_stride, c0[i]);
-    _mm512_storeu_ps(c + i * c_stride + 16, c1[i]);
-  }
-}
+struct Avx512 {
+  using Register = __m512;
+  using Unit = float;
+  static constexpr int kLanes = 16;
+
+  static __m512 Zero() { return _mm512_setzero_ps(); }
+  static __m512 Load(const float* c) { return _mm512_loadu_ps(c); }
+  static void Store(float* c, __m512 value) { _mm512_storeu_ps(c, value); }
+  static __m512 LoadB(const float* b) { return _mm512_load_ps(b); }
+  static __m512 Broadcast(const float* a) { return _mm512_set1_ps(*a); }
+  static __m512 MultiplyAdd(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+};
+
+constexpr auto kFunctions = TileFunctions<Avx512, kRows>();
 
 }  // namespace
 
-const Tile kAvx512Tile = {kRows, 32, &ComputeTile};
+const Tile kAvx512Tile = {kRows, 2 * Avx512::kLanes, false, kFunctions.data()};
 
 }  // namespace millrace::kernels

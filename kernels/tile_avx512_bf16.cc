@@ -4,7 +4,7 @@
 // Compiled for AVX-512 with bf16; see tile_avx512.cc.
 #include <immintrin.h>
 
-#include "kernels/tile.h"
+#include "kernels/tile_body.h"
 
 namespace millrace::kernels {
 namespace {
@@ -13,32 +13,20 @@ constexpr int kRows = 14;
 
 __m512bh AsPairs(__m512i bits) { return reinterpret_cast<__m512bh>(bits); }
 
-void ComputeTile(int64_t k, const void* a_panel, const void* b_panel, float* c, int64_t c_stride, bool zero) {
-  const auto* a = static_cast<const int*>(a_panel);
-  const auto* b = static_cast<const int*>(b_panel);
-  __m512 c0[kRows], c1[kRows];
-#pragma GCC unroll 14
-  for (int i = 0; i < kRows; ++i) {
-    c0[i] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * c_stride);
-    c1[i] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(c + i * c_stride + 16);
-  }
-  for (int64_t p = 0; p < k; ++p) {
-    const __m512bh b0 = AsPairs(_mm512_load_si512(b)), b1 = AsPairs(_mm512_load_si512(b + 16));
-#pragma GCC unroll 14
-    for (int i = 0; i < kRows; ++i) {
-      const __m512bh ai = AsPairs(_mm512_set1_epi32(a[i]));
-      c0[i] = _mm512_dpbf16_ps(c0[i], ai, b0);
-      c1[i] = _mm512_dpbf16_ps(c1[i], ai, b1);
-    }
-    a += kRows;
-    b += 32;
-  }
-#pragma GCC unroll 14
-  for (int i = 0; i < kRows; ++i) {
-    _mm512_storeu_ps(c + i * c_stride, c0[i]);
-    _mm512_storeu_ps(c + i * c_stride + 16, c1[i]);
-  }
-}
+struct Pairs {
+  using Register = __m512;
+  using Unit = int;
+  static constexpr int kLanes = 16;
+
+  static __m512 Zero() { return _mm512_setzero_ps(); }
+  static __m512 Load(const float* c) { return _mm512_loadu_ps(c); }
+  static void Store(float* c, __m512 value) { _mm512_storeu_ps(c, value); }
+  static __m512bh LoadB(const int* b) { return AsPairs(_mm512_load_si512(b)); }
+  static __m512bh Broadcast(const int* a) { return AsPairs(_mm512_set1_epi32(*a)); }
+  static __m512 MultiplyAdd(__m512bh a, __m512bh b, __m512 c) { return _mm512_dpbf16_ps(c, a, b); }
+};
+
+constexpr auto kFunctions = TileFunctions<Pairs, kRows>();
 
 float Widen(unsigned bits) {
   float value;
@@ -68,7 +56,7 @@ unsigned Pattern(unsigned long long* state) {
 
 }  // namespace
 
-const Tile kAvx512Bf16Tile = {kRows, 32, &ComputeTile};
+const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, true, kFunctions.data()};
 
 bool Bf16InstructionIsAsDefined() {
   const FlushDenormals flush;

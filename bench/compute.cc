@@ -1,0 +1,129 @@
+// Products against oneDNN's, and whole training steps against the fastest product.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "bench/groups.h"
+#include "bench/models.h"
+#include "bench/products.h"
+#include "common/status.h"
+
+namespace millrace::bench {
+namespace {
+
+using kernels::Isa;
+using kernels::Precision;
+
+constexpr double kWorst[] = {0.85, 0.85};  // of oneDNN, f32 and bf16
+constexpr double kMean = 0.95;
+constexpr double kWidened = 0.9;  // bf16 without the instruction, of f32
+
+// FLOP a second of the fastest product so far, ours or oneDNN's.
+class Fastest {
+ public:
+  void See(Precision precision, double rate) {
+    double& fastest = rates_[precision];
+    fastest = std::max(fastest, rate);
+  }
+  // 0 if none was seen.
+  double of(Precision precision) const {
+    const auto found = rates_.find(precision);
+    return found == rates_.end() ? 0 : found->second;
+  }
+
+ private:
+  std::map<Precision, double> rates_;
+};
+
+// For a table of a few rows, whose products were not measured.
+void SeeLargeProducts(const Machine& machine, Precision precision, Fastest* fastest) {
+  const kernels::Compute compute(machine.isa, machine.threads);
+  for (const Shape& shape : ShapesOf(kModels[1])) {
+    ProductPair pair(shape, &compute);
+    for (const double taken : SecondsOfEach({[&] { pair.Ours(precision); }, [&] { pair.OneDnn(precision); }})) {
+      fastest->See(precision, shape.flop() / taken);
+    }
+  }
+}
+
+void AgainstOneDnn(const Machine& machine, Precision precision, Fastest* fastest, Report* report) {
+  const kernels::Compute compute(machine.isa, machine.threads);
+  const std::string group = absl::StrCat("compute/products/", PrecisionName(precision), "/");
+  const double goal = kWorst[precision == Precision::kBf16 ? 1 : 0];
+  std::vector<double> ratios;
+  for (const Model& model : kModels) {
+    for (const Shape& shape : ShapesOf(model)) {
+      if (!report->Wants(group + shape.name)) continue;
+      ProductPair pair(shape, &compute);
+      const std::vector<double> seconds =
+          SecondsOfEach({[&] { pair.Ours(precision); }, [&] { pair.OneDnn(precision); }});
+      for (const double taken : seconds) fastest->See(precision, shape.flop() / taken);
+      ratios.push_back(seconds[1] / seconds[0]);
+      report->Add(
+          {group + shape.name, shape.flop() / seconds[0] / 1e9, "GFLOP/s", shape.flop() / seconds[1] / 1e9, goal});
+    }
+  }
+  if (ratios.empty()) return;
+  report->Add(
+      {group + "geometric-mean", GeometricMean(ratios), "of oneDNN", 1, precision == Precision::kF32 ? kMean : goal});
+  report->Add({group + "worst", *std::min_element(ratios.begin(), ratios.end()), "of oneDNN", 1, goal});
+}
+
+// bf16 through f32 registers against f32, both ours, on the best instruction set without bf16.
+void Widened(const Machine& machine, Report* report) {
+  const kernels::Compute compute(std::min(machine.isa, Isa::kAvx512), machine.threads);
+  const std::string group = "compute/products/bf16-widened/";
+  std::vector<double> ratios;
+  for (const Model& model : kModels) {
+    for (const Shape& shape : ShapesOf(model)) {
+      if (!report->Wants(group + shape.name)) continue;
+      ProductPair pair(shape, &compute);
+      const std::vector<double> seconds =
+          SecondsOfEach({[&] { pair.Ours(Precision::kBf16); }, [&] { pair.Ours(Precision::kF32); }});
+      ratios.push_back(seconds[1] / seconds[0]);
+      report->Add(
+          {group + shape.name, shape.flop() / seconds[0] / 1e9, "GFLOP/s", shape.flop() / seconds[1] / 1e9, kWidened});
+    }
+  }
+  if (ratios.empty()) return;
+  report->Add({group + "geometric-mean", GeometricMean(ratios), "of f32", 1, kWidened});
+}
+
+}  // namespace
+
+absl::Status BenchCompute(const Machine& machine, Report* report) {
+  SetUpOneDnn(machine.isa, machine.threads);
+  const bool has_bf16 = machine.isa == Isa::kAvx512Bf16;
+  const char* const no_bf16 = "this processor has no bf16 instructions";
+  Fastest fastest;
+  AgainstOneDnn(machine, Precision::kF32, &fastest, report);
+  if (has_bf16) {
+    AgainstOneDnn(machine, Precision::kBf16, &fastest, report);
+  } else {
+    report->Absent("compute/products/bf16", no_bf16);
+  }
+  if (report->Wants("compute/products/bf16-widened")) Widened(machine, report);
+  for (const Model& model : kModels) {
+    for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
+      const std::string name = absl::StrCat("compute/", model.name, "/", PrecisionName(precision));
+      if (!report->Wants(name)) continue;
+      if (precision == Precision::kBf16 && !has_bf16) {
+        report->Absent(name, no_bf16);
+        continue;
+      }
+      if (fastest.of(precision) == 0) SeeLargeProducts(machine, precision, &fastest);
+      MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(model, "none", precision, model.batch, model.batch));
+      MILLRACE_ASSIGN_OR_RETURN(const double rate, TrainInOneProcess(job, static_cast<uint32_t>(model.vocab),
+                                                                     machine.isa, machine.threads, 4));
+      const bool small = model.hidden == 128, bf16 = precision == Precision::kBf16;
+      report->Add({name, rate, "tokens/s", fastest.of(precision) / model.flop(),
+                   small ? (bf16 ? 0.5 : 0.65) : (bf16 ? 0.7 : 0.8)});
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace millrace::bench

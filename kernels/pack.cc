@@ -1,0 +1,141 @@
+#include "kernels/pack.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "kernels/product.h"
+
+namespace millrace::kernels {
+namespace {
+
+// RoundToBf16 of eight, widened.
+__m256i RoundedEight(__m256i bits) {
+  const __m256i lowest = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), lowest);
+  const __m256i denormal =
+      _mm256_cmpeq_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7F800000)), _mm256_setzero_si256());
+  const __m256i sign = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0x80000000)));
+  const __m256i nan =
+      _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)), _mm256_set1_epi32(0x7F800000));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i result = _mm256_blendv_epi8(_mm256_blendv_epi8(rounded, sign, denormal), quiet, nan);
+  return _mm256_and_si256(result, _mm256_set1_epi32(static_cast<int>(0xFFFF0000)));
+}
+
+// All bits set in the first `count` of eight.
+__m256i FirstOfEight(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::clamp<int64_t>(count, 0, 8))),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+void TransposeEight(__m256 (&rows)[8]) {
+  __m256 pairs[8], quads[8];
+  for (int i = 0; i < 4; ++i) {
+    pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    quads[4 * i] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0x44);
+    quads[4 * i + 1] = _mm256_shuffle_ps(pairs[4 * i], pairs[4 * i + 2], 0xEE);
+    quads[4 * i + 2] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0x44);
+    quads[4 * i + 3] = _mm256_shuffle_ps(pairs[4 * i + 1], pairs[4 * i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(quads[i], quads[i + 4], 0x31);
+  }
+}
+
+// Eight units of a line whose elements lie one after another.
+template <Packing kPacking>
+__m256 EightUnits(const float* from) {
+  if constexpr (kPacking == Packing::kPlain) {
+    return _mm256_loadu_ps(from);
+  } else {
+    const __m256i rounded = RoundedEight(_mm256_castps_si256(_mm256_loadu_ps(from)));
+    return _mm256_permute_ps(_mm256_castsi256_ps(rounded), 0b10110001);  // the odd of each pair first
+  }
+}
+
+// One unit at element p of a line of k; what lies behind the end is zero.
+template <Packing kPacking>
+float OneUnit(const float* line, int64_t k_stride, int64_t p, int64_t k) {
+  if constexpr (kPacking == Packing::kPlain) {
+    return line[p * k_stride];
+  } else {
+    return (p ^ 1) < k ? WidenBf16(RoundToBf16(line[(p ^ 1) * k_stride])) : 0.0f;
+  }
+}
+
+template <Packing kPacking>
+void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
+               float* panel) {
+  const int64_t units = UnitsOf(kPacking, k);
+  if (line_stride == 1) {
+    // Lines side by side: unit after unit, from whole registers of lines.
+    const int64_t even = k / 2 * 2;
+    for (int64_t line = 0; line < width; line += 8) {
+      const __m256i present = FirstOfEight(lines - line);
+      const bool all = lines - line >= 8;
+      const auto load = [&](int64_t p) {
+        const float* const from = source + p * k_stride + line;
+        return all ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, present);
+      };
+      const auto store = [&](int64_t unit, __m256 value) { _mm256_store_ps(panel + unit * width + line, value); };
+      const auto rounded = [&](int64_t p) { return RoundedEight(_mm256_castps_si256(load(p))); };
+      if constexpr (kPacking == Packing::kPlain) {
+        for (int64_t p = 0; p < k; ++p) store(p, load(p));
+      } else {
+        for (int64_t p = 0; p < even; ++p) store(p ^ 1, _mm256_castsi256_ps(rounded(p)));
+        if (k % 2 != 0) {
+          store(even, _mm256_setzero_ps());
+          store(even + 1, _mm256_castsi256_ps(rounded(even)));
+        }
+      }
+    }
+    return;
+  }
+  // Elements of a line side by side: eight units of eight lines at a time.
+  for (int64_t line = 0; line < width; line += 8) {
+    const int64_t present = std::clamp<int64_t>(lines - line, 0, 8);
+    const float* const first = source + line * line_stride;
+    int64_t unit = 0;
+    for (; unit + 8 <= k; unit += 8) {
+      __m256 rows[8];
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < 8; ++j) {
+        rows[j] = j < present ? EightUnits<kPacking>(first + j * line_stride + unit) : _mm256_setzero_ps();
+      }
+      TransposeEight(rows);
+      float* const to = panel + unit * width + line;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i) _mm256_store_ps(to + i * width, rows[i]);
+    }
+    for (; unit < units; ++unit) {
+      for (int64_t j = 0; j < 8; ++j) {
+        panel[unit * width + line + j] =
+            j < present ? OneUnit<kPacking>(first + j * line_stride, k_stride, unit, k) : 0.0f;
+      }
+    }
+  }
+}
+
+template <Packing kPacking>
+void PackRows(const float* source, int64_t row_stride, int64_t rows, int64_t k, float* to, int64_t to_stride) {
+  const int64_t units = UnitsOf(kPacking, k);
+  for (int64_t row = 0; row < rows; ++row, source += row_stride, to += to_stride) {
+    int64_t unit = 0;
+    for (; unit + 8 <= k; unit += 8) {
+      _mm256_storeu_ps(to + unit, EightUnits<kPacking>(source + unit));
+    }
+    for (; unit < units; ++unit) to[unit] = OneUnit<kPacking>(source, 1, unit, k);
+  }
+}
+
+}  // namespace
+
+const Packer kPlainPacker = {Packing::kPlain, &PackPanel<Packing::kPlain>, &PackRows<Packing::kPlain>};
+const Packer kWidenedPacker = {Packing::kWidened, &PackPanel<Packing::kWidened>, &PackRows<Packing::kWidened>};
+
+}  // namespace millrace::kernels

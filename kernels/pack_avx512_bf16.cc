@@ -1,0 +1,134 @@
+// Pairs by VCVTNE2PS2BF16: rounded to nearest even, denormals to zero, whatever MXCSR says.
+//
+// Compiled for AVX-512 with bf16; see tile_avx512.cc.
+#include <immintrin.h>
+
+#include "kernels/compute.h"
+#include "kernels/pack.h"
+
+namespace millrace::kernels {
+namespace {
+
+constexpr int kLanes = 16;
+
+// The first `count` of 16.
+__mmask16 First(int64_t count) {
+  return static_cast<__mmask16>(count >= kLanes ? 0xFFFF : count <= 0 ? 0 : (1 << count) - 1);
+}
+
+__m512 LoadFirst(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(First(count), from); }
+
+// 32 bfloat16: those of `low` first.
+__m512i Convert(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
+
+// 16 units of a line of which `left` elements are left.
+__m512i Units(const float* from, int64_t left) {
+  return left >= 2 * kLanes ? Convert(_mm512_loadu_ps(from), _mm512_loadu_ps(from + kLanes))
+                            : Convert(LoadFirst(from, left), LoadFirst(from + kLanes, left - kLanes));
+}
+
+void Transpose(__m512i (&rows)[16]) {
+  __m512i pairs[16], quads[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    pairs[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+    pairs[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    quads[4 * i] = _mm512_unpacklo_epi64(pairs[4 * i], pairs[4 * i + 2]);
+    quads[4 * i + 1] = _mm512_unpackhi_epi64(pairs[4 * i], pairs[4 * i + 2]);
+    quads[4 * i + 2] = _mm512_unpacklo_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+    quads[4 * i + 3] = _mm512_unpackhi_epi64(pairs[4 * i + 1], pairs[4 * i + 3]);
+  }
+  // Quarter q of quads[4 r + i] holds column 4 q + i of rows 4 r … 4 r + 3.
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512i even_low = _mm512_shuffle_i32x4(quads[i], quads[4 + i], 0x88);
+    const __m512i odd_low = _mm512_shuffle_i32x4(quads[i], quads[4 + i], 0xDD);
+    const __m512i even_high = _mm512_shuffle_i32x4(quads[8 + i], quads[12 + i], 0x88);
+    const __m512i odd_high = _mm512_shuffle_i32x4(quads[8 + i], quads[12 + i], 0xDD);
+    rows[i] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    rows[4 + i] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    rows[8 + i] = _mm512_shuffle_i32x4(even_low, even_high, 0xDD);
+    rows[12 + i] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xDD);
+  }
+}
+
+void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
+               float* panel) {
+  const int64_t units = (k + 1) / 2;
+  for (int64_t line = 0; line < width; line += kLanes) {
+    const __mmask16 stored = First(width - line);
+    const int64_t present = lines - line;
+    if (line_stride == 1) {
+      // Lines side by side: two elements of all lines, interleaved.
+      const __mmask16 loaded = First(present);
+      const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
+                                                  22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+      const float* from = source + line;
+      for (int64_t unit = 0; unit < units; ++unit, from += 2 * k_stride) {
+        const __m512 even = _mm512_maskz_loadu_ps(loaded, from);
+        const __m512 odd = _mm512_maskz_loadu_ps(2 * unit + 1 < k ? loaded : __mmask16{0}, from + k_stride);
+        _mm512_mask_storeu_epi32(panel + unit * width + line, stored,
+                                 _mm512_permutexvar_epi16(interleave, Convert(even, odd)));
+      }
+      continue;
+    }
+    // Elements of a line side by side: 16 units of 16 lines at a time.
+    for (int64_t unit = 0; unit < units; unit += kLanes) {
+      __m512i rows[16];
+#pragma GCC unroll 16
+      for (int j = 0; j < 16; ++j) {
+        rows[j] =
+            j < present ? Units(source + (line + j) * line_stride + 2 * unit, k - 2 * unit) : _mm512_setzero_si512();
+      }
+      Transpose(rows);
+      float* const to = panel + unit * width + line;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        if (unit + i < units) _mm512_mask_storeu_epi32(to + i * width, stored, rows[i]);
+      }
+    }
+  }
+}
+
+void PackRows(const float* source, int64_t row_stride, int64_t rows, int64_t k, float* to, int64_t to_stride) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* const from = source + row * row_stride;
+    float* const row_to = to + row * to_stride;
+    for (int64_t p = 0; p < k; p += 2 * kLanes) _mm512_storeu_si512(row_to + p / 2, Units(from + p, k - p));
+  }
+}
+
+}  // namespace
+
+const Packer kPairsPacker = {Packing::kPairs, &PackPanel, &PackRows};
+
+bool Bf16ConversionIsAsDefined(uint16_t (*round)(float)) {
+  const FlushDenormals flush;
+  unsigned long long state = 20261124;
+  // Random patterns of 32 bits, and every upper half with a few lower ones about the ties.
+  static constexpr unsigned kLower[] = {0x0000, 0x0001, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
+  for (unsigned upper = 0; upper < 0x10000; upper += kLanes) {
+    for (int i = 0; i < 8; ++i) {
+      alignas(64) unsigned bits[32];
+      alignas(64) unsigned short converted[32];
+      for (int j = 0; j < 32; ++j) {
+        state = state * 6364136223846793005ull + 1442695040888963407ull;
+        const auto random = static_cast<unsigned>(state >> 32);
+        bits[j] = j >= kLanes ? random : (upper + static_cast<unsigned>(j)) << 16 | (i < 6 ? kLower[i] : random >> 16);
+      }
+      _mm512_store_si512(converted, Convert(_mm512_castsi512_ps(_mm512_load_si512(bits)),
+                                            _mm512_castsi512_ps(_mm512_load_si512(bits + kLanes))));
+      for (int j = 0; j < 32; ++j) {
+        float value;
+        __builtin_memcpy(&value, &bits[j], sizeof(value));
+        if (converted[j] != round(value)) return false;
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace millrace::kernels
