@@ -20,6 +20,7 @@ namespace {
 constexpr unsigned int kFlush = 0x8040;  // FTZ and DAZ of MXCSR
 // Looks this often before it sleeps: work mostly comes in quick succession.
 constexpr int kLooks = 2000;
+constexpr int kChunks = 16;
 
 }  // namespace
 
@@ -153,8 +154,8 @@ void Compute::ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64
     part(0, n);
     return;
   }
-  // A few chunks a thread, so that a slow one does not keep the others waiting.
-  pool_->Run(n, std::max(grain, (n + 4 * threads_ - 1) / (4 * threads_)), part);
+  // Many chunks a thread, so that a slow one does not keep the others waiting, nor the last one.
+  pool_->Run(n, std::max(grain, (n + kChunks * threads_ - 1) / (kChunks * threads_)), part);
 }
 
 }  // namespace millrace::kernels

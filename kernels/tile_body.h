@@ -19,30 +19,32 @@ template <typename Vector, int kRows, int kWide, bool kPanel>
 void ComputeTile(const TileWork& work) {
   using Unit = typename Vector::Unit;
   constexpr int kColumns = 2 * Vector::kLanes;  // of B's panel
-  const int64_t c_stride = work.c_stride;
+  // By value: stores to c might change what a reference refers to.
+  const int64_t steps = work.steps, stride = work.a_stride, c_stride = work.c_stride;
+  float* const to = work.c;
+  const bool zero = work.zero;
   typename Vector::Register c[kRows][kWide];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
     // Stores wait for lines that are not in the cache: ask for them before the chains are computed.
-    __builtin_prefetch(work.c + i * c_stride, 1);
-    if (kWide == 2) __builtin_prefetch(work.c + i * c_stride + Vector::kLanes, 1);
-    __builtin_prefetch(work.c + i * c_stride + kWide * Vector::kLanes - 1, 1);
+    __builtin_prefetch(to + i * c_stride, 1);
+    if (kWide == 2) __builtin_prefetch(to + i * c_stride + Vector::kLanes, 1);
+    __builtin_prefetch(to + i * c_stride + kWide * Vector::kLanes - 1, 1);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int j = 0; j < kWide; ++j) {
-      c[i][j] = work.zero ? Vector::Zero() : Vector::Load(work.c + i * c_stride + j * Vector::kLanes);
+      c[i][j] = zero ? Vector::Zero() : Vector::Load(to + i * c_stride + j * Vector::kLanes);
     }
   }
   // Three rows share a pointer: addresses with once and twice the stride cost nothing.
   constexpr int kBases = (kRows + 2) / 3;
   const Unit* a[kBases];
-  const int64_t stride = work.a_stride;
 #pragma GCC unroll 8
   for (int i = 0; i < kBases; ++i) a[i] = static_cast<const Unit*>(work.a) + (kPanel ? 0 : 3 * i * stride);
   const Unit* b = static_cast<const Unit*>(work.b);
-  for (int64_t step = 0; step < work.steps; ++step) {
+  for (int64_t step = 0; step < steps; ++step) {
     const auto b0 = Vector::LoadB(b);
     const auto b1 = kWide == 2 ? Vector::LoadB(b + Vector::kLanes) : b0;
 #pragma GCC unroll 16
@@ -62,7 +64,7 @@ void ComputeTile(const TileWork& work) {
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kWide; ++j) Vector::Store(work.c + i * c_stride + j * Vector::kLanes, c[i][j]);
+    for (int j = 0; j < kWide; ++j) Vector::Store(to + i * c_stride + j * Vector::kLanes, c[i][j]);
   }
 }
 
