@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "common/files.h"
@@ -83,6 +84,10 @@ int Main(Arguments arguments) {
 }  // namespace millrace::cli
 
 int main(int argc, char** argv) {
+#ifdef NDEBUG
+  // Debian's Abseil is built to watch the order of locks, as one wants it in a debug build.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   // A write to a closed pipe fails rather than killing a process that has something to tidy up.
   signal(SIGPIPE, SIG_IGN);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
