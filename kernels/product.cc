@@ -60,6 +60,11 @@ struct Block {
   bool last;       // and end here
   float* b;        // packed
 
+  // Whether the tile takes a panel where it lies: rows of f32 that are used once.
+  bool InPlace(int64_t panel) const {
+    return packer.packing == Packing::kPlain && product.b.column_stride == 1 && product.m <= tile.rows &&
+           (panel + 1) * tile.columns <= n_size;
+  }
   int64_t panels() const { return (n_size + tile.columns - 1) / tile.columns; }
 };
 
@@ -67,6 +72,7 @@ struct Block {
 void PackB(const Block& block, int64_t begin, int64_t end) {
   const Operand& b = block.product.b;
   for (int64_t panel = begin; panel < end; ++panel) {
+    if (block.InPlace(panel)) continue;
     const int64_t column = block.n_begin + panel * block.tile.columns;
     block.packer.panel(b.data + block.k_begin * b.row_stride + column * b.column_stride, b.column_stride, b.row_stride,
                        std::min<int64_t>(block.tile.columns, block.n_begin + block.n_size - column), block.tile.columns,
@@ -117,7 +123,14 @@ void ComputeStrip(const Block& block, int64_t row, int64_t rows, int64_t begin, 
     const int64_t column = panel * tile.columns;
     const int64_t columns = std::min<int64_t>(tile.columns, block.n_size - column);
     const TileFunction compute = tile.Find(strip.panel, columns <= half, rows);
-    work.b = block.b + panel * block.b_unit;
+    if (block.InPlace(panel)) {
+      const Operand& b = product.b;
+      work.b = b.data + block.k_begin * b.row_stride + block.n_begin + column;
+      work.b_stride = b.row_stride;
+    } else {
+      work.b = block.b + panel * block.b_unit;
+      work.b_stride = tile.columns;
+    }
     work.c = c + column;
     work.c_stride = product.c_stride;
     if (columns == tile.columns || columns == half) {

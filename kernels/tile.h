@@ -1,8 +1,8 @@
 // Computes one tile of a product; one implementation an instruction set.
 //
-// Units are 32 bits: an f32, or for tiles of pairs two bfloat16, the even k in the lower half. B comes as a packed
-// panel b[step][columns]. A comes either as rows that lie apart, their steps side by side, or as a packed panel
-// a[step][row] of a given width.
+// Units are 32 bits: an f32, or for tiles of pairs two bfloat16, the even k in the lower half. B comes step
+// after step, its columns side by side. A comes either as rows that lie apart, their steps side by side, or as a packed
+// panel a[step][row] of a given width.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@ struct TileWork {
   const void* a = nullptr;
   int64_t a_stride = 0;  // units between rows that lie apart; or between the steps of a panel
   const void* b = nullptr;
+  int64_t b_stride = 0;  // units between steps: the tile's columns, for a packed panel
   float* c = nullptr;
   int64_t c_stride = 0;
   bool zero = false;  // chains start from zero, else from what c holds

@@ -16,7 +16,7 @@ struct Avx2 {
   static __m256 Zero() { return _mm256_setzero_ps(); }
   static __m256 Load(const float* c) { return _mm256_loadu_ps(c); }
   static void Store(float* c, __m256 value) { _mm256_storeu_ps(c, value); }
-  static __m256 LoadB(const float* b) { return _mm256_load_ps(b); }
+  static __m256 LoadB(const float* b) { return _mm256_loadu_ps(b); }
   static __m256 Broadcast(const float* a) { return _mm256_broadcast_ss(a); }
   static __m256 MultiplyAdd(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 };

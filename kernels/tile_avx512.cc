@@ -19,7 +19,7 @@ struct Avx512 {
   static __m512 Zero() { return _mm512_setzero_ps(); }
   static __m512 Load(const float* c) { return _mm512_loadu_ps(c); }
   static void Store(float* c, __m512 value) { _mm512_storeu_ps(c, value); }
-  static __m512 LoadB(const float* b) { return _mm512_load_ps(b); }
+  static __m512 LoadB(const float* b) { return _mm512_loadu_ps(b); }
   static __m512 Broadcast(const float* a) { return _mm512_set1_ps(*a); }
   static __m512 MultiplyAdd(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 };

@@ -18,9 +18,8 @@ namespace {  // NOLINT(google-build-namespaces)
 template <typename Vector, int kRows, int kWide, bool kPanel>
 void ComputeTile(const TileWork& work) {
   using Unit = typename Vector::Unit;
-  constexpr int kColumns = 2 * Vector::kLanes;  // of B's panel
   // By value: stores to c might change what a reference refers to.
-  const int64_t steps = work.steps, stride = work.a_stride, c_stride = work.c_stride;
+  const int64_t steps = work.steps, stride = work.a_stride, b_stride = work.b_stride, c_stride = work.c_stride;
   float* const to = work.c;
   const bool zero = work.zero;
   typename Vector::Register c[kRows][kWide];
@@ -59,7 +58,7 @@ void ComputeTile(const TileWork& work) {
 #pragma GCC unroll 8
       for (int i = 0; i < kBases; ++i) ++a[i];
     }
-    b += kColumns;
+    b += b_stride;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {

@@ -17,7 +17,7 @@ void ComputeTile(const TileWork& work, int rows) {
       float& c = work.c[i * work.c_stride + j];
       float chain = work.zero ? 0.0f : c;
       for (int64_t p = 0; p < work.steps; ++p) {
-        chain = std::fma(kPanel ? a[p * work.a_stride + i] : a[i * work.a_stride + p], b[p * kColumns + j], chain);
+        chain = std::fma(kPanel ? a[p * work.a_stride + i] : a[i * work.a_stride + p], b[p * work.b_stride + j], chain);
       }
       c = chain;
     }

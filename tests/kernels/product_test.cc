@@ -84,6 +84,10 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
         Compare(compute, {170, 97, 515, precision, false, false, false, true});
         Compare(compute, {200, 130, 64, precision, false, true, true, false});
         Compare(compute, {5, 2100, 33, precision, true, false, false, false});
+        Compare(compute, {1, 1000, 801, precision, false, false, false, true});
+        Compare(compute, {3, 470, 400, precision, false, false, true, true});
+        Compare(compute, {20, 40, 512, precision, false, false, false, false});
+        Compare(compute, {13, 70, 1601, precision, true, true, true, true});
       }
     }
   }
