@@ -17,6 +17,9 @@ struct Machine {
 
 absl::Status BenchCompute(const Machine& machine, Report* report);
 absl::Status BenchOptimizer(const Machine& machine, Report* report);
+absl::Status BenchTransport(const Machine& machine, Report* report);
 absl::Status BenchDistribution(const Machine& machine, Report* report);
+absl::Status BenchText(const Machine& machine, Report* report);
+absl::Status BenchGeneration(const Machine& machine, Report* report);
 
 }  // namespace millrace::bench

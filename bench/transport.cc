@@ -1,0 +1,142 @@
+// Blocks through gRPC, as a cluster's processes connect, against a plain socket, all over the loopback interface.
+#include <arpa/inet.h>
+#include <grpcpp/grpcpp.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "bench/groups.h"
+#include "common/grpc_channel.h"
+#include "common/grpc_server.h"
+#include "common/status.h"
+#include "proto/millrace/v1/parameter_server.grpc.pb.h"
+
+namespace millrace::bench {
+namespace {
+
+constexpr size_t kBytes = 64 << 20;
+constexpr size_t kBlockBytes = 256 << 10;
+constexpr double kGoal = 0.4;
+
+// Sends and takes blocks, and keeps none.
+class Blocks final : public v1::ParameterServer::Service {
+ public:
+  grpc::Status Pull(grpc::ServerContext*, const v1::PullRequest*, grpc::ServerWriter<v1::PullReply>* stream) override {
+    v1::PullReply reply;
+    for (size_t sent = 0; sent < kBytes; sent += kBlockBytes) {
+      reply.set_block(static_cast<uint32_t>(sent / kBlockBytes));
+      reply.set_weights(block_);
+      if (!stream->Write(reply)) break;
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply) override {
+    v1::PushRequest request;
+    uint64_t added = 0;
+    while (stream->Read(&request)) ++added;
+    reply->set_blocks_added(added);
+    return grpc::Status::OK;
+  }
+
+ private:
+  const std::string block_ = std::string(kBlockBytes, 'b');
+};
+
+// Two ends of a connection.
+class SocketPair {
+ public:
+  SocketPair() {
+    const int listener = socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof(address);
+    auto* const generic = reinterpret_cast<sockaddr*>(&address);
+    good_ = bind(listener, generic, size) == 0 && listen(listener, 1) == 0 &&
+            getsockname(listener, generic, &size) == 0 && connect(from_, generic, size) == 0;
+    if (good_) to_ = accept(listener, nullptr, nullptr);
+    close(listener);
+    const int yes = 1;
+    setsockopt(from_, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof(yes));
+  }
+  ~SocketPair() {
+    close(from_);
+    if (to_ >= 0) close(to_);
+  }
+  bool good() const { return good_ && to_ >= 0; }
+
+  // The same bytes, in as large pieces.
+  void Move() {
+    std::thread sender([this] {
+      for (size_t sent = 0; sent < kBytes;) {
+        const size_t offset = sent % kBlockBytes;
+        const ssize_t count = write(from_, out_.data() + offset, kBlockBytes - offset);
+        if (count <= 0) return;
+        sent += static_cast<size_t>(count);
+      }
+    });
+    for (size_t received = 0; received < kBytes;) {
+      const ssize_t count = read(to_, in_.data(), in_.size());
+      if (count <= 0) break;
+      received += static_cast<size_t>(count);
+    }
+    sender.join();
+  }
+
+ private:
+  const int from_ = socket(AF_INET, SOCK_STREAM, 0);
+  int to_ = -1;
+  bool good_ = false;
+  std::vector<char> out_ = std::vector<char>(kBlockBytes, 'b');
+  std::vector<char> in_ = std::vector<char>(kBlockBytes);
+};
+
+}  // namespace
+
+absl::Status BenchTransport(const Machine&, Report* report) {
+  Blocks service;
+  GrpcServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.services = {&service};
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(options));
+  const auto stub = v1::ParameterServer::NewStub(NewChannel(server->address()));
+  bool good = true;
+  const auto pull = [&] {
+    grpc::ClientContext context;
+    const auto stream = stub->Pull(&context, {});
+    v1::PullReply reply;
+    size_t received = 0;
+    while (stream->Read(&reply)) received += reply.weights().size();
+    good &= stream->Finish().ok() && received == kBytes;
+  };
+  const std::string block(kBlockBytes, 'b');
+  const auto push = [&] {
+    grpc::ClientContext context;
+    v1::PushReply reply;
+    const auto stream = stub->Push(&context, &reply);
+    v1::PushRequest request;
+    for (size_t sent = 0; sent < kBytes; sent += kBlockBytes) {
+      request.set_values(block);
+      good &= stream->Write(request);
+    }
+    stream->WritesDone();
+    good &= stream->Finish().ok() && reply.blocks_added() == kBytes / kBlockBytes;
+  };
+  SocketPair sockets;
+  if (!sockets.good()) return absl::UnavailableError("no connection over the loopback interface");
+  const std::vector<double> seconds = SecondsOfEach({pull, push, [&] { sockets.Move(); }}, 0.2);
+  if (!good) return absl::UnavailableError("a call failed");
+  const auto rate = [](double taken) { return static_cast<double>(kBytes) / taken / 1e9; };
+  report->Add({"transport/pull", rate(seconds[0]), "GB/s", rate(seconds[2]), kGoal});
+  report->Add({"transport/push", rate(seconds[1]), "GB/s", rate(seconds[2]), kGoal});
+  return absl::OkStatus();
+}
+
+}  // namespace millrace::bench
