@@ -181,3 +181,7 @@ void Status::UnrefNonInlined(uintptr_t rep) {
 
 ABSL_NAMESPACE_END
 }  // namespace absl
+
+// Each race is looked up among the addresses of all before it: those that are overlooked are so many that tests would
+// take minutes.
+extern "C" const char* __tsan_default_options() { return "suppress_equal_addresses=0"; }
