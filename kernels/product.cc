@@ -72,7 +72,6 @@ struct Block {
 void PackB(const Block& block, int64_t begin, int64_t end) {
   const Operand& b = block.product.b;
   for (int64_t panel = begin; panel < end; ++panel) {
-    if (block.InPlace(panel)) continue;
     const int64_t column = block.n_begin + panel * block.tile.columns;
     block.packer.panel(b.data + block.k_begin * b.row_stride + column * b.column_stride, b.column_stride, b.row_stride,
                        std::min<int64_t>(block.tile.columns, block.n_begin + block.n_size - column), block.tile.columns,
@@ -162,14 +161,16 @@ void RunBlock(const Compute& compute, Block& block, bool parallel) {
   // Strips as even as can be.
   const int64_t strips = (m + block.tile.rows - 1) / block.tile.rows;
   const auto row_of = [m, strips](int64_t strip) { return strip * m / strips; };
+  const int64_t first = !block.InPlace(0) ? 0 : panels - (block.InPlace(panels - 1) ? 0 : 1);
   if (!parallel) {
-    PackB(block, 0, panels);
+    PackB(block, first, panels);
     for (int64_t strip = 0; strip < strips; ++strip) {
       ComputeStrip(block, row_of(strip), row_of(strip + 1) - row_of(strip), 0, panels);
     }
     return;
   }
-  compute.ParallelFor(panels, 1, [&block](int64_t begin, int64_t end) { PackB(block, begin, end); });
+  compute.ParallelFor(panels - first, 1,
+                      [&block, first](int64_t begin, int64_t end) { PackB(block, first + begin, first + end); });
   // Few strips are cut across the columns, so that no thread waits long for the last one.
   const int64_t cuts = std::clamp<int64_t>(kTasksAThread * compute.threads() / strips, 1, panels);
   compute.ParallelFor(strips * cuts, 1, [&](int64_t begin, int64_t end) {
