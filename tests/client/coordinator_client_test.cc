@@ -200,7 +200,7 @@ TEST_F(CoordinatorClientTest, WatchingGoesOnAfterARestart) {
 
 // A job that waits or is paused has no events for long; that is no sign of a coordinator that is gone.
 TEST_F(CoordinatorClientTest, ALongSilenceTakesNothingOffThePatience) {
-  const absl::Duration patience = absl::Milliseconds(200);
+  const absl::Duration patience = absl::Seconds(1);  // a first connection fits in
   int calls = 0;
   jobs_.watch = [&](auto*, const v1::WatchJobRequest&, auto* events) {
     if (++calls == 1) {
@@ -222,7 +222,7 @@ TEST_F(CoordinatorClientTest, WatchingGivesUpWhenPatienceEnds) {
     if (request.after_sequence() == 0) events->Write(Event(1));
     return ToGrpc(absl::UnavailableError("broken for good"));
   };
-  CoordinatorClient client(server_.address(), absl::Milliseconds(100));
+  CoordinatorClient client(server_.address(), absl::Seconds(1));
   const auto [seen, status] = Watch(client);
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("broken for good"));

@@ -489,7 +489,10 @@ TEST_F(PhaseSeatTest, GradientsDependOnSeedPhaseStepAndMicrobatchAlone) {
 TEST_F(PhaseSeatTest, FetchesAVersionOnce) {
   PhaseSeat seat(&compute_);
   std::vector<float> gradients;
-  for (int i = 0; i < 3; ++i) ASSERT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  for (int i = 0; i < 3; ++i) {
+    const absl::Status done = seat.Do(TrainUnit(), &result_);
+    ASSERT_TRUE(done.ok()) << done;
+  }
   EXPECT_EQ(shards_[0]->pulls(), 1);
   const double before = result_.loss_sum();
   EXPECT_EQ(before, Direct(TrainUnit(), &gradients));
