@@ -183,5 +183,5 @@ ABSL_NAMESPACE_END
 }  // namespace absl
 
 // Each race is looked up among the addresses of all before it: those that are overlooked are so many that tests would
-// take minutes.
-extern "C" const char* __tsan_default_options() { return "suppress_equal_addresses=0"; }
+// take minutes. What is overlooked is known by the frames of both accesses: keep them for long.
+extern "C" const char* __tsan_default_options() { return "suppress_equal_addresses=0 history_size=4"; }
