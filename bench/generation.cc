@@ -33,10 +33,7 @@ absl::Status BenchGeneration(const Machine& machine, Report* report) {
     const model::TensorList& tensors = decoder->tensors();
     MILLRACE_ASSIGN_OR_RETURN(model::Arena memory, model::Arena::Create(tensors.floats()));
     float* const weights = memory.Take(tensors.floats());
-    for (int i = 0; i < tensors.size(); ++i) {
-      model::StartValues(tensors[i], i, 1, 0,
-                         absl::MakeSpan(weights + tensors[i].offset, static_cast<size_t>(tensors[i].size)));
-    }
+    model::StartWeights(tensors, 1, weights);
     MILLRACE_ASSIGN_OR_RETURN(const model::Decoder::OwnedCache cache, decoder->NewCache());
     const model::Linear linear = {decoder->hidden_size(), model.vocab, false, precision};
     const float* const embedding = weights + tensors[decoder->output_embedding()].offset;

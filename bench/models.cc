@@ -51,10 +51,7 @@ absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab,
   float* const weights = memory.Take(tensors.floats());
   float* const gradients = memory.Take(tensors.floats());
   float* const state = memory.Take(2 * tensors.floats());
-  for (int i = 0; i < tensors.size(); ++i) {
-    model::StartValues(tensors[i], i, 1, 0,
-                       absl::MakeSpan(weights + tensors[i].offset, static_cast<size_t>(tensors[i].size)));
-  }
+  model::StartWeights(tensors, 1, weights);
   const int64_t columns = job.model().context() + 1, rows = phase.microbatch();
   MILLRACE_ASSIGN_OR_RETURN(model::CausalLm objective,
                             model::CausalLm::Create(decoder.get(), &compute, rows * (columns - 1), columns - 1,

@@ -27,11 +27,8 @@ std::vector<Shape> ShapesOf(const Model& model) {
     const std::string name = prefix + p.name;
     shapes.push_back({name + "/forward", 1, tokens, p.outputs, p.inputs, false, p.outputs_first});
     shapes.push_back({name + "/input-gradient", 1, tokens, p.inputs, p.outputs, false, !p.outputs_first});
-    if (p.outputs_first) {
-      shapes.push_back({name + "/weight-gradient", 1, p.outputs, p.inputs, tokens, true, false});
-    } else {
-      shapes.push_back({name + "/weight-gradient", 1, p.inputs, p.outputs, tokens, true, false});
-    }
+    shapes.push_back({name + "/weight-gradient", 1, p.outputs_first ? p.outputs : p.inputs,
+                      p.outputs_first ? p.inputs : p.outputs, tokens, true, false});
   }
   const int64_t heads = int64_t{model.batch} * model.heads, size = model.hidden / model.heads;
   shapes.push_back({prefix + "heads/scores", heads, model.context, model.context, size, false, true});

@@ -4,7 +4,7 @@
 set -euo pipefail
 folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-mapfile -t wanted < <(sed -e "s/#.*//" -e "s/[[:space:]]//g" -e "/^$/d" "$folder/packages.txt")
+mapfile -t wanted < <(sed -e 's/#.*//' -e 's/[[:space:]]//g' -e '/^$/d' "$folder/packages.txt")
 wanted+=("$@")
 missing=()
 for package in "${wanted[@]}"; do

@@ -26,9 +26,8 @@ struct TileWork {
 using TileFunction = void (*)(const TileWork& work);
 
 struct Tile {
-  int rows = 0;        // at most
-  int columns = 0;     // of a panel of B: even, and a multiple of 8
-  bool pairs = false;  // of bfloat16
+  int rows = 0;     // at most
+  int columns = 0;  // of a panel of B: even, and a multiple of 8
   // [panel of A][half of the columns][rows]
   const TileFunction* functions = nullptr;
 

@@ -25,6 +25,6 @@ constexpr auto kFunctions = TileFunctions<Avx2, kRows>();
 
 }  // namespace
 
-const Tile kAvx2Tile = {kRows, 2 * Avx2::kLanes, false, kFunctions.data()};
+const Tile kAvx2Tile = {kRows, 2 * Avx2::kLanes, kFunctions.data()};
 
 }  // namespace millrace::kernels

@@ -56,4 +56,11 @@ void StartValues(const TensorSpec& spec, int index, uint64_t seed, int64_t begin
   }
 }
 
+void StartWeights(const TensorList& tensors, uint64_t seed, float* weights) {
+  for (int i = 0; i < tensors.size(); ++i) {
+    const TensorSpec& tensor = tensors[i];
+    StartValues(tensor, i, seed, 0, absl::MakeSpan(weights + tensor.offset, static_cast<size_t>(tensor.size)));
+  }
+}
+
 }  // namespace millrace::model

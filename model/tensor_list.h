@@ -54,5 +54,7 @@ class TensorList {
 // Fills in a tensor's values [begin, begin + values.size()) at the start of training: a function of seed, index and
 // place alone. Normal deviates are Box and Muller's (1958), computed in f64. Requires begin % 4 == 0.
 void StartValues(const TensorSpec& spec, int index, uint64_t seed, int64_t begin, absl::Span<float> values);
+// All tensors' start values, laid out as the list says.
+void StartWeights(const TensorList& tensors, uint64_t seed, float* weights);
 
 }  // namespace millrace::model

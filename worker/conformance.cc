@@ -38,11 +38,7 @@ void AddModel(const kernels::Compute& compute, const v1::ModelSpec& spec, Sha256
   const absl::StatusOr<std::unique_ptr<model::Decoder>> decoder = model::Decoder::Create(spec, kVocab);
   const model::TensorList& tensors = (*decoder)->tensors();
   std::vector<float> weights(static_cast<size_t>(tensors.floats())), gradients(weights.size());
-  for (int i = 0; i < tensors.size(); ++i) {
-    const model::TensorSpec& tensor = tensors[i];
-    model::StartValues(tensor, i, 7, 0,
-                       absl::MakeSpan(weights.data() + tensor.offset, static_cast<size_t>(tensor.size)));
-  }
+  model::StartWeights(tensors, 7, weights.data());
   std::vector<uint32_t> ids(kRows * kColumns);
   const Philox key(11);
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = key(1, i)[0] % kVocab;

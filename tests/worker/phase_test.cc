@@ -812,11 +812,7 @@ TEST_F(PhaseSeatTest, TrainsAgainstShards) {
   ASSERT_TRUE(seats[0].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
   // A second initialisation does no harm.
   ASSERT_TRUE(seats[1].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
-  for (int i = 0; i < decoder_->tensors().size(); ++i) {
-    const model::TensorSpec& tensor = decoder_->tensors()[i];
-    model::StartValues(tensor, i, kSeed, 0,
-                       absl::MakeSpan(weights_.data() + tensor.offset, static_cast<size_t>(tensor.size)));
-  }
+  model::StartWeights(decoder_->tensors(), kSeed, weights_.data());
   v1::WorkUnit evaluation = Unit(v1::WorkUnit::EVALUATE);
   AddMicrobatch(0, 2, 11, &evaluation);
   AddMicrobatch(1, 2, 11, &evaluation);
