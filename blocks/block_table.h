@@ -66,4 +66,9 @@ class BlockTable {
   int64_t parameters_ = 0;
 };
 
+// Width of a weight that is pulled: 32 bits (f32) or 16 (bfloat16). Left out: 32.
+inline uint32_t WeightBits(const v1::OptimizerSpec& optimizer) {
+  return optimizer.has_weight_bits() ? optimizer.weight_bits() : 32;
+}
+
 }  // namespace millrace::blocks

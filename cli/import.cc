@@ -24,7 +24,8 @@ absl::Status RunImport(Arguments arguments) {
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   MILLRACE_RETURN_IF_ERROR(CheckIsFree(out));
   MILLRACE_RETURN_IF_ERROR(CheckModelFolder(from));
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, OpenModelFolder(from, /*threads=*/1));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open,
+                            OpenModelFolder(from, /*threads=*/1, model::Weights::kStored));
   const model::LanguageModel& model = *open->language_model;
   MILLRACE_RETURN_IF_ERROR(WriteModelFolder(model, out));
   std::printf("%s holds the model: %s, %lld parameters, a vocabulary of %u.\n", out.c_str(),

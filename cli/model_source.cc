@@ -95,9 +95,10 @@ absl::Status CheckModelFolder(const std::string& directory) {
   return reader->Verify();
 }
 
-absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& directory, int64_t threads) {
+absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& directory, int64_t threads,
+                                                           model::Weights weights) {
   auto open = std::make_unique<OpenModel>(kernels::DetectIsa(), threads > 0 ? static_cast<int>(threads) : Cores());
-  MILLRACE_ASSIGN_OR_RETURN(open->language_model, model::LanguageModel::Open(directory, &open->compute));
+  MILLRACE_ASSIGN_OR_RETURN(open->language_model, model::LanguageModel::Open(directory, &open->compute, weights));
   return open;
 }
 
@@ -110,9 +111,9 @@ void ModelFlags::Declare(Flags* flags) {
   where.Declare(flags);
 }
 
-absl::StatusOr<std::unique_ptr<OpenModel>> ModelFlags::Open() const {
+absl::StatusOr<std::unique_ptr<OpenModel>> ModelFlags::Open(model::Weights weights) const {
   MILLRACE_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Find(model, where));
-  return OpenModelFolder(source.directory(), threads);
+  return OpenModelFolder(source.directory(), threads, weights);
 }
 
 }  // namespace millrace::cli

@@ -42,7 +42,8 @@ struct OpenModel {
   std::unique_ptr<model::LanguageModel> language_model;
 };
 // `threads`: 0 for one a core.
-absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& directory, int64_t threads);
+absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& directory, int64_t threads,
+                                                           model::Weights weights);
 
 // The flags by which a subcommand gets its model.
 struct ModelFlags {
@@ -51,7 +52,7 @@ struct ModelFlags {
   CoordinatorFlags where;
 
   void Declare(Flags* flags);
-  absl::StatusOr<std::unique_ptr<OpenModel>> Open() const;
+  absl::StatusOr<std::unique_ptr<OpenModel>> Open(model::Weights weights = model::Weights::kComputed) const;
 };
 
 }  // namespace millrace::cli

@@ -93,6 +93,7 @@ ShardGroup::~ShardGroup() = default;
 
 void ShardGroup::Place(const blocks::BlockTable* blocks, const v1::OptimizerSpec& optimizer) {
   blocks_ = blocks;
+  weight_bytes_ = blocks::WeightBits(optimizer) / 8;
   shard_of_ = blocks::PlaceBlocks(*blocks, optimizer, static_cast<uint32_t>(shards_.size()));
   for (const auto& shard : shards_) shard->blocks.clear();
   for (uint32_t block = 0; block < shard_of_.size(); ++block) shards_[shard_of_[block]]->blocks.push_back(block);
@@ -145,7 +146,7 @@ absl::Status ShardGroup::Pull(uint64_t version,
       }
       ++next;
       const std::string& weights = reply.weights();
-      if (weights.size() != 4 * static_cast<size_t>(blocks_->blocks()[block].size) ||
+      if (weights.size() != weight_bytes_ * static_cast<size_t>(blocks_->blocks()[block].size) ||
           Crc32c(weights.data(), weights.size()) != reply.crc32c()) {
         status = shard.Damaged("the weights were damaged", block);
         break;

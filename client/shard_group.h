@@ -62,8 +62,8 @@ class ShardGroup {
 
   // ---- for workers ----
   // Streams the weights of all blocks at `version` in the table's order to `sink`, from a thread a shard; waits for the
-  // version while it lies ahead. The weights are little-endian f32, of the block's size; `weights` is good during the
-  // call.
+  // version while it lies ahead. The weights are little-endian and of the block's size, each of the optimizer's
+  // weight_bits; `weights` is good during the call.
   absl::Status Pull(uint64_t version,
                     absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights,
                                                    const blocks::Coding& coding)> sink);
@@ -101,6 +101,7 @@ class ShardGroup {
   const blocks::BlockTable* blocks_ = nullptr;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<uint32_t> shard_of_;  // by block
+  size_t weight_bytes_ = 0;         // of one that is pulled
 };
 
 }  // namespace millrace::client

@@ -457,6 +457,10 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ".optimizer.gradient_bits: 16 or 32 is wanted, not ", optimizer.gradient_bits()));
   }
+  if (optimizer.has_weight_bits() && optimizer.weight_bits() != 32 && optimizer.weight_bits() != 16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".optimizer.weight_bits: 16 or 32 is wanted, not ", optimizer.weight_bits()));
+  }
   return absl::OkStatus();
 }
 
@@ -477,6 +481,9 @@ void FillDefaults(v1::JobSpec* job) {
       phase.mutable_optimizer()->set_decay_steps(static_cast<uint32_t>(
           std::min<uint64_t>(phase.stop().max_steps(), std::numeric_limits<uint32_t>::max())));
     }
+    if (!phase.optimizer().has_weight_bits()) {
+      phase.mutable_optimizer()->set_weight_bits(model.precision() == "bf16" ? 16 : 32);
+    }
     if (!phase.checkpoint().has_every_steps()) {
       phase.mutable_checkpoint()->set_every_steps(phase.evaluate().every_steps());
     }
@@ -491,6 +498,10 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
   for (int i = 0; i < job.phases_size(); ++i) {
     const std::string path = absl::StrCat("phases.", i);
     MILLRACE_RETURN_IF_ERROR(CheckPhase(job.phases(i), path));
+    if (job.model().precision() == "bf16" && job.phases(i).optimizer().weight_bits() == 32) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
+    }
     if (!names.insert(job.phases(i).name()).second) {
       return absl::InvalidArgumentError(absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()),
                                                      " already"));

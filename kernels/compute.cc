@@ -10,8 +10,8 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "kernels/bfloat16.h"
 #include "kernels/pack.h"
-#include "kernels/product.h"
 #include "kernels/tile.h"
 
 namespace millrace::kernels {
@@ -31,7 +31,7 @@ Isa DetectIsa() {
       return Isa::kAvx2;
     }
     if (!__builtin_cpu_supports("avx512bf16") || !Bf16InstructionIsAsDefined() ||
-        !Bf16ConversionIsAsDefined(&RoundToBf16)) {
+        !Bf16ConversionIsAsDefined(static_cast<uint16_t (*)(float)>(&RoundToBf16))) {
       return Isa::kAvx512;
     }
     return Isa::kAvx512Bf16;

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "kernels/product.h"
+#include "kernels/bfloat16.h"
 
 namespace millrace::kernels {
 namespace {

@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 
+#include "kernels/bfloat16.h"
 #include "kernels/pack.h"
 #include "kernels/scratch.h"
 #include "kernels/tile.h"
@@ -21,28 +20,6 @@ constexpr size_t kAlignment = 64;
 // Products below this many multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
 constexpr int64_t kTasksAThread = 8;
-
-uint32_t Bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-float FromBits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-// The upper half is the rounded value.
-uint32_t RoundedBits(float value) {
-  const uint32_t bits = Bits(value);
-  const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);
-  const uint32_t denormal = (bits & 0x7F800000) == 0 ? 0xFFFFFFFF : 0;
-  const uint32_t nan = (bits & 0x7FFFFFFF) > 0x7F800000 ? 0xFFFFFFFF : 0;
-  const uint32_t result = (rounded & ~denormal & ~nan) | (bits & 0x80000000 & denormal) | ((bits | 0x400000) & nan);
-  return result & 0xFFFF0000;
-}
 
 thread_local Scratch strip_of_a;
 thread_local Scratch panels_of_b;
@@ -268,8 +245,5 @@ void MultiplyAsDefined(const Product& product) {
     }
   }
 }
-
-uint16_t RoundToBf16(float value) { return static_cast<uint16_t>(RoundedBits(value) >> 16); }
-float WidenBf16(uint16_t value) { return FromBits(uint32_t{value} << 16); }
 
 }  // namespace millrace::kernels

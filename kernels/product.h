@@ -50,8 +50,4 @@ void MultiplyBatch(const Compute& compute, absl::Span<const Product> products);
 // The definition, one element after another; for tests.
 void MultiplyAsDefined(const Product& product);
 
-// Rounds to bfloat16, to nearest even; denormals become zeros of their sign, NaNs stay NaNs.
-uint16_t RoundToBf16(float value);
-float WidenBf16(uint16_t value);
-
 }  // namespace millrace::kernels

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/philox.h"
 #include "common/status.h"
+#include "kernels/bfloat16.h"
 #include "kernels/reduce.h"
 #include "kernels/rows.h"
 #include "model/formats/hugging_face.h"
@@ -25,7 +26,7 @@ constexpr int64_t kScoredTokens = 1024;
 LanguageModel::~LanguageModel() = default;
 
 absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::string& directory,
-                                                                   const kernels::Compute* compute) {
+                                                                   const kernels::Compute* compute, Weights weights) {
   MILLRACE_ASSIGN_OR_RETURN(const Configuration configuration, ReadConfig(directory));
   auto model = std::unique_ptr<LanguageModel>(new LanguageModel);
   model->compute_ = compute;
@@ -41,6 +42,9 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
   MILLRACE_ASSIGN_OR_RETURN(model->memory_, Arena::Create(tensors.floats()));
   model->weights_ = model->memory_.Take(tensors.floats());
   MILLRACE_RETURN_IF_ERROR(ReadWeights(directory, tensors, model->weights_));
+  if (weights == Weights::kComputed && model->decoder_->precision() == kernels::Precision::kBf16) {
+    kernels::KeepBf16(model->weights_, tensors.floats());
+  }
   return model;
 }
 

@@ -20,13 +20,18 @@
 
 namespace millrace::model {
 
+// Which weights a model is opened with: those that its precision computes with (bf16: rounded to bfloat16, as workers
+// get them), or those of its folder, to be written again.
+enum class Weights { kComputed, kStored };
+
 // A model folder in memory. Used by one thread at a time.
 class LanguageModel {
  public:
   // Reads config.json, tokenizer.json and the weights of a folder in Hugging Face's layout, which a checkpoint is too.
   // `compute` outlives the model. Errors name file and field or tensor. Sums of checkpoints are not compared here.
   static absl::StatusOr<std::unique_ptr<LanguageModel>> Open(const std::string& directory,
-                                                             const kernels::Compute* compute);
+                                                             const kernels::Compute* compute,
+                                                             Weights weights = Weights::kComputed);
   ~LanguageModel();
 
   const Decoder& decoder() const { return *decoder_; }

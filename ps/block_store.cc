@@ -39,6 +39,9 @@ absl::Status CheckRequest(const v1::ConfigureRequest& request) {
     return absl::InvalidArgumentError(
         absl::StrCat(request.units_per_step(), " units a step; 1 to ", kMaxUnits, " can be added up exactly"));
   }
+  if (const uint32_t bits = blocks::WeightBits(request.optimizer()); bits != 16 && bits != 32) {
+    return absl::InvalidArgumentError(absl::StrCat("the optimizer's weight_bits are ", bits, "; 16 or 32 are wanted"));
+  }
   return absl::OkStatus();
 }
 
@@ -102,6 +105,7 @@ BlockStore::BlockStore(blocks::BlockTable table, const v1::ConfigureRequest& req
         options.limit_bytes += kSpareCopyBytes;
         return options;
       }()) {
+  const uint32_t weight_bits = blocks::WeightBits(spec_);
   places_.resize(table_.blocks().size());
   for (const blocks::TensorInfo& tensor : table_.tensors()) {
     const optim::Optimizer* const trains = tensor.trainable ? optimizer_.get() : nullptr;
@@ -109,7 +113,7 @@ BlockStore::BlockStore(blocks::BlockTable table, const v1::ConfigureRequest& req
     const uint32_t step = whole ? tensor.block_count : 1;
     for (uint32_t first = tensor.first_block; first < tensor.first_block + tensor.block_count; first += step) {
       if (shard_of_[first] != shard_index_) continue;
-      pieces_.push_back(std::make_unique<HeldPiece>(&table_, first, step, trains, units_per_step_));
+      pieces_.push_back(std::make_unique<HeldPiece>(&table_, first, step, trains, units_per_step_, weight_bits));
       for (uint32_t part = 0; part < step; ++part) {
         places_[first + part] = {pieces_.back().get(), part};
         held_.push_back(first + part);

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/checksum.h"
 #include "common/status.h"
+#include "kernels/bfloat16.h"
 #include "kernels/reduce.h"
 
 namespace millrace::ps {
@@ -21,8 +22,8 @@ std::string Show(const blocks::Coding& coding) {
 }  // namespace
 
 HeldPiece::HeldPiece(const blocks::BlockTable* table, uint32_t first_block, uint32_t block_count,
-                     const optim::Optimizer* optimizer, uint32_t units)
-    : table_(table), first_block_(first_block), trainable_(optimizer != nullptr) {
+                     const optim::Optimizer* optimizer, uint32_t units, uint32_t weight_bits)
+    : table_(table), first_block_(first_block), trainable_(optimizer != nullptr), weight_bits_(weight_bits) {
   const blocks::TensorInfo& tensor = table->TensorOf(table->blocks()[first_block]);
   about_.role = tensor.role;
   about_.decays = tensor.shape.size() >= 2;
@@ -110,7 +111,15 @@ bool HeldPiece::Read(uint32_t part, uint64_t version, v1::PullReply* reply) cons
   const Part& where = parts_[part];
   absl::ReaderMutexLock lock(&mutex_);
   if (!started_ || dropped_ || version_ != version) return false;
-  reply->mutable_weights()->assign(Bytes(weights_.data() + where.begin), ByteCount(where.size));
+  const float* const weights = weights_.data() + where.begin;
+  std::string* const bytes = reply->mutable_weights();
+  if (weight_bits_ == 16) {
+    bytes->resize(static_cast<size_t>(where.size) * sizeof(uint16_t));
+    // A string's bytes are aligned to more than two.
+    kernels::RoundToBf16(weights, where.size, reinterpret_cast<uint16_t*>(bytes->data()));
+  } else {
+    bytes->assign(Bytes(weights), ByteCount(where.size));
+  }
   *reply->mutable_coding() = blocks::CodingToProto(codings_[part]);
   return true;
 }

@@ -37,9 +37,10 @@ struct StepRule {
 class HeldPiece {
  public:
   // Of blocks [first_block, first_block + block_count) of `table`, which outlives the piece: all blocks of a matrix, or
-  // one. `optimizer` is null for tensors that are not trained, which have neither state nor sums.
+  // one. `optimizer` is null for tensors that are not trained, which have neither state nor sums. `weight_bits`, 16 or
+  // 32, is the width of pulled weights.
   HeldPiece(const blocks::BlockTable* table, uint32_t first_block, uint32_t block_count,
-            const optim::Optimizer* optimizer, uint32_t units);
+            const optim::Optimizer* optimizer, uint32_t units, uint32_t weight_bits);
 
   uint32_t first_block() const { return first_block_; }
   uint32_t block_count() const { return static_cast<uint32_t>(parts_.size()); }
@@ -59,7 +60,7 @@ class HeldPiece {
   // Frees what is held. Everything below says that there is no such version.
   void Drop();
 
-  // Copies weights and coding; false, and nothing is copied, if the block is not at `version`.
+  // Copies weights, as bfloat16 if they are pulled at 16 bits, and coding; false, and nothing is copied, if the block is not at `version`.
   bool Read(uint32_t part, uint64_t version, v1::PullReply* reply) const;
   // The same with state.
   bool Read(uint32_t part, uint64_t version, v1::SnapshotReply* reply) const;
@@ -97,6 +98,7 @@ class HeldPiece {
   const blocks::BlockTable* const table_;
   const uint32_t first_block_;
   const bool trainable_;
+  const uint32_t weight_bits_;
   optim::Piece about_;      // constant after construction
   int64_t state_size_ = 0;  // likewise
 

@@ -2,11 +2,18 @@
 
 #include <cstring>
 
+#include "kernels/bfloat16.h"
+
 namespace millrace::worker {
 
 Parameters::Parameters(const model::TensorList* tensors, const blocks::BlockTable* blocks, client::ShardGroup* group,
-                       float* weights)
-    : tensors_(tensors), blocks_(blocks), group_(group), weights_(weights), codings_(blocks->blocks().size()) {}
+                       uint32_t weight_bits, float* weights)
+    : tensors_(tensors),
+      blocks_(blocks),
+      group_(group),
+      weight_bits_(weight_bits),
+      weights_(weights),
+      codings_(blocks->blocks().size()) {}
 
 Parameters::~Parameters() {
   if (fetching_.joinable()) fetching_.join();
@@ -38,7 +45,12 @@ void Parameters::Fetch(uint64_t version) {
 absl::Status Parameters::Take(uint32_t index, absl::string_view bytes, const blocks::Coding& coding) {
   const blocks::Block& block = blocks_->blocks()[index];
   const model::TensorSpec& tensor = (*tensors_)[static_cast<int>(block.tensor)];
-  std::memcpy(weights_ + tensor.offset + block.begin, bytes.data(), bytes.size());
+  float* const weights = weights_ + tensor.offset + block.begin;
+  if (weight_bits_ == 16) {
+    kernels::WidenBf16(reinterpret_cast<const uint16_t*>(bytes.data()), block.size, weights);
+  } else {
+    std::memcpy(weights, bytes.data(), bytes.size());
+  }
   codings_[index] = coding;
   absl::MutexLock lock(&mutex_);
   if (--missing_[block.group] == 0) arrived_.SignalAll();

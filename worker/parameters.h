@@ -19,9 +19,9 @@ namespace millrace::worker {
 // The table's tensors are the list's, in its order.
 class Parameters {
  public:
-  // All outlive this. `weights` is laid out as the list says.
+  // All outlive this. `weight_bits`: of what is pulled. `weights` is laid out as the list says.
   Parameters(const model::TensorList* tensors, const blocks::BlockTable* blocks, client::ShardGroup* group,
-             float* weights);
+             uint32_t weight_bits, float* weights);
   ~Parameters();
 
   // Starts to fetch `version`, unless it is held. Then Await, then Settle.
@@ -42,6 +42,7 @@ class Parameters {
   const model::TensorList* const tensors_;
   const blocks::BlockTable* const blocks_;
   client::ShardGroup* const group_;
+  const uint32_t weight_bits_;
   float* const weights_;
   std::vector<blocks::Coding> codings_;  // by block; each written once a fetch, before its group counts as there
   uint64_t version_ = kNone;             // own thread only

@@ -251,7 +251,8 @@ class PhaseSeat::Epoch {
         weights_(weights) {
     if (group_ == nullptr) return;
     group_->Place(&blocks_, context_.optimizer());
-    parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(), weights_);
+    parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(),
+                                               blocks::WeightBits(context_.optimizer()), weights_);
   }
 
   // Of all microbatches of a unit.

@@ -17,7 +17,7 @@
 #include "common/files.h"
 #include "common/safetensors.h"
 #include "common/status.h"
-#include "kernels/product.h"
+#include "kernels/bfloat16.h"
 #include "nlohmann/json.hpp"
 
 namespace millrace::model {

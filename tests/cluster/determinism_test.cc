@@ -89,7 +89,8 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(std::vector<std::string>{"model.family=llama", "model.kv_heads=1", "phases.0.optimizer.type=muon"},
                       std::vector<std::string>{"phases.0.optimizer.type=adafactor", "phases.0.unit_microbatches=2"},
                       std::vector<std::string>{"phases.0.optimizer.type=lion", "phases.0.optimizer.lr=1e-3",
-                                               "phases.0.optimizer.gradient_bits=32", "model.tied_embeddings=false"}),
+                                               "phases.0.optimizer.gradient_bits=32", "phases.0.optimizer.weight_bits=16",
+                                               "model.tied_embeddings=false"}),
     &JobName);
 
 // The digest does depend on what it should depend on: otherwise the tests above would prove nothing.

@@ -98,6 +98,8 @@ TEST(JobFile, AbsentFieldsGetTheirDefaults) {
   // 8/3 of 128 is 341.3, rounded up to a multiple of 32.
   EXPECT_EQ(Parsed(kJob, {"model.family=llama"}).model().intermediate_size(), 352u);
   EXPECT_EQ(Parsed(kJob, {"phases.0.global_batch=9"}).phases(0).microbatch(), 3u);
+  EXPECT_EQ(phase.optimizer().weight_bits(), 32u);
+  EXPECT_EQ(Parsed(kJob, {"model.precision=bf16"}).phases(0).optimizer().weight_bits(), 16u);
   EXPECT_EQ(Parsed(kJob, {"phases.0.evaluate.every_steps=50"}).phases(0).checkpoint().every_steps(), 50u);
 }
 
@@ -236,6 +238,9 @@ TEST(JobFile, WhatMustHoldBetweenFieldsIsChecked) {
   EXPECT_THAT(Refusal(kJob, {"phases.0.unit_microbatches=3"}), HasSubstr("phases.0.unit_microbatches (3)"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.optimizer.betas=[0.9]"}), HasSubstr("two numbers are wanted, not 1"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.optimizer.gradient_bits=24"}), HasSubstr("16 or 32 is wanted, not 24"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.optimizer.weight_bits=24"}), HasSubstr("16 or 32 is wanted, not 24"));
+  EXPECT_THAT(Refusal(kJob, {"model.precision=bf16", "phases.0.optimizer.weight_bits=32"}),
+              HasSubstr("phases.0.optimizer.weight_bits: a model of precision bf16 computes with 16"));
   EXPECT_THAT(Refusal(absl::StrCat(kJob, "  - {name: pretrain, global_batch: 1, stop: {max_steps: 1}}\n")),
               HasSubstr("phases.1.name: there is a phase 'pretrain' already"));
 }

@@ -150,19 +150,5 @@ TEST(Product, DefinitionIsAccurate) {
   }
 }
 
-TEST(Bf16, RoundsToNearestEven) {
-  const auto round = [](float value) { return WidenBf16(RoundToBf16(value)); };
-  EXPECT_EQ(round(1.0f), 1.0f);
-  EXPECT_EQ(round(1.0f + 0x1p-8f), 1.0f);               // a tie: to even
-  EXPECT_EQ(round(1.0f + 0x3p-8f), 1.0f + 0x1p-6f);     // a tie: to even
-  EXPECT_EQ(round(1.0f + 0x1.02p-8f), 1.0f + 0x1p-7f);
-  EXPECT_EQ(round(-1.0f - 0x1.02p-8f), -1.0f - 0x1p-7f);
-  EXPECT_EQ(round(0x1p-127f), 0.0f);
-  EXPECT_TRUE(std::signbit(round(-0x1p-127f)));
-  EXPECT_TRUE(std::isinf(round(3.4e38f)));
-  EXPECT_TRUE(std::isnan(round(std::nanf(""))));
-  EXPECT_TRUE(std::isinf(round(-INFINITY)));
-}
-
 }  // namespace
 }  // namespace millrace::kernels

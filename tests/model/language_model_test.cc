@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/bfloat16.h"
 #include "kernels/product.h"
 #include "model/formats/hugging_face.h"
 #include "model/objectives/causal_lm.h"
@@ -46,9 +47,9 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
  protected:
   void SetUp() override { Make(*Characters()); }
 
-  void Make(const text::Tokenizer& tokenizer, uint32_t more_tokens = 0) {
+  void Make(const text::Tokenizer& tokenizer, uint32_t more_tokens = 0, const std::string& precision = "f32") {
     Configuration configuration;
-    configuration.spec = TinySpec(GetParam());
+    configuration.spec = TinySpec(GetParam(), precision);
     configuration.spec.set_context(kContext);
     configuration.vocab_size = tokenizer.vocab_size() + more_tokens;
     const std::unique_ptr<Decoder> decoder = NewDecoder(configuration.spec, configuration.vocab_size);
@@ -112,6 +113,20 @@ TEST_P(LanguageModelTest, HoldsWhatTheFolderHolds) {
     EXPECT_EQ(0, std::memcmp(model_->weights() + tensor.offset, weights_.data() + tensor.offset,
                              static_cast<size_t>(tensor.size) * 4))
         << tensor.name;
+  }
+}
+
+// As workers get them, so that a checkpoint is scored as it was evaluated.
+TEST_P(LanguageModelTest, ComputesWithRoundedWeightsInBf16) {
+  Make(*Characters(), 0, "bf16");
+  const auto stored = LanguageModel::Open(folder_.path(), &compute_, Weights::kStored);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  for (const TensorSpec& tensor : model_->decoder().tensors().tensors()) {
+    for (int64_t i = tensor.offset; i < tensor.offset + tensor.size; ++i) {
+      const float weight = weights_[static_cast<size_t>(i)];
+      ASSERT_EQ(model_->weights()[i], kernels::WidenBf16(kernels::RoundToBf16(weight))) << tensor.name;
+      ASSERT_EQ((*stored)->weights()[i], weight) << tensor.name;
+    }
   }
 }
 

@@ -1,11 +1,13 @@
 #include "ps/held_piece.h"
 
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/bfloat16.h"
 #include "ps/shards.h"
 
 namespace millrace::ps {
@@ -24,9 +26,9 @@ v1::TensorTable Table() {
 
 class HeldPieceTest : public ::testing::Test {
  protected:
-  void Hold(const std::string& optimizer) {
+  void Hold(const std::string& optimizer, uint32_t weight_bits = 32) {
     optimizer_ = *optim::CreateOptimizer(OptimizerOf(optimizer));
-    piece_ = std::make_unique<HeldPiece>(&table_, 0, 2, optimizer_.get(), kUnits);
+    piece_ = std::make_unique<HeldPiece>(&table_, 0, 2, optimizer_.get(), kUnits, weight_bits);
   }
   v1::LoadRequest LoadOf(uint32_t part, const std::string& state = "") const {
     v1::LoadRequest request;
@@ -89,7 +91,7 @@ TEST_F(HeldPieceTest, StepOfAMatrixEqualsThePlainOptimizers) {
     described.mutable_tensors(0)->set_rows_are_inputs(rows_are_inputs);
     const blocks::BlockTable table = BlocksOf(described);
     optimizer_ = *optim::CreateOptimizer(OptimizerOf("muon"));
-    piece_ = std::make_unique<HeldPiece>(&table, 0, 2, optimizer_.get(), kUnits);
+    piece_ = std::make_unique<HeldPiece>(&table, 0, 2, optimizer_.get(), kUnits, 32);
     Start(0);
     std::vector<float> weights, gradient, state(76'000, 0.0f);
     for (const uint32_t part : {0u, 1u}) {
@@ -126,6 +128,23 @@ TEST_F(HeldPieceTest, StepOfAMatrixEqualsThePlainOptimizers) {
     EXPECT_EQ(Floats(first.weights() + second.weights()), weights) << rows_are_inputs;
     EXPECT_EQ(Floats(first.state() + second.state()), state) << rows_are_inputs;
   }
+}
+
+TEST_F(HeldPieceTest, GivesOutHalfTheBytesWhereAsked) {
+  Hold("muon", /*weight_bits=*/16);
+  Start(4);
+  v1::PullReply pulled;
+  ASSERT_TRUE(piece_->Read(1, 4, &pulled));
+  const std::vector<float> weights = Floats(LoadOf(1).weights());
+  ASSERT_EQ(pulled.weights().size(), 2 * weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    uint16_t half;
+    std::memcpy(&half, pulled.weights().data() + 2 * i, sizeof(half));
+    ASSERT_EQ(half, kernels::RoundToBf16(weights[i])) << i;
+  }
+  v1::SnapshotReply whole;
+  ASSERT_TRUE(piece_->Read(1, 4, &whole));
+  EXPECT_EQ(whole.weights(), LoadOf(1).weights());
 }
 
 TEST_F(HeldPieceTest, GivesOutItsVersionAlone) {

@@ -264,6 +264,7 @@ TEST_F(ParameterServiceTest, GarbageConfigurationsAreRefused) {
       {"betas", [](auto* request) { request->mutable_optimizer()->clear_betas(); }},
       {"lr", [](auto* request) { request->mutable_optimizer()->set_lr(std::nan("")); }},
       {"gradient_bits", [](auto* request) { request->mutable_optimizer()->set_gradient_bits(8); }},
+      {"weight_bits are 8", [](auto* request) { request->mutable_optimizer()->set_weight_bits(8); }},
       {"schedule", [](auto* request) { request->mutable_optimizer()->set_schedule("wave"); }},
   };
   for (const auto& [part, spoil] : cases) {

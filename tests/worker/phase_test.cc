@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
@@ -26,6 +27,7 @@
 #include "common/philox.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/bfloat16.h"
 #include "model/families/decoder.h"
 #include "model/formats/config_json.h"
 #include "model/objectives/causal_lm.h"
@@ -784,7 +786,11 @@ struct RealShard {
   }
 };
 
-TEST_F(PhaseSeatTest, TrainsAgainstShards) {
+class TrainsAgainstShards : public PhaseSeatTest, public ::testing::WithParamInterface<uint32_t> {};
+INSTANTIATE_TEST_SUITE_P(WeightBits, TrainsAgainstShards, ::testing::Values(16u, 32u),
+                         [](const auto& info) { return absl::StrCat(info.param); });
+
+TEST_P(TrainsAgainstShards, AsWithoutThem) {
   RealShard real[2];
   addresses_ = {real[0].server->address(), real[1].server->address()};
   optimizer_.set_type("sgd");
@@ -796,6 +802,7 @@ TEST_F(PhaseSeatTest, TrainsAgainstShards) {
   optimizer_.set_muon_iterations(5);
   optimizer_.set_schedule("constant");
   optimizer_.set_gradient_bits(16);
+  optimizer_.set_weight_bits(GetParam());
   client::ShardGroup group(kEpoch, addresses_);
   group.Place(blocks_.get(), optimizer_);
   v1::ConfigureRequest configure;
@@ -813,6 +820,7 @@ TEST_F(PhaseSeatTest, TrainsAgainstShards) {
   // A second initialisation does no harm.
   ASSERT_TRUE(seats[1].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
   model::StartWeights(decoder_->tensors(), kSeed, weights_.data());
+  if (GetParam() == 16) kernels::KeepBf16(weights_.data(), decoder_->tensors().floats());
   v1::WorkUnit evaluation = Unit(v1::WorkUnit::EVALUATE);
   AddMicrobatch(0, 2, 11, &evaluation);
   AddMicrobatch(1, 2, 11, &evaluation);
@@ -855,7 +863,13 @@ TEST_F(PhaseSeatTest, TrainsAgainstShards) {
     // The direct course goes on from what the shards hold, bit for bit.
     const absl::Status pulled =
         group.Pull(version + 1, [&](uint32_t block, absl::string_view weights, const blocks::Coding&) {
-          std::memcpy(const_cast<float*>(In(weights_, blocks_->blocks()[block])), weights.data(), weights.size());
+          const blocks::Block& where = blocks_->blocks()[block];
+          auto* const to = const_cast<float*>(In(weights_, where));
+          if (GetParam() == 16) {
+            kernels::WidenBf16(reinterpret_cast<const uint16_t*>(weights.data()), where.size, to);
+          } else {
+            std::memcpy(to, weights.data(), weights.size());
+          }
           return absl::OkStatus();
         });
     ASSERT_TRUE(pulled.ok()) << pulled;
