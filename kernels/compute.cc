@@ -1,6 +1,7 @@
 #include "kernels/compute.h"
 
 #include <immintrin.h>
+#include <x86intrin.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,7 +19,9 @@ namespace millrace::kernels {
 namespace {
 
 constexpr unsigned int kFlush = 0x8040;  // FTZ and DAZ of MXCSR
-// Looks this often before it sleeps: work mostly comes in quick succession.
+// An idle helper sleeps after so long, some 0.2 ms: work mostly comes in quick succession.
+constexpr uint64_t kWatchfulCycles = 600'000;
+// A thread that waits for the others' last chunks gives its core away after so many looks.
 constexpr int kLooks = 2000;
 constexpr int kChunks = 16;
 
@@ -69,7 +72,8 @@ FlushDenormals::~FlushDenormals() {
   if ((before_ & kFlush) != kFlush) _mm_setcsr(before_);
 }
 
-// One piece of work at a time, cut into chunks that threads take in turn.
+// One piece of work at a time, cut into chunks that threads take in turn. A helper that comes too late finds no chunk
+// left and is not waited for.
 struct Compute::Pool {
   explicit Pool(int threads) {
     for (int i = 1; i < threads; ++i) helpers.emplace_back([this] { Help(); });
@@ -77,26 +81,25 @@ struct Compute::Pool {
   ~Pool() {
     {
       absl::MutexLock lock(&mutex);
-      ending = true;
-      round.fetch_add(1);
+      ending.store(true);
       changed.SignalAll();
     }
     for (std::thread& helper : helpers) helper.join();
   }
 
   void Run(int64_t size, int64_t chunk_size, absl::FunctionRef<void(int64_t, int64_t)> task) {
+    const int64_t chunks = (size + chunk_size - 1) / chunk_size;
     part = &task;
     n = size;
     chunk = chunk_size;
-    next.store(0);
-    busy.store(static_cast<int>(helpers.size()));
-    {
+    done.store(0, std::memory_order_relaxed);
+    left.store(chunks);
+    if (sleepers.load() > 0) {
       absl::MutexLock lock(&mutex);
-      round.fetch_add(1);
       changed.SignalAll();
     }
     TakeChunks();
-    for (int looks = 0; busy.load(std::memory_order_acquire) > 0; ++looks) {
+    for (int looks = 0; done.load(std::memory_order_acquire) < chunks; ++looks) {
       if (looks < kLooks) {
         _mm_pause();
       } else {
@@ -107,38 +110,39 @@ struct Compute::Pool {
 
   void TakeChunks() {
     const FlushDenormals flush;
-    for (;;) {
-      const int64_t begin = next.fetch_add(chunk);
-      if (begin >= n) return;
+    // Whoever holds a chunk keeps the round from ending, and so what is written of it from changing.
+    for (int64_t mine; (mine = left.fetch_sub(1)) > 0;) {
+      const int64_t begin = (mine - 1) * chunk;
       (*part)(begin, std::min(n, begin + chunk));
+      done.fetch_add(1, std::memory_order_release);
     }
   }
 
   void Help() {
-    for (uint64_t seen = 0;;) {
-      for (int looks = 0; looks < kLooks && round.load(std::memory_order_acquire) == seen; ++looks) _mm_pause();
-      {
-        absl::MutexLock lock(&mutex);
-        while (round.load() == seen) changed.Wait(&mutex);
-        if (ending) return;
-        seen = round.load();
-      }
+    while (!ending.load(std::memory_order_relaxed)) {
       TakeChunks();
-      busy.fetch_sub(1, std::memory_order_release);
+      const uint64_t idle_since = __rdtsc();
+      while (left.load(std::memory_order_relaxed) <= 0 && __rdtsc() - idle_since < kWatchfulCycles) _mm_pause();
+      if (left.load() > 0) continue;
+      absl::MutexLock lock(&mutex);
+      // Announced before the last look: either this sees the chunks or Run sees the sleeper.
+      sleepers.fetch_add(1);
+      while (left.load() <= 0 && !ending.load()) changed.Wait(&mutex);
+      sleepers.fetch_sub(1);
     }
   }
 
   std::vector<std::thread> helpers;
   absl::Mutex mutex;
   absl::CondVar changed ABSL_GUARDED_BY(mutex);
-  bool ending ABSL_GUARDED_BY(mutex) = false;
-  std::atomic<uint64_t> round = 0;  // changed under the mutex
-  // Of the present round: written before it is announced.
+  std::atomic<bool> ending = false;  // set under the mutex
+  std::atomic<int> sleepers = 0;     // changed under the mutex
+  // Of the present round: written before `left`, which chunks are taken from, from the last one down.
   absl::FunctionRef<void(int64_t, int64_t)>* part = nullptr;
   int64_t n = 0;
   int64_t chunk = 0;
-  std::atomic<int64_t> next = 0;
-  std::atomic<int> busy = 0;
+  alignas(64) std::atomic<int64_t> left = 0;
+  alignas(64) std::atomic<int64_t> done = 0;
 };
 
 Compute::Compute(Isa isa, int threads)

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t kBlockSteps = 384;         // a strip of A is half the inner cache
 constexpr int64_t kBlockFloats = 160 << 10;  // of B, packed
+constexpr int64_t kInPlaceRows = 512;        // of A; for more, a packed B pays
 constexpr size_t kAlignment = 64;
 // Products below this many multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
@@ -37,9 +38,9 @@ struct Block {
   bool last;       // and end here
   float* b;        // packed
 
-  // Whether the tile takes a panel where it lies: rows of f32 that are used once.
+  // Whether the tile takes a panel where it lies: rows of f32 that are not used often.
   bool InPlace(int64_t panel) const {
-    return packer.packing == Packing::kPlain && product.b.column_stride == 1 && product.m <= tile.rows &&
+    return packer.packing == Packing::kPlain && product.b.column_stride == 1 && product.m <= kInPlaceRows &&
            (panel + 1) * tile.columns <= n_size;
   }
   int64_t panels() const { return (n_size + tile.columns - 1) / tile.columns; }
