@@ -2,6 +2,7 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/resource.h>
 
 #include <mutex>
 #include <utility>
@@ -13,6 +14,18 @@
 #include "common/status.h"
 
 namespace millrace {
+namespace {
+
+// A connection takes a descriptor, and each worker makes two to the coordinator. The soft limit, mostly 1024, is there
+// for programs that call select(2).
+void AllowManyDescriptors() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOptions& options) {
   static std::once_flag plugins;
@@ -20,6 +33,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
+  AllowManyDescriptors();
   const size_t colon = options.listen.rfind(':');
   if (colon == std::string::npos || colon == 0) {
     return absl::InvalidArgumentError(absl::StrCat("'", options.listen, "' is not HOST:PORT, as in 127.0.0.1:0"));
@@ -38,8 +52,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
   for (grpc::Service* const service : options.services) builder.RegisterService(service);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot serve at ", options.listen,
-                                               ": the port is taken, or the host is not this machine's"));
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve at ", options.listen, ": the port is taken, or the host is not this machine's"));
   }
   std::string address = absl::StrCat(options.listen.substr(0, colon), ":", port);
   if (!options.address_file.empty()) {

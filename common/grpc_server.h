@@ -23,7 +23,8 @@ struct GrpcServerOptions {
 
 class GrpcServer {
  public:
-  // UNAVAILABLE if the address cannot be bound, naming it.
+  // UNAVAILABLE if the address cannot be bound, naming it. Raises this process' limit of descriptors, and so of
+  // connections, as far as it may.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const GrpcServerOptions& options);
   // Shuts down at once.
   ~GrpcServer();

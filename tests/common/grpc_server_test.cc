@@ -2,7 +2,9 @@
 
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <thread>
@@ -157,6 +159,20 @@ TEST_F(GrpcServerTest, ShutdownCancelsWhatIsStillInFlight) {
   EXPECT_FALSE(status.ok());
   // The port is free again.
   EXPECT_EQ(Start(server->address())->address(), server->address());
+}
+
+TEST(GrpcServer, MayHaveAsManyConnectionsAsTheHardLimitAllows) {
+  rlimit before;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit low = {std::min<rlim_t>(256, before.rlim_max), before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  GrpcServerOptions options;
+  options.listen = "127.0.0.1:0";
+  EXPECT_TRUE(GrpcServer::Start(options).ok());
+  rlimit after;
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &after), 0);
+  EXPECT_EQ(after.rlim_cur, after.rlim_max);
+  setrlimit(RLIMIT_NOFILE, &before);
 }
 
 TEST(GrpcStatus, SurvivesTheWayThereAndBack) {
