@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/grpc_status.h"
+#include "common/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -111,27 +112,37 @@ grpc::Status ClusterService::Join(grpc::ServerContext*, const v1::JoinRequest* r
   return grpc::Status::OK;
 }
 
-grpc::Status ClusterService::NextWork(grpc::ServerContext* context, const v1::NextWorkRequest* request,
-                                      v1::NextWorkReply* reply) {
-  if (request->results_size() > kMostResults) {
-    return ToGrpc(absl::InvalidArgumentError(
-        absl::StrCat(request->results_size(), " results in one call; at most ", kMostResults)));
+absl::Status ClusterService::TakeIn(const v1::NextWorkRequest& request) {
+  if (request.results_size() > kMostResults) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(request.results_size(), " results in one call; at most ", kMostResults));
   }
-  if (absl::Status heard = members_->Hear(request->member_id(), 0, absl::Now()); !heard.ok()) return ToGrpc(heard);
-  board_->Report(std::vector<v1::WorkResult>(request->results().begin(), request->results().end()));
-  if (request->drain()) {
-    board_->Dismiss(request->member_id());
-    return grpc::Status::OK;
+  MILLRACE_RETURN_IF_ERROR(members_->Hear(request.member_id(), 0, absl::Now()));
+  board_->Report(std::vector<v1::WorkResult>(request.results().begin(), request.results().end()));
+  if (request.drain()) board_->Dismiss(request.member_id());
+  return absl::OkStatus();
+}
+
+grpc::ServerUnaryReactor* ClusterService::NextWork(grpc::CallbackServerContext* context,
+                                                   const v1::NextWorkRequest* request, v1::NextWorkReply* reply) {
+  grpc::ServerUnaryReactor* const call = context->DefaultReactor();
+  const absl::Status taken = TakeIn(*request);
+  if (!taken.ok() || request->drain()) {
+    call->Finish(ToGrpc(taken));
+    return call;
   }
   const absl::Time deadline = absl::Now() + absl::Milliseconds(std::min(request->wait_ms(), kLongestWaitMs));
-  absl::StatusOr<std::vector<v1::WorkUnit>> units = board_->Take(request->member_id(), units_per_call_, deadline);
-  if (!units.ok()) return ToGrpc(units.status());
-  if (context->IsCancelled()) {
-    board_->Return(*units);
-    return ToGrpc(absl::CancelledError("the worker gave the call up"));
-  }
-  for (v1::WorkUnit& unit : *units) *reply->add_units() = std::move(unit);
-  return grpc::Status::OK;
+  board_->Take(request->member_id(), units_per_call_, deadline,
+               [=, this](absl::StatusOr<std::vector<v1::WorkUnit>> units) {
+                 if (units.ok() && context->IsCancelled()) {
+                   board_->Return(*units);
+                   units = absl::CancelledError("the worker gave the call up");
+                 }
+                 if (!units.ok()) return call->Finish(ToGrpc(units.status()));
+                 for (v1::WorkUnit& unit : *units) *reply->add_units() = std::move(unit);
+                 call->Finish(grpc::Status::OK);
+               });
+  return call;
 }
 
 grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice>* ClusterService::Attend(grpc::CallbackServerContext*) {

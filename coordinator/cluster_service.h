@@ -16,9 +16,9 @@
 
 namespace millrace::coordinator {
 
-// Attend is served by callbacks, so that a member costs no thread; NextWork waits on a thread of its own, woken the
-// moment there is work.
-class ClusterService : public v1::Cluster::WithCallbackMethod_Attend<v1::Cluster::Service> {
+// Attend and NextWork are served by callbacks, so that neither a member nor a worker that waits costs a thread.
+class ClusterService
+    : public v1::Cluster::WithCallbackMethod_NextWork<v1::Cluster::WithCallbackMethod_Attend<v1::Cluster::Service>> {
  public:
   // `members` and `board` must outlive the server.
   ClusterService(Members* members, WorkBoard* board, uint32_t units_per_call)
@@ -26,8 +26,8 @@ class ClusterService : public v1::Cluster::WithCallbackMethod_Attend<v1::Cluster
   ~ClusterService() override;
 
   grpc::Status Join(grpc::ServerContext* context, const v1::JoinRequest* request, v1::JoinReply* reply) override;
-  grpc::Status NextWork(grpc::ServerContext* context, const v1::NextWorkRequest* request,
-                        v1::NextWorkReply* reply) override;
+  grpc::ServerUnaryReactor* NextWork(grpc::CallbackServerContext* context, const v1::NextWorkRequest* request,
+                                     v1::NextWorkReply* reply) override;
   grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice>* Attend(grpc::CallbackServerContext* context) override;
 
   // Tells every member that `epoch` has begun.
@@ -39,6 +39,9 @@ class ClusterService : public v1::Cluster::WithCallbackMethod_Attend<v1::Cluster
 
  private:
   class Attendance;
+
+  // What a call for work says of the work before.
+  absl::Status TakeIn(const v1::NextWorkRequest& request);
 
   Members* const members_;
   WorkBoard* const board_;

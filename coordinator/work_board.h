@@ -4,9 +4,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -22,10 +26,13 @@
 namespace millrace::coordinator {
 
 // Thread-safe. Nothing polls: a call that waits for work is woken by Offer, one that waits for results by the last one.
+// A call that waits for work holds no thread: as many workers as there are may wait at once.
 class WorkBoard {
  public:
   using Now = std::function<absl::Time()>;
-  explicit WorkBoard(const UnitLedger::Limits& limits = {}, Now now = &absl::Now) : now_(std::move(now)), ledger_(limits) {}
+  explicit WorkBoard(const UnitLedger::Limits& limits = {}, Now now = &absl::Now);
+  // No call may be waiting.
+  ~WorkBoard();
 
   // ---- workers ----
   void Admit(const std::string& worker);
@@ -35,9 +42,11 @@ class WorkBoard {
 
   // Takes results in; those that are stale or repeated count for nothing.
   void Report(absl::Span<const v1::WorkResult> results);
-  // Waits until there is work or `deadline`, and leases up to `limit` units to the worker. A unit carries the phase's
+  // Leases up to `limit` units to the worker as soon as there is work, in the order of the calls, and gives them to
+  // `answer`: from this call, or later from the board's thread; none soon after `deadline`. A unit carries the phase's
   // context until the worker has reported a result of its epoch. NOT_FOUND: not admitted (any more).
-  absl::StatusOr<std::vector<v1::WorkUnit>> Take(const std::string& worker, uint32_t limit, absl::Time deadline);
+  using Answer = std::function<void(absl::StatusOr<std::vector<v1::WorkUnit>>)>;
+  void Take(const std::string& worker, uint32_t limit, absl::Time deadline, Answer answer);
   // Gives back units that never reached the worker.
   void Return(absl::Span<const v1::WorkUnit> units);
 
@@ -54,7 +63,7 @@ class WorkBoard {
   // Has Await ask `interrupted` again.
   void Wake();
 
-  // Frees overdue units; to be called a few times a second.
+  // Frees overdue units and ends waits that are over; to be called a few times a second.
   void Tick();
 
   struct Counts {
@@ -63,15 +72,34 @@ class WorkBoard {
   Counts counts() const;
 
  private:
+  // A call for work that waits.
+  struct Waiting {
+    std::string worker;
+    uint32_t limit;
+    absl::Time deadline;
+    Answer answer;
+  };
+  // What there is to answer now; nothing: it is to wait.
+  std::optional<absl::StatusOr<std::vector<v1::WorkUnit>>> AnswerTo(const Waiting& waiting)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Has the thread look who can be answered.
+  void Look() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The thread: answers those who wait, one after another, so that the runner goes on meanwhile.
+  void Give();
+
   const Now now_;
   mutable absl::Mutex mutex_;
-  absl::CondVar work_ ABSL_GUARDED_BY(mutex_);      // units became available, or a worker was dismissed
+  absl::CondVar work_ ABSL_GUARDED_BY(mutex_);      // look_
   absl::CondVar progress_ ABSL_GUARDED_BY(mutex_);  // all done, a failure, or Wake
   UnitLedger ledger_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const v1::PhaseContext> context_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, uint64_t> known_epoch_ ABSL_GUARDED_BY(mutex_);   // worker → epoch whose context it has
   std::map<uint64_t, std::string> lease_holder_ ABSL_GUARDED_BY(mutex_);  // of the present offer
   Counts counts_ ABSL_GUARDED_BY(mutex_);
+  std::list<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);  // only the thread removes
+  bool look_ ABSL_GUARDED_BY(mutex_) = false;
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread giver_;  // the last: it uses the others
 };
 
 }  // namespace millrace::coordinator

@@ -19,6 +19,7 @@
 #include "coordinator/members.h"
 #include "coordinator/shard_fleet.h"
 #include "coordinator/work_board.h"
+#include "coordinator/take.h"
 
 namespace millrace::coordinator {
 
@@ -240,7 +241,7 @@ class SimulatedWorker {
  private:
   void Run() {
     for (;;) {
-      const auto units = board_->Take(id_, 1, absl::InfiniteFuture());
+      const auto units = Take(board_, id_);
       if (!units.ok()) return;
       for (const v1::WorkUnit& unit : *units) {
         v1::WorkResult result = Compute(unit);

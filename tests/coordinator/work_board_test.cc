@@ -4,13 +4,14 @@
 #include <set>
 #include <thread>
 
+#include "absl/synchronization/blocking_counter.h"
+#include "absl/synchronization/notification.h"
+#include "coordinator/take.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace millrace::coordinator {
 namespace {
-
-constexpr absl::Time kNever = absl::InfiniteFuture();
 
 std::shared_ptr<const v1::PhaseContext> Context(uint64_t epoch) {
   auto context = std::make_shared<v1::PhaseContext>();
@@ -52,7 +53,7 @@ TEST(WorkBoard, WorkersThatWaitAreWokenByAnOfferAndTheRunnerByTheLastResult) {
     board.Admit(name);
     workers.emplace_back([&board, &over, name] {
       while (!over) {
-        const auto units = board.Take(name, 1, kNever);
+        const auto units = Take(&board, name);
         if (!units.ok()) return;
         for (const v1::WorkUnit& unit : *units) board.Report({Done(unit)});
       }
@@ -79,14 +80,14 @@ TEST(WorkBoard, TheContextComesUntilAResultOfItsEpochShowsThatTheWorkerHasIt) {
   board.Admit("a");
   board.SetContext(Context(1));
   board.Offer(Units(1, 0, 3));
-  const v1::WorkUnit first = board.Take("a", 1, kNever)->front();
+  const v1::WorkUnit first = Take(&board, "a")->front();
   EXPECT_EQ(first.context().phase(), "pretrain");
-  EXPECT_TRUE(board.Take("a", 1, kNever)->front().has_context());  // nothing heard from the worker yet
+  EXPECT_TRUE(Take(&board, "a")->front().has_context());  // nothing heard from the worker yet
   board.Report({Done(first)});
-  EXPECT_FALSE(board.Take("a", 1, kNever)->front().has_context());
+  EXPECT_FALSE(Take(&board, "a")->front().has_context());
   board.SetContext(Context(2));
   board.Offer(Units(2, 0, 1));
-  EXPECT_EQ(board.Take("a", 1, kNever)->front().context().epoch(), 2u);
+  EXPECT_EQ(Take(&board, "a")->front().context().epoch(), 2u);
 }
 
 TEST(WorkBoard, ADismissedWorkersUnitsGoToOthersAndItsCallsEnd) {
@@ -95,29 +96,65 @@ TEST(WorkBoard, ADismissedWorkersUnitsGoToOthersAndItsCallsEnd) {
   board.Admit("a");
   board.Admit("b");
   board.Offer(Units(1, 0, 1));
-  ASSERT_EQ(board.Take("a", 1, kNever)->size(), 1u);
+  ASSERT_EQ(Take(&board, "a")->size(), 1u);
   std::thread b([&] {
-    const auto units = board.Take("b", 1, kNever);
+    const auto units = Take(&board, "b");
     ASSERT_TRUE(units.ok());
     board.Report({Done(units->front())});
   });
   board.Dismiss("a");
   EXPECT_TRUE(board.Await(&Never).ok());
   b.join();
-  EXPECT_EQ(board.Take("a", 1, kNever).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Take(&board, "a").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(board.counts().freed, 1u);
 
-  std::thread waits([&] { EXPECT_EQ(board.Take("b", 1, kNever).status().code(), absl::StatusCode::kNotFound); });
+  std::thread waits([&] { EXPECT_EQ(Take(&board, "b").status().code(), absl::StatusCode::kNotFound); });
   board.Dismiss("b");
   waits.join();
 }
 
 TEST(WorkBoard, WaitingForWorkEndsAtTheDeadlineWithNothing) {
-  WorkBoard board;
+  std::atomic<int> now = 0;
+  WorkBoard board({}, [&now] { return absl::FromUnixSeconds(now); });
   board.Admit("a");
-  const auto units = board.Take("a", 1, absl::InfinitePast());
-  ASSERT_TRUE(units.ok());
-  EXPECT_TRUE(units->empty());
+  const auto none = Take(&board, "a", absl::InfinitePast());
+  ASSERT_TRUE(none.ok());
+  EXPECT_TRUE(none->empty());
+
+  absl::Notification answered;
+  board.Take("a", 1, absl::FromUnixSeconds(5), [&](absl::StatusOr<std::vector<v1::WorkUnit>> units) {
+    EXPECT_TRUE(units.ok() && units->empty());
+    answered.Notify();
+  });
+  now = 4;
+  board.Tick();
+  EXPECT_FALSE(answered.HasBeenNotified());
+  now = 5;
+  board.Tick();
+  answered.WaitForNotification();
+}
+
+TEST(WorkBoard, AThousandMayWaitAtOnceAndAreServedInTurn) {
+  constexpr uint32_t kWorkers = 1000;
+  WorkBoard board;
+  board.SetContext(Context(1));
+  std::vector<uint32_t> served;
+  absl::BlockingCounter waiting(kWorkers + 1);
+  for (uint32_t i = 0; i <= kWorkers; ++i) {
+    const std::string name = std::to_string(i);
+    board.Admit(name);
+    // All from this one thread: none holds it.
+    board.Take(name, 1, absl::InfiniteFuture(), [&, i](absl::StatusOr<std::vector<v1::WorkUnit>> units) {
+      EXPECT_EQ(units.ok(), i < kWorkers);
+      if (units.ok()) served.push_back(units->front().unit());
+      waiting.DecrementCount();
+    });
+  }
+  board.Dismiss(std::to_string(kWorkers));
+  board.Offer(Units(1, 0, kWorkers));
+  waiting.Wait();
+  ASSERT_EQ(served.size(), kWorkers);
+  for (uint32_t i = 0; i < kWorkers; ++i) EXPECT_EQ(served[i], i);
 }
 
 TEST(WorkBoard, AnInterruptedWaitEnds) {
@@ -138,7 +175,7 @@ TEST(WorkBoard, AUnitThatCannotBeDoneEndsTheWaitWithItsReason) {
   board.Admit("a");
   board.SetContext(Context(1));
   board.Offer(Units(1, 0, 2));
-  v1::WorkResult result = Done(board.Take("a", 1, kNever)->front());
+  v1::WorkResult result = Done(Take(&board, "a")->front());
   result.set_failed(true);
   result.set_error("loss is not finite");
   board.Report({result});
@@ -154,12 +191,12 @@ TEST(WorkBoard, AnOverdueUnitIsOfferedAgainByTick) {
   board.Admit("b");
   board.SetContext(Context(1));
   board.Offer(Units(1, 0, 1));
-  ASSERT_EQ(board.Take("a", 1, kNever)->size(), 1u);
+  ASSERT_EQ(Take(&board, "a")->size(), 1u);
   board.Tick();
-  EXPECT_TRUE(board.Take("b", 1, absl::InfinitePast())->empty());
+  EXPECT_TRUE(Take(&board, "b", absl::InfinitePast())->empty());
   now += absl::Seconds(5);
   board.Tick();
-  const auto units = board.Take("b", 1, absl::InfinitePast());
+  const auto units = Take(&board, "b", absl::InfinitePast());
   ASSERT_EQ(units->size(), 1u);
   board.Report({Done(units->front())});
   EXPECT_TRUE(board.Await(&Never).ok());
@@ -170,9 +207,9 @@ TEST(WorkBoard, UnitsThatNeverReachedTheWorkerAreHandedOutAgain) {
   board.Admit("a");
   board.SetContext(Context(1));
   board.Offer(Units(1, 0, 1));
-  const auto units = *board.Take("a", 1, kNever);
+  const auto units = *Take(&board, "a");
   board.Return(units);
-  EXPECT_EQ(board.Take("a", 1, absl::InfinitePast())->size(), 1u);
+  EXPECT_EQ(Take(&board, "a", absl::InfinitePast())->size(), 1u);
 }
 
 }  // namespace
