@@ -2,9 +2,6 @@
 // 1 coordinator, 2 shards and 2 workers, on the same cores; and the most memory that its processes had resident.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 
@@ -12,9 +9,9 @@
 #include "absl/strings/str_cat.h"
 #include "bench/groups.h"
 #include "bench/models.h"
+#include "bench/temporary_folder.h"
 #include "cli/local_cluster.h"
 #include "client/coordinator_client.h"
-#include "common/philox.h"
 #include "common/status.h"
 
 namespace millrace::bench {
@@ -35,16 +32,6 @@ constexpr Setting kSettings[] = {
     {"8192-tokens", kModels[1], 32, 4, 0.95},
 };
 constexpr double kSeconds = 20;
-
-// The most memory that a process had resident; 0 if it is not known.
-double PeakMegabytes(pid_t pid) {
-  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
-  for (std::string word; status >> word;) {
-    double kilobytes = 0;
-    if (word == "VmHWM:" && status >> kilobytes) return kilobytes / 1024;
-  }
-  return 0;
-}
 
 struct Measured {
   double tokens_per_second = 0;
@@ -92,20 +79,9 @@ absl::StatusOr<Measured> WholeCluster(const v1::JobSpec& job, const std::string&
 }  // namespace
 
 absl::Status BenchDistribution(const Machine& machine, Report* report) {
-  char pattern[] = "/tmp/millrace-bench-XXXXXX";
-  if (mkdtemp(pattern) == nullptr) return absl::InternalError("no temporary folder");
-  const std::string folder = pattern;
-  struct Remove {
-    const std::string& folder;
-    ~Remove() { std::filesystem::remove_all(folder); }
-  } remove{folder};
-  const std::string text = folder + "/text.txt";
-  {
-    std::ofstream out(text);
-    for (uint64_t i = 0; i < 1'000'000; ++i) {
-      out << static_cast<char>('!' + Philox(2)(0, i)[0] % static_cast<uint32_t>(kModels[0].vocab));
-    }
-  }
+  const TemporaryFolder folder;
+  const std::string text = folder.path() + "/text.txt";
+  MILLRACE_RETURN_IF_ERROR(WriteRandomText(text, kModels[0], 1'000'000));
   int run = 0;
   for (const Setting& setting : kSettings) {
     for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
@@ -116,8 +92,9 @@ absl::Status BenchDistribution(const Machine& machine, Report* report) {
                                 JobOf(setting.model, text, precision, setting.global_batch, setting.microbatch));
       MILLRACE_ASSIGN_OR_RETURN(const double one, TrainInOneProcess(job, static_cast<uint32_t>(setting.model.vocab),
                                                                     machine.isa, machine.threads, kSeconds / 2));
-      MILLRACE_ASSIGN_OR_RETURN(const Measured cluster,
-                                WholeCluster(job, machine.program, absl::StrCat(folder, "/", ++run), 2, kSeconds));
+      MILLRACE_ASSIGN_OR_RETURN(
+          const Measured cluster,
+          WholeCluster(job, machine.program, absl::StrCat(folder.path(), "/", ++run), 2, kSeconds));
       report->Add({name, cluster.tokens_per_second, "tokens/s", one, setting.goal});
       report->Add({name + "/worker-memory", cluster.worker_megabytes, "MiB"});
       report->Add({name + "/shard-memory", cluster.shard_megabytes, "MiB"});

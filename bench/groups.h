@@ -19,6 +19,8 @@ absl::Status BenchCompute(const Machine& machine, Report* report);
 absl::Status BenchOptimizer(const Machine& machine, Report* report);
 absl::Status BenchTransport(const Machine& machine, Report* report);
 absl::Status BenchDistribution(const Machine& machine, Report* report);
+absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report);
+absl::Status BenchShardGrowth(const Machine& machine, Report* report);
 absl::Status BenchText(const Machine& machine, Report* report);
 absl::Status BenchGeneration(const Machine& machine, Report* report);
 

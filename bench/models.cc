@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <memory>
 #include <vector>
 
@@ -25,6 +26,14 @@ double Model::flop() const {
 
 absl::string_view PrecisionName(kernels::Precision precision) {
   return precision == kernels::Precision::kBf16 ? "bf16" : "f32";
+}
+
+absl::Status WriteRandomText(const std::string& path, const Model& model, uint64_t size) {
+  std::ofstream out(path);
+  for (uint64_t i = 0; i < size; ++i) {
+    out << static_cast<char>('!' + Philox(2)(0, i)[0] % static_cast<uint32_t>(model.vocab));
+  }
+  return out.flush() ? absl::OkStatus() : absl::UnavailableError(absl::StrCat("cannot write ", path));
 }
 
 absl::StatusOr<v1::JobSpec> JobOf(const Model& model, const std::string& path, kernels::Precision precision,
@@ -97,6 +106,15 @@ absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab,
   }
   const double tokens = static_cast<double>((steps - 2) * phase.global_batch() * job.model().context());
   return tokens / absl::ToDoubleSeconds(absl::Now() - begun);
+}
+
+double PeakMegabytes(pid_t pid) {
+  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
+  for (std::string word; status >> word;) {
+    double kilobytes = 0;
+    if (word == "VmHWM:" && status >> kilobytes) return kilobytes / 1024;
+  }
+  return 0;
 }
 
 }  // namespace millrace::bench

@@ -1,9 +1,12 @@
-// The models that the tables are about, and whole training steps of them in one process.
+// The models that the tables are about, what trains them, and whole training steps of them in one process.
 #pragma once
+
+#include <sys/types.h>
 
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/compute.h"
 #include "kernels/product.h"
@@ -29,6 +32,9 @@ inline constexpr Model kModels[] = {
 
 absl::string_view PrecisionName(kernels::Precision precision);
 
+// Writes a text of random characters, as many different ones as the model's vocabulary has.
+absl::Status WriteRandomText(const std::string& path, const Model& model, uint64_t size);
+
 // A job that trains the model with AdamW on the text at `path`, whose characters are its vocabulary.
 absl::StatusOr<v1::JobSpec> JobOf(const Model& model, const std::string& path, kernels::Precision precision,
                                   int global_batch, int microbatch);
@@ -36,5 +42,8 @@ absl::StatusOr<v1::JobSpec> JobOf(const Model& model, const std::string& path, k
 // Tokens a second of steps of `job` on random tokens: forward, backward, clipping and update, and nothing else.
 absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab, kernels::Isa isa, int threads,
                                          double seconds);
+
+// The most memory that a process had resident; 0 if it is not known.
+double PeakMegabytes(pid_t pid);
 
 }  // namespace millrace::bench

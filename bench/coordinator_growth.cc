@@ -1,0 +1,357 @@
+// How a coordinator bears many workers: a real one, in a process held to one core, leases the units of steps of 1,000
+// to simulated workers that return them at once. Each is a member with a stream of heartbeats and a call for work after
+// another, on two connections of its own, as real ones are. A simulated shard agrees to everything.
+#include <grpcpp/grpcpp.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "bench/groups.h"
+#include "bench/models.h"
+#include "bench/temporary_folder.h"
+#include "cli/local_cluster.h"
+#include "client/coordinator_client.h"
+#include "common/grpc_channel.h"
+#include "common/grpc_server.h"
+#include "common/grpc_status.h"
+#include "common/status.h"
+#include "kernels/compute.h"
+#include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "proto/millrace/v1/parameter_server.grpc.pb.h"
+#include "ps/conformance.h"
+#include "worker/conformance.h"
+
+namespace millrace::bench {
+namespace {
+
+constexpr int kCounts[] = {10, 100, 1000};
+constexpr int kUnits = 1000;  // a step
+constexpr absl::Duration kSettle = absl::Seconds(1);
+constexpr absl::Duration kMeasure = absl::Seconds(4);
+constexpr absl::Duration kHeartbeat = absl::Seconds(1);
+constexpr double kGoal = 0.5;  // of what it leases to the fewest
+
+// Holds one block and computes nothing.
+class Shard final : public v1::ParameterServer::Service {
+ public:
+  grpc::Status Configure(grpc::ServerContext*, const v1::ConfigureRequest*, v1::ConfigureReply* reply) override {
+    reply->set_blocks(1);
+    return grpc::Status::OK;
+  }
+  grpc::Status Norms(grpc::ServerContext*, const v1::NormsRequest*, v1::NormsReply* reply) override {
+    reply->add_blocks(0);
+    reply->add_squared_norms(1);
+    return grpc::Status::OK;
+  }
+  grpc::Status Commit(grpc::ServerContext*, const v1::CommitRequest* request, v1::CommitReply* reply) override {
+    reply->set_version(request->version() + 1);
+    return grpc::Status::OK;
+  }
+};
+
+v1::TensorTable Table() {
+  v1::TensorTable table;
+  v1::Tensor& tensor = *table.add_tensors();
+  tensor.set_name("weight");
+  tensor.add_shape(4);
+  tensor.set_trainable(true);
+  tensor.set_role(v1::Tensor::VECTOR);
+  return table;
+}
+
+// What all workers of a measurement count together. Thread-safe.
+class Leases {
+ public:
+  // A call that brings the result of a unit of `version` is on its way.
+  void Report(uint64_t version, absl::Time sent) {
+    absl::MutexLock lock(&mutex_);
+    reported_[version % reported_.size()] = std::max(reported_[version % reported_.size()], sent);
+  }
+  // A unit of `version` came for a call that was sent then. It was to be had since then, or since the last result of
+  // the step before was on its way.
+  void Add(uint64_t version, absl::Time sent) {
+    const absl::Time now = absl::Now();
+    absl::MutexLock lock(&mutex_);
+    if (version > 0) sent = std::max(sent, reported_[(version - 1) % reported_.size()]);
+    waits_.push_back(absl::ToDoubleMilliseconds(now - sent));
+  }
+  void Fail(const absl::Status& status) {
+    absl::MutexLock lock(&mutex_);
+    if (status_.ok()) status_ = status;
+  }
+  // Milliseconds that each unit since the last Take was waited for, or the first failure.
+  absl::StatusOr<std::vector<double>> Take() {
+    absl::MutexLock lock(&mutex_);
+    if (!status_.ok()) return status_;
+    return std::exchange(waits_, {});
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::array<absl::Time, 4> reported_ ABSL_GUARDED_BY(mutex_) = {};  // by version
+  std::vector<double> waits_ ABSL_GUARDED_BY(mutex_);
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Its reactions are those of the stream of heartbeats.
+class SimulatedWorker final : public grpc::ClientBidiReactor<v1::Heartbeat, v1::Notice> {
+ public:
+  SimulatedWorker(const std::string& coordinator, Leases* leases)
+      : leases_(leases),
+        attends_(v1::Cluster::NewStub(NewChannel(coordinator))),
+        works_(v1::Cluster::NewStub(NewChannel(coordinator))) {}
+
+  absl::Status Join(v1::JoinRequest request) {
+    grpc::ClientContext context;
+    v1::JoinReply reply;
+    MILLRACE_RETURN_IF_ERROR(FromGrpc(attends_->Join(&context, request, &reply)));
+    heartbeat_.set_member_id(reply.member_id());
+    request_.set_member_id(reply.member_id());
+    request_.set_wait_ms(20'000);
+    {
+      absl::MutexLock lock(&mutex_);
+      ++calls_;
+    }
+    attends_->async()->Attend(&attendance_, this);
+    AddHold();  // for Beat
+    StartRead(&notice_);
+    StartCall();
+    Beat();
+    return absl::OkStatus();
+  }
+  void Work() {
+    {
+      absl::MutexLock lock(&mutex_);
+      ++calls_;
+    }
+    Ask();
+  }
+
+  void Beat() {
+    if (!beating_.exchange(true)) StartWrite(&heartbeat_);
+  }
+  // Ends both calls, of a worker that has joined; returns when they have ended.
+  void Leave() {
+    {
+      absl::MutexLock lock(&mutex_);
+      leaving_ = true;
+      if (work_.has_value()) work_->TryCancel();
+    }
+    attendance_.TryCancel();
+    RemoveHold();
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](int* calls) { return *calls == 0; }, &calls_));
+  }
+
+  void OnReadDone(bool ok) override {
+    if (ok) StartRead(&notice_);
+  }
+  void OnWriteDone(bool) override { beating_ = false; }
+  void OnDone(const grpc::Status& status) override { Ended(status); }
+
+ private:
+  void Ask() {
+    absl::MutexLock lock(&mutex_);
+    if (leaving_) {
+      --calls_;
+      return;
+    }
+    sent_ = absl::Now();
+    for (const v1::WorkResult& result : request_.results()) leases_->Report(result.version(), sent_);
+    work_.emplace();
+    works_->async()->NextWork(&*work_, &request_, &reply_, [this](const grpc::Status& status) {
+      request_.clear_results();
+      if (!status.ok()) return Ended(status);
+      for (const v1::WorkUnit& unit : reply_.units()) Do(unit);
+      Ask();
+    });
+  }
+
+  void Do(const v1::WorkUnit& unit) {
+    if (unit.kind() == v1::WorkUnit::TRAIN) leases_->Add(unit.version(), sent_);
+    v1::WorkResult& result = *request_.add_results();
+    result.set_lease(unit.lease());
+    result.set_epoch(unit.epoch());
+    result.set_kind(unit.kind());
+    result.set_version(unit.version());
+    result.set_unit(unit.unit());
+    for (const v1::Microbatch& microbatch : unit.microbatches()) {
+      result.set_predictions(result.predictions() + microbatch.rows() * (microbatch.columns() - 1));
+    }
+    if (unit.kind() == v1::WorkUnit::PLAN) *result.mutable_table() = Table();
+  }
+  void Ended(const grpc::Status& status) {
+    absl::MutexLock lock(&mutex_);
+    --calls_;
+    if (!leaving_) leases_->Fail(Annotate(FromGrpc(status), "a call ended"));
+  }
+
+  Leases* const leases_;
+  const std::unique_ptr<v1::Cluster::Stub> attends_, works_;
+  v1::Heartbeat heartbeat_;
+  v1::Notice notice_;
+  std::atomic<bool> beating_ = false;
+  grpc::ClientContext attendance_;
+  // Of the call for work under way.
+  v1::NextWorkRequest request_;
+  v1::NextWorkReply reply_;
+  absl::Time sent_;
+
+  absl::Mutex mutex_;
+  std::optional<grpc::ClientContext> work_ ABSL_GUARDED_BY(mutex_);
+  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;
+  int calls_ ABSL_GUARDED_BY(mutex_) = 0;  // open
+};
+
+// Members of the cluster, and a thread that has each speak once a heartbeat, not all at once.
+class SimulatedWorkers {
+ public:
+  // Has them all join, and then work.
+  static absl::StatusOr<std::unique_ptr<SimulatedWorkers>> Start(const std::string& coordinator, int count,
+                                                                 Leases* leases) {
+    v1::JoinRequest request;
+    request.set_role(v1::WORKER);
+    request.set_conformance_digest(worker::ConformanceDigest(kernels::Compute(kernels::DetectIsa(), 1)));
+    auto all = std::make_unique<SimulatedWorkers>();
+    for (int i = 0; i < count; ++i) {
+      request.set_name(absl::StrCat("simulated-", i, "-of-", count));
+      auto worker = std::make_unique<SimulatedWorker>(coordinator, leases);
+      MILLRACE_RETURN_IF_ERROR(worker->Join(request));
+      all->workers_.push_back(std::move(worker));
+    }
+    all->heart_ = std::thread([&ended = all->ended_, &workers = all->workers_] {
+      const absl::Duration pause = kHeartbeat / static_cast<int64_t>(workers.size());
+      for (size_t i = 0; !ended.WaitForNotificationWithTimeout(pause); ++i) workers[i % workers.size()]->Beat();
+    });
+    for (const auto& worker : all->workers_) worker->Work();
+    return all;
+  }
+  ~SimulatedWorkers() {
+    ended_.Notify();
+    if (heart_.joinable()) heart_.join();
+    for (const auto& worker : workers_) worker->Leave();
+  }
+
+ private:
+  std::vector<std::unique_ptr<SimulatedWorker>> workers_;
+  absl::Notification ended_;
+  std::thread heart_;
+};
+
+// Holds every thread that this process has to `cores`.
+void HoldThreads(const cpu_set_t& cores) {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    pid_t thread = 0;
+    if (absl::SimpleAtoi(task.path().filename().string(), &thread)) sched_setaffinity(thread, sizeof(cores), &cores);
+  }
+}
+
+// A coordinator on one core; this process on the others, if there are any, until the end.
+class LonelyCoordinator {
+ public:
+  static absl::StatusOr<std::unique_ptr<LonelyCoordinator>> Start(const std::string& program,
+                                                                  const std::string& directory) {
+    std::unique_ptr<LonelyCoordinator> made(new LonelyCoordinator);
+    cpu_set_t one, others = made->all_;
+    CPU_ZERO(&one);
+    for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++core) {
+      if (CPU_ISSET(core, &others)) CPU_SET(core, &one);
+    }
+    if (CPU_COUNT(&others) > 1) CPU_XOR(&others, &others, &one);
+    sched_setaffinity(0, sizeof(one), &one);  // what is started inherits it
+    cli::LocalClusterOptions options;
+    options.program = program;
+    options.directory = directory;
+    options.say = [](absl::string_view text) { std::fprintf(stderr, "%s\n", std::string(text).c_str()); };
+    absl::StatusOr<std::unique_ptr<cli::LocalCluster>> cluster = cli::LocalCluster::Start(std::move(options));
+    HoldThreads(others);
+    if (!cluster.ok()) return cluster.status();
+    made->cluster_ = *std::move(cluster);
+    return made;
+  }
+  ~LonelyCoordinator() {
+    cluster_.reset();
+    HoldThreads(all_);
+  }
+
+  std::string address() const { return cluster_->coordinator(); }
+
+ private:
+  LonelyCoordinator() { sched_getaffinity(0, sizeof(all_), &all_); }
+
+  cpu_set_t all_;
+  std::unique_ptr<cli::LocalCluster> cluster_;
+};
+
+}  // namespace
+
+absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
+  const TemporaryFolder folder;
+  const std::string text = folder.path() + "/text.txt", directory = folder.path() + "/cluster";
+  constexpr Model kModel = {"", 1, 8, 1, 8, 1, 65};
+  MILLRACE_RETURN_IF_ERROR(WriteRandomText(text, kModel, 100'000));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(kModel, text, kernels::Precision::kF32, kUnits, 1));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<LonelyCoordinator> coordinator,
+                            LonelyCoordinator::Start(machine.program, directory));
+  Shard shard;
+  GrpcServerOptions serving;
+  serving.listen = "127.0.0.1:0";
+  serving.services = {&shard};
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
+  client::Membership::Options membership;
+  membership.coordinator = coordinator->address();
+  membership.join.set_role(v1::SHARD);
+  membership.join.set_name("simulated");
+  membership.join.set_address(server->address());
+  membership.join.set_conformance_digest(ps::ConformanceDigest());
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<client::Membership> member,
+                            client::Membership::Join(std::move(membership), nullptr));
+  client::CoordinatorClient client(coordinator->address());
+  v1::SubmitJobRequest request;
+  *request.mutable_spec() = job;
+  request.set_base_directory("/");
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job submitted, client.SubmitJob(request));
+  Leases leases;
+  double first = 0;
+  for (const int count : kCounts) {
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SimulatedWorkers> workers,
+                              SimulatedWorkers::Start(coordinator->address(), count, &leases));
+    absl::SleepFor(kSettle);
+    MILLRACE_RETURN_IF_ERROR(leases.Take().status());
+    const absl::Time begun = absl::Now();
+    absl::SleepFor(kMeasure);
+    MILLRACE_ASSIGN_OR_RETURN(std::vector<double> waits, leases.Take());
+    const double rate = static_cast<double>(waits.size()) / absl::ToDoubleSeconds(absl::Now() - begun);
+    if (waits.empty()) return absl::UnavailableError("the coordinator leases nothing");
+    const auto p99 = waits.begin() + static_cast<std::ptrdiff_t>(waits.size() * 99 / 100);
+    std::nth_element(waits.begin(), p99, waits.end());
+    MILLRACE_ASSIGN_OR_RETURN(const cli::RunningCluster running, cli::FindRunningCluster(directory));
+    const std::string name = absl::StrCat("growth/coordinator/", count, "-workers");
+    report->Add({name + "/leases", rate, "units/s", first, first > 0 ? kGoal : 0});
+    report->Add({name + "/p99", *p99, "ms"});
+    report->Add({name + "/memory", PeakMegabytes(running.processes.front().pid), "MiB"});
+    if (first == 0) first = rate;
+  }
+  return client.CancelJob(submitted.id()).status();
+}
+
+}  // namespace millrace::bench
