@@ -1,4 +1,5 @@
-// Blocks through gRPC, as a cluster's processes connect, against a plain socket, all over the loopback interface.
+// Blocks through gRPC, as a cluster's processes connect, against a plain socket, all over the loopback interface; and
+// the same with TLS where each end shows a certificate.
 #include <arpa/inet.h>
 #include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
@@ -6,17 +7,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "bench/groups.h"
+#include "bench/temporary_folder.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_server.h"
 #include "common/status.h"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
+#include "tests/testing/certificates.h"
 
 namespace millrace::bench {
 namespace {
@@ -98,44 +100,72 @@ class SocketPair {
   std::vector<char> in_ = std::vector<char>(kBlockBytes);
 };
 
-}  // namespace
+// A shard that sends and takes blocks, and a worker's connection to it.
+class Connection {
+ public:
+  // Plain without certificates.
+  static absl::StatusOr<std::unique_ptr<Connection>> Make(const Certificates* certificates) {
+    auto made = std::make_unique<Connection>();
+    GrpcServerOptions options;
+    options.listen = "127.0.0.1:0";
+    options.services = {&made->service_};
+    if (certificates != nullptr) options.credentials = certificates->ForServer();
+    MILLRACE_ASSIGN_OR_RETURN(made->server_, GrpcServer::Start(options));
+    made->stub_ = v1::ParameterServer::NewStub(
+        NewChannel(made->server_->address(), certificates != nullptr ? certificates->ForClient() : nullptr));
+    return made;
+  }
 
-absl::Status BenchTransport(const Machine&, Report* report) {
-  Blocks service;
-  GrpcServerOptions options;
-  options.listen = "127.0.0.1:0";
-  options.services = {&service};
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(options));
-  const auto stub = v1::ParameterServer::NewStub(NewChannel(server->address()));
-  bool good = true;
-  const auto pull = [&] {
+  void Pull() {
     grpc::ClientContext context;
-    const auto stream = stub->Pull(&context, {});
+    const auto stream = stub_->Pull(&context, {});
     v1::PullReply reply;
     size_t received = 0;
     while (stream->Read(&reply)) received += reply.weights().size();
-    good &= stream->Finish().ok() && received == kBytes;
-  };
-  const std::string block(kBlockBytes, 'b');
-  const auto push = [&] {
+    good_ &= stream->Finish().ok() && received == kBytes;
+  }
+  void Push() {
     grpc::ClientContext context;
     v1::PushReply reply;
-    const auto stream = stub->Push(&context, &reply);
+    const auto stream = stub_->Push(&context, &reply);
     v1::PushRequest request;
     for (size_t sent = 0; sent < kBytes; sent += kBlockBytes) {
-      request.set_values(block);
-      good &= stream->Write(request);
+      request.set_values(block_);
+      good_ &= stream->Write(request);
     }
     stream->WritesDone();
-    good &= stream->Finish().ok() && reply.blocks_added() == kBytes / kBlockBytes;
-  };
+    good_ &= stream->Finish().ok() && reply.blocks_added() == kBytes / kBlockBytes;
+  }
+  bool good() const { return good_; }
+
+ private:
+  Blocks service_;
+  std::unique_ptr<GrpcServer> server_;
+  std::unique_ptr<v1::ParameterServer::Stub> stub_;
+  const std::string block_ = std::string(kBlockBytes, 'b');
+  bool good_ = true;
+};
+
+}  // namespace
+
+absl::Status BenchTransport(const Machine&, Report* report) {
+  const TemporaryFolder folder;
+  MILLRACE_ASSIGN_OR_RETURN(const Certificates certificates, Certificates::Make(folder.path()));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> plain, Connection::Make(nullptr));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> mutual, Connection::Make(&certificates));
   SocketPair sockets;
   if (!sockets.good()) return absl::UnavailableError("no connection over the loopback interface");
-  const std::vector<double> seconds = SecondsOfEach({pull, push, [&] { sockets.Move(); }}, 0.2);
-  if (!good) return absl::UnavailableError("a call failed");
-  const auto rate = [](double taken) { return static_cast<double>(kBytes) / taken / 1e9; };
-  report->Add({"transport/pull", rate(seconds[0]), "GB/s", rate(seconds[2]), kGoal});
-  report->Add({"transport/push", rate(seconds[1]), "GB/s", rate(seconds[2]), kGoal});
+  const std::vector<double> seconds =
+      SecondsOfEach({[&] { plain->Pull(); }, [&] { plain->Push(); }, [&] { mutual->Pull(); }, [&] { mutual->Push(); },
+                     [&] { sockets.Move(); }},
+                    0.2);
+  if (!plain->good() || !mutual->good()) return absl::UnavailableError("a call failed");
+  std::vector<double> rates;  // GB/s
+  for (const double taken : seconds) rates.push_back(static_cast<double>(kBytes) / taken / 1e9);
+  report->Add({"transport/pull", rates[0], "GB/s", rates[4], kGoal});
+  report->Add({"transport/push", rates[1], "GB/s", rates[4], kGoal});
+  report->Add({"transport/pull/mtls", rates[2], "GB/s", rates[0]});
+  report->Add({"transport/push/mtls", rates[3], "GB/s", rates[1]});
   return absl::OkStatus();
 }
 

@@ -6,7 +6,8 @@
 
 namespace grpc {
 class Channel;
-}
+class ChannelCredentials;
+}  // namespace grpc
 
 namespace millrace {
 
@@ -15,6 +16,8 @@ inline constexpr int kMaxMessageBytes = 64 << 20;
 
 // A connection of its own to HOST:PORT (equal channels would share one: a bulk transfer would hold heartbeats up). It
 // is made on first use, and again soon after it broke; a peer that answers no ping for some seconds counts as broken.
-std::shared_ptr<grpc::Channel> NewChannel(const std::string& address);
+// Without credentials it is plain TCP.
+std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
+                                          std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr);
 
 }  // namespace millrace

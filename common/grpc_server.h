@@ -10,15 +10,17 @@
 
 namespace grpc {
 class Server;
+class ServerCredentials;
 class Service;
 }  // namespace grpc
 
 namespace millrace {
 
 struct GrpcServerOptions {
-  std::string listen;                    // HOST:PORT; port 0: any
-  std::string address_file;              // written with the bound HOST:PORT once serving; empty: none
-  std::vector<grpc::Service*> services;  // outlive the server
+  std::string listen;                                    // HOST:PORT; port 0: any
+  std::string address_file;                              // written with the bound HOST:PORT once serving; empty: none
+  std::vector<grpc::Service*> services;                  // outlive the server
+  std::shared_ptr<grpc::ServerCredentials> credentials;  // null: plain TCP
 };
 
 class GrpcServer {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/synchronization/notification.h"
@@ -17,6 +18,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "testing/certificates.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -159,6 +161,29 @@ TEST_F(GrpcServerTest, ShutdownCancelsWhatIsStillInFlight) {
   EXPECT_FALSE(status.ok());
   // The port is free again.
   EXPECT_EQ(Start(server->address())->address(), server->address());
+}
+
+TEST(GrpcServer, WithMutualTlsAnswersOnlyWhoShowsACertificate) {
+  const TemporaryFolder folder;
+  const absl::StatusOr<Certificates> certificates = Certificates::Make(folder.path());
+  ASSERT_TRUE(certificates.ok()) << certificates.status();
+  FakeJobs jobs;
+  GrpcServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.services = {&jobs};
+  options.credentials = certificates->ForServer();
+  const auto server = GrpcServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto call = [&](std::shared_ptr<grpc::ChannelCredentials> credentials) {
+    grpc::ClientContext context;
+    v1::ListJobsReply reply;
+    return v1::Jobs::NewStub(NewChannel((*server)->address(), std::move(credentials)))
+        ->ListJobs(&context, {}, &reply)
+        .error_code();
+  };
+  EXPECT_EQ(call(certificates->ForClient()), grpc::StatusCode::OK);
+  EXPECT_EQ(call(grpc::SslCredentials({certificates->authority, "", ""})), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(call(nullptr), grpc::StatusCode::UNAVAILABLE);
 }
 
 TEST(GrpcServer, MayHaveAsManyConnectionsAsTheHardLimitAllows) {
