@@ -3,12 +3,10 @@
 // another, on two connections of its own, as real ones are. A simulated shard agrees to everything.
 #include <grpcpp/grpcpp.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdio>
 #include <filesystem>
 #include <memory>
 #include <optional>
@@ -17,7 +15,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/match.h"
+#include "absl/functional/function_ref.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
@@ -26,8 +24,7 @@
 #include "absl/time/time.h"
 #include "bench/groups.h"
 #include "bench/models.h"
-#include "bench/temporary_folder.h"
-#include "cli/local_cluster.h"
+#include "bench/processes.h"
 #include "client/coordinator_client.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_server.h"
@@ -265,67 +262,57 @@ void HoldThreads(const cpu_set_t& cores) {
   }
 }
 
-// A coordinator on one core; this process on the others, if there are any, until the end.
-class LonelyCoordinator {
+// The first core that this process may use is another's as long as this lives, if there are more.
+class LentCore {
  public:
-  static absl::StatusOr<std::unique_ptr<LonelyCoordinator>> Start(const std::string& program,
-                                                                  const std::string& directory) {
-    std::unique_ptr<LonelyCoordinator> made(new LonelyCoordinator);
-    cpu_set_t one, others = made->all_;
-    CPU_ZERO(&one);
-    for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++core) {
-      if (CPU_ISSET(core, &others)) CPU_SET(core, &one);
+  LentCore() {
+    sched_getaffinity(0, sizeof(all_), &all_);
+    CPU_ZERO(&lent_);
+    for (int core = 0; core < CPU_SETSIZE && CPU_COUNT(&lent_) == 0; ++core) {
+      if (CPU_ISSET(core, &all_)) CPU_SET(core, &lent_);
     }
-    if (CPU_COUNT(&others) > 1) CPU_XOR(&others, &others, &one);
-    sched_setaffinity(0, sizeof(one), &one);  // what is started inherits it
-    cli::LocalClusterOptions options;
-    options.program = program;
-    options.directory = directory;
-    options.say = [](absl::string_view text) { std::fprintf(stderr, "%s\n", std::string(text).c_str()); };
-    absl::StatusOr<std::unique_ptr<cli::LocalCluster>> cluster = cli::LocalCluster::Start(std::move(options));
+  }
+  ~LentCore() { HoldThreads(all_); }
+  // `start`s a process there.
+  absl::StatusOr<Role> Start(absl::FunctionRef<absl::StatusOr<Role>()> start) {
+    sched_setaffinity(0, sizeof(lent_), &lent_);  // a child inherits it
+    absl::StatusOr<Role> role = start();
+    cpu_set_t others = all_;
+    if (CPU_COUNT(&all_) > 1) CPU_XOR(&others, &all_, &lent_);
     HoldThreads(others);
-    if (!cluster.ok()) return cluster.status();
-    made->cluster_ = *std::move(cluster);
-    return made;
+    return role;
   }
-  ~LonelyCoordinator() {
-    cluster_.reset();
-    HoldThreads(all_);
-  }
-
-  std::string address() const { return cluster_->coordinator(); }
 
  private:
-  LonelyCoordinator() { sched_getaffinity(0, sizeof(all_), &all_); }
-
-  cpu_set_t all_;
-  std::unique_ptr<cli::LocalCluster> cluster_;
+  cpu_set_t all_, lent_;
 };
 
 }  // namespace
 
 absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
   const TemporaryFolder folder;
-  const std::string text = folder.path() + "/text.txt", directory = folder.path() + "/cluster";
+  const std::string text = folder.path() + "/text.txt";
   constexpr Model kModel = {"", 1, 8, 1, 8, 1, 65};
   MILLRACE_RETURN_IF_ERROR(WriteRandomText(text, kModel, 100'000));
   MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(kModel, text, kernels::Precision::kF32, kUnits, 1));
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<LonelyCoordinator> coordinator,
-                            LonelyCoordinator::Start(machine.program, directory));
+  LentCore core;
+  MILLRACE_ASSIGN_OR_RETURN(const Role coordinator, core.Start([&] {
+    return StartRole({machine.program, "coordinator", "--dir", folder.path()}, "coordinator", folder.path(), true);
+  }));
   Shard shard;
   GrpcServerOptions serving;
   serving.listen = "127.0.0.1:0";
   serving.services = {&shard};
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
   client::Membership::Options membership;
-  membership.coordinator = coordinator->address();
+  membership.coordinator = coordinator.address;
   membership.join.set_role(v1::SHARD);
   membership.join.set_name("simulated");
   membership.join.set_address(server->address());
   membership.join.set_conformance_digest(ps::ConformanceDigest());
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<client::Membership> member,
                             client::Membership::Join(std::move(membership), nullptr));
-  client::CoordinatorClient client(coordinator->address());
+  client::CoordinatorClient client(coordinator.address);
   v1::SubmitJobRequest request;
   *request.mutable_spec() = job;
   request.set_base_directory("/");
@@ -334,7 +321,7 @@ absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
   double first = 0;
   for (const int count : kCounts) {
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SimulatedWorkers> workers,
-                              SimulatedWorkers::Start(coordinator->address(), count, &leases));
+                              SimulatedWorkers::Start(coordinator.address, count, &leases));
     absl::SleepFor(kSettle);
     MILLRACE_RETURN_IF_ERROR(leases.Take().status());
     const absl::Time begun = absl::Now();
@@ -344,11 +331,10 @@ absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
     if (waits.empty()) return absl::UnavailableError("the coordinator leases nothing");
     const auto p99 = waits.begin() + static_cast<std::ptrdiff_t>(waits.size() * 99 / 100);
     std::nth_element(waits.begin(), p99, waits.end());
-    MILLRACE_ASSIGN_OR_RETURN(const cli::RunningCluster running, cli::FindRunningCluster(directory));
     const std::string name = absl::StrCat("growth/coordinator/", count, "-workers");
     report->Add({name + "/leases", rate, "units/s", first, first > 0 ? kGoal : 0});
     report->Add({name + "/p99", *p99, "ms"});
-    report->Add({name + "/memory", PeakMegabytes(running.processes.front().pid), "MiB"});
+    report->Add({name + "/memory", PeakMegabytes(coordinator.process->pid()), "MiB"});
     if (first == 0) first = rate;
   }
   return client.CancelJob(submitted.id()).status();

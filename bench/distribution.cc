@@ -1,17 +1,19 @@
 // What distribution costs: tokens a second of training in one process, without any network, and of a local cluster of
-// 1 coordinator, 2 shards and 2 workers, on the same cores; and the most memory that its processes had resident.
+// 1 coordinator, 2 shards and 2 workers, on the same cores; and the most memory that its processes had resident. Then
+// of such a cluster with 1 Gbit/s and 1 ms between its hosts.
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "bench/groups.h"
 #include "bench/models.h"
-#include "bench/temporary_folder.h"
-#include "cli/local_cluster.h"
+#include "bench/network.h"
+#include "bench/processes.h"
 #include "client/coordinator_client.h"
+#include "common/files.h"
 #include "common/status.h"
 
 namespace millrace::bench {
@@ -24,14 +26,17 @@ struct Setting {
   const Model& model;
   int global_batch, microbatch;
   double goal;
+  bool network;  // also with links held to a speed
 };
 
 constexpr Setting kSettings[] = {
-    {"768-tokens", kModels[0], 12, 6, 0.75},
-    {"2048-tokens", kModels[1], 8, 4, 0},
-    {"8192-tokens", kModels[1], 32, 4, 0.95},
+    {"768-tokens", kModels[0], 12, 6, 0.75, false},
+    {"2048-tokens", kModels[1], 8, 4, 0, false},
+    {"8192-tokens", kModels[1], 32, 4, 0.95, true},
 };
 constexpr double kSeconds = 20;
+constexpr int kShards = 2, kWorkers = 2;
+constexpr double kNetworkGoal = 0.9;
 
 struct Measured {
   double tokens_per_second = 0;
@@ -39,41 +44,72 @@ struct Measured {
   double shard_megabytes = 0;
 };
 
-// The same job on a cluster: from the first step event to the last one within the time.
-absl::StatusOr<Measured> WholeCluster(const v1::JobSpec& job, const std::string& program, const std::string& directory,
-                                      int workers, double seconds) {
-  cli::LocalClusterOptions options;
-  options.program = program;
-  options.directory = directory;
-  options.shards = 2;
-  options.workers = workers;
-  options.say = [](absl::string_view text) { std::fprintf(stderr, "%s\n", std::string(text).c_str()); };
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<cli::LocalCluster> cluster,
-                            cli::LocalCluster::Start(std::move(options)));
-  cluster->StartMembers();
-  client::CoordinatorClient coordinator(cluster->coordinator());
+// Tokens a second of the job on a cluster: from the first step event to the last one within the time.
+absl::StatusOr<double> Train(const v1::JobSpec& job, client::CoordinatorClient* coordinator) {
   v1::SubmitJobRequest request;
   *request.mutable_spec() = job;
   request.set_base_directory("/");
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job submitted, coordinator.SubmitJob(request));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job submitted, coordinator->SubmitJob(request));
   v1::JobEvent first, last;
-  MILLRACE_RETURN_IF_ERROR(coordinator.WatchJob(submitted.id(), 0, [&](const v1::JobEvent& event) {
+  MILLRACE_RETURN_IF_ERROR(coordinator->WatchJob(submitted.id(), 0, [&](const v1::JobEvent& event) {
     if (!event.has_step() || event.step().step() < 3) return true;
     if (!first.has_step()) first = event;
     last = event;
-    return static_cast<double>(last.unix_ms() - first.unix_ms()) < 1000 * seconds;
+    return static_cast<double>(last.unix_ms() - first.unix_ms()) < 1000 * kSeconds;
   }));
-  Measured measured;
-  MILLRACE_ASSIGN_OR_RETURN(const cli::RunningCluster running, cli::FindRunningCluster(directory));
-  for (const auto& process : running.processes) {
-    double& peak = absl::StartsWith(process.name, "worker") ? measured.worker_megabytes : measured.shard_megabytes;
-    if (process.name != "coordinator") peak = std::max(peak, PeakMegabytes(process.pid));
-  }
-  MILLRACE_RETURN_IF_ERROR(coordinator.CancelJob(submitted.id()).status());
-  cluster->Stop();
   const double tokens = static_cast<double>(last.step().tokens() - first.step().tokens());
-  measured.tokens_per_second = tokens * 1000 / static_cast<double>(last.unix_ms() - first.unix_ms());
+  return tokens * 1000 / static_cast<double>(last.unix_ms() - first.unix_ms());
+}
+
+// The job on a new cluster in `directory`, each process on a host of its own if there is a network.
+absl::StatusOr<Measured> WholeCluster(const v1::JobSpec& job, const Machine& machine, const std::string& directory,
+                                      const Network* network = nullptr) {
+  MILLRACE_RETURN_IF_ERROR(MakeDirectories(directory));
+  std::vector<Role> roles;
+  const auto start = [&](const std::string& role, const std::vector<std::string>& flags, bool serves) -> absl::Status {
+    const int host = static_cast<int>(roles.size());
+    std::vector<std::string> command = {machine.program, role};
+    command.insert(command.end(), flags.begin(), flags.end());
+    if (network != nullptr) command = network->On(host, std::move(command), serves);
+    MILLRACE_ASSIGN_OR_RETURN(Role started,
+                              StartRole(std::move(command), absl::StrCat(role, "-", host), directory, serves));
+    roles.push_back(std::move(started));
+    return absl::OkStatus();
+  };
+  MILLRACE_RETURN_IF_ERROR(start("coordinator", {"--dir", directory, "--shards", absl::StrCat(kShards)}, true));
+  const std::string address = roles[0].address, threads = absl::StrCat(std::max(1, machine.threads / kWorkers));
+  for (int i = 0; i < kShards; ++i) MILLRACE_RETURN_IF_ERROR(start("ps", {"--coordinator", address}, true));
+  for (int i = 0; i < kWorkers; ++i) {
+    MILLRACE_RETURN_IF_ERROR(start("worker", {"--coordinator", address, "--threads", threads}, false));
+  }
+  client::CoordinatorClient coordinator(address);
+  Measured measured;
+  MILLRACE_ASSIGN_OR_RETURN(measured.tokens_per_second, Train(job, &coordinator));
+  for (size_t i = 1; i < roles.size(); ++i) {
+    double& peak = i <= kShards ? measured.shard_megabytes : measured.worker_megabytes;
+    peak = std::max(peak, PeakMegabytes(roles[i].process->pid()));
+  }
   return measured;
+}
+
+// Adds the row of links held to a speed, against what the cluster reached without: with a delay if the kernel can.
+absl::Status AddNetworkRow(const v1::JobSpec& job, const Machine& machine, const std::string& directory,
+                           const std::string& name, double unlimited, Report* report) {
+  const struct {
+    const char* name;
+    const char* shape;
+  } shapes[] = {{"/1gbit-1ms", Network::kGigabitMillisecond}, {"/1gbit", Network::kGigabit}};
+  for (const auto& shape : shapes) {
+    const absl::StatusOr<std::unique_ptr<Network>> network = Network::Make(1 + kShards + kWorkers, shape.shape);
+    if (!network.ok()) {
+      report->Absent(name + shape.name, network.status().message());
+      continue;
+    }
+    MILLRACE_ASSIGN_OR_RETURN(const Measured held, WholeCluster(job, machine, directory, network->get()));
+    report->Add({name + shape.name, held.tokens_per_second, "tokens/s", unlimited, kNetworkGoal});
+    break;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -92,12 +128,14 @@ absl::Status BenchDistribution(const Machine& machine, Report* report) {
                                 JobOf(setting.model, text, precision, setting.global_batch, setting.microbatch));
       MILLRACE_ASSIGN_OR_RETURN(const double one, TrainInOneProcess(job, static_cast<uint32_t>(setting.model.vocab),
                                                                     machine.isa, machine.threads, kSeconds / 2));
-      MILLRACE_ASSIGN_OR_RETURN(
-          const Measured cluster,
-          WholeCluster(job, machine.program, absl::StrCat(folder.path(), "/", ++run), 2, kSeconds));
+      MILLRACE_ASSIGN_OR_RETURN(const Measured cluster,
+                                WholeCluster(job, machine, absl::StrCat(folder.path(), "/", ++run)));
       report->Add({name, cluster.tokens_per_second, "tokens/s", one, setting.goal});
       report->Add({name + "/worker-memory", cluster.worker_megabytes, "MiB"});
       report->Add({name + "/shard-memory", cluster.shard_megabytes, "MiB"});
+      if (!setting.network) continue;
+      MILLRACE_RETURN_IF_ERROR(AddNetworkRow(job, machine, absl::StrCat(folder.path(), "/", ++run), name,
+                                             cluster.tokens_per_second, report));
     }
   }
   return absl::OkStatus();

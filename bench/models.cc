@@ -108,13 +108,4 @@ absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab,
   return tokens / absl::ToDoubleSeconds(absl::Now() - begun);
 }
 
-double PeakMegabytes(pid_t pid) {
-  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
-  for (std::string word; status >> word;) {
-    double kilobytes = 0;
-    if (word == "VmHWM:" && status >> kilobytes) return kilobytes / 1024;
-  }
-  return 0;
-}
-
 }  // namespace millrace::bench

@@ -1,8 +1,6 @@
 // The models that the tables are about, what trains them, and whole training steps of them in one process.
 #pragma once
 
-#include <sys/types.h>
-
 #include <cstdint>
 #include <string>
 
@@ -42,8 +40,5 @@ absl::StatusOr<v1::JobSpec> JobOf(const Model& model, const std::string& path, k
 // Tokens a second of steps of `job` on random tokens: forward, backward, clipping and update, and nothing else.
 absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab, kernels::Isa isa, int threads,
                                          double seconds);
-
-// The most memory that a process had resident; 0 if it is not known.
-double PeakMegabytes(pid_t pid);
 
 }  // namespace millrace::bench

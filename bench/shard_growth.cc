@@ -2,7 +2,6 @@
 // from one worker after another or from many at once, each on a connection of its own.
 #include <algorithm>
 #include <atomic>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -16,12 +15,10 @@
 #include "absl/time/time.h"
 #include "bench/groups.h"
 #include "bench/models.h"
-#include "bench/temporary_folder.h"
+#include "bench/processes.h"
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
-#include "cli/local_cluster.h"
 #include "client/shard_group.h"
-#include "common/process.h"
 #include "common/status.h"
 
 namespace millrace::bench {
@@ -98,23 +95,11 @@ absl::StatusOr<double> Step(const std::vector<std::unique_ptr<client::ShardGroup
 
 absl::Status BenchShardGrowth(const Machine& machine, Report* report) {
   const TemporaryFolder folder;
-  cli::LocalClusterOptions options;
-  options.program = machine.program;
-  options.directory = folder.path() + "/cluster";
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<cli::LocalCluster> cluster,
-                            cli::LocalCluster::Start(std::move(options)));  // no more than the coordinator
-  ChildProcess::Options process;
-  const std::string address_file = folder.path() + "/address";
-  process.arguments = {machine.program,  "ps",         "--coordinator", cluster->coordinator(),       "--name", "shard",
-                       "--address-file", address_file, "--threads",     absl::StrCat(machine.threads)};
-  process.log_file = folder.path() + "/log";
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<ChildProcess> shard, ChildProcess::Start(process));
-  std::string address;
-  while (!(std::ifstream(address_file) >> address)) {
-    if (shard->Wait(absl::Now() + absl::Milliseconds(10)).has_value()) {
-      return absl::UnavailableError(absl::StrCat("the shard ended:\n", cli::LogTail(process.log_file, 5)));
-    }
-  }
+  MILLRACE_ASSIGN_OR_RETURN(const Role coordinator, StartRole({machine.program, "coordinator", "--dir", folder.path()},
+                                                              "coordinator", folder.path(), true));
+  MILLRACE_ASSIGN_OR_RETURN(const Role shard, StartRole({machine.program, "ps", "--coordinator", coordinator.address,
+                                                         "--threads", absl::StrCat(machine.threads)},
+                                                        "shard", folder.path(), true));
   MILLRACE_ASSIGN_OR_RETURN(const blocks::BlockTable blocks, blocks::BlockTable::Create(Table()));
   MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(kModels[0], "none", kernels::Precision::kF32, 1, 1));
   const v1::OptimizerSpec& optimizer = job.phases(0).optimizer();
@@ -123,7 +108,7 @@ absl::Status BenchShardGrowth(const Machine& machine, Report* report) {
     pushers.emplace_back();
     for (int i = 0; i < count; ++i) {
       // A connection of its own, as a worker has.
-      pushers.back().push_back(std::make_unique<client::ShardGroup>(1, std::vector<std::string>{address}));
+      pushers.back().push_back(std::make_unique<client::ShardGroup>(1, std::vector<std::string>{shard.address}));
       pushers.back().back()->Place(&blocks, optimizer);
     }
   }
@@ -151,7 +136,7 @@ absl::Status BenchShardGrowth(const Machine& machine, Report* report) {
     report->Add({name, rates[i][kRounds / 2], "GB/s", i == 0 ? 0 : rates[0][kRounds / 2], i == 0 ? 0 : kGoal});
   }
   report->Add({absl::StrCat("growth/shard/", kCounts[pushers.size() - 1], "-pushers/memory"),
-               PeakMegabytes(shard->pid()), "MiB"});
+               PeakMegabytes(shard.process->pid()), "MiB"});
   return absl::OkStatus();
 }
 

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "bench/groups.h"
-#include "bench/temporary_folder.h"
+#include "bench/processes.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_server.h"
 #include "common/status.h"

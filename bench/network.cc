@@ -1,0 +1,73 @@
+#include "bench/network.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "bench/processes.h"
+#include "common/files.h"
+#include "common/status.h"
+
+namespace millrace::bench {
+namespace {
+
+constexpr char kIp[] = "/sbin/ip";
+constexpr char kBridge[] = "mrbench";
+
+// Of the namespace, and of the link's end at the bridge.
+std::string Host(int host) { return absl::StrCat(kBridge, "-", host); }
+std::string Address(int host) { return absl::StrCat("10.213.7.", 10 + host); }
+
+// With what it said last if it fails.
+absl::Status Run(const std::string& script) {
+  const TemporaryFolder folder;
+  const std::string log = folder.path() + "/log";
+  if (std::system(absl::StrCat("exec >", log, " 2>&1; set -e; PATH=$PATH:/sbin:/usr/sbin\n", script).c_str()) == 0) {
+    return absl::OkStatus();
+  }
+  MILLRACE_ASSIGN_OR_RETURN(const std::string said, ReadFile(log, 1 << 16));
+  return absl::UnavailableError(absl::StripAsciiWhitespace(said));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Network>> Network::Make(int hosts, const std::string& shape) {
+  if (geteuid() != 0) return absl::UnavailableError("only root makes network namespaces");
+  std::unique_ptr<Network> network(new Network(hosts));
+  network->Remove();  // what one left that was killed
+  std::string script = absl::StrCat("ip link add ", kBridge, " type bridge\nip addr add 10.213.7.1/24 dev ", kBridge,
+                                    "\nip link set ", kBridge, " up\n");
+  for (int i = 0; i < hosts; ++i) {
+    const std::string host = Host(i);
+    absl::StrAppend(&script, "ip netns add ", host, "\nip link add ", host, " type veth peer name eth0 netns ", host,
+                    "\nip link set ", host, " master ", kBridge, " up\nip -n ", host, " addr add ", Address(i),
+                    "/24 dev eth0\nip -n ", host, " link set eth0 up\nip -n ", host, " link set lo up\n",
+                    "tc qdisc add dev ", host, " root ", shape, "\ntc -n ", host, " qdisc add dev eth0 root ", shape,
+                    "\n");
+  }
+  MILLRACE_RETURN_IF_ERROR(Annotate(Run(script), absl::StrCat("no network with '", shape, "'")));
+  return network;
+}
+
+Network::~Network() { Remove(); }
+
+void Network::Remove() const {
+  std::string script = absl::StrCat("ip link del ", kBridge, " || true\n");
+  for (int i = 0; i < hosts_; ++i) {
+    // The link too: a namespace goes some time after its last process.
+    absl::StrAppend(&script, "ip link del ", Host(i), " || true\nip netns del ", Host(i), " || true\n");
+  }
+  Run(script).IgnoreError();
+}
+
+std::vector<std::string> Network::On(int host, std::vector<std::string> command, bool serves) const {
+  const std::string prefix[] = {kIp, "netns", "exec", Host(host)};
+  command.insert(command.begin(), std::begin(prefix), std::end(prefix));
+  if (serves) command.insert(command.end(), {"--listen", absl::StrCat(Address(host), ":0")});
+  return command;
+}
+
+}  // namespace millrace::bench
