@@ -18,6 +18,7 @@ struct Machine {
 absl::Status BenchCompute(const Machine& machine, Report* report);
 absl::Status BenchOptimizer(const Machine& machine, Report* report);
 absl::Status BenchTransport(const Machine& machine, Report* report);
+absl::Status BenchBytes(const Machine& machine, Report* report);
 absl::Status BenchDistribution(const Machine& machine, Report* report);
 absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report);
 absl::Status BenchShardGrowth(const Machine& machine, Report* report);

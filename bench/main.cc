@@ -52,13 +52,10 @@ int main(int argc, char** argv) {
   const struct {
     const char* name;
     absl::Status (*measure)(const bench::Machine&, bench::Report*);
-  } groups[] = {{"compute", &bench::BenchCompute},
-                {"optimizer", &bench::BenchOptimizer},
-                {"transport", &bench::BenchTransport},
-                {"distribution", &bench::BenchDistribution},
-                {"growth/coordinator", &bench::BenchCoordinatorGrowth},
-                {"growth/shard", &bench::BenchShardGrowth},
-                {"text", &bench::BenchText},
+  } groups[] = {{"compute", &bench::BenchCompute},           {"optimizer", &bench::BenchOptimizer},
+                {"transport", &bench::BenchTransport},       {"bytes", &bench::BenchBytes},
+                {"distribution", &bench::BenchDistribution}, {"growth/coordinator", &bench::BenchCoordinatorGrowth},
+                {"growth/shard", &bench::BenchShardGrowth},  {"text", &bench::BenchText},
                 {"generation", &bench::BenchGeneration}};
   for (const auto& group : groups) {
     if (!report.Wants(group.name)) continue;

@@ -32,7 +32,11 @@ void Report::Add(const Row& row) {
   } else {
     std::string text = absl::StrFormat("%-52s  %12.5g  %-10s", row.name, row.value, row.unit);
     if (row.limit > 0) absl::StrAppendFormat(&text, "  %12.5g  %6.2f", row.limit, ratio);
-    if (row.goal > 0) absl::StrAppendFormat(&text, "  %5.2f  %s", row.goal, ratio >= row.goal ? "" : "missed");
+    if (row.goal > 0) {
+      const bool at_most = row.sense == Row::kAtMost;
+      const bool reached = at_most ? ratio <= row.goal : ratio >= row.goal;
+      absl::StrAppendFormat(&text, "  %5.4g  %s", row.goal, reached ? (at_most ? "at most" : "") : "missed");
+    }
     std::printf("%s\n", text.c_str());
   }
   std::fflush(stdout);

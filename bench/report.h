@@ -14,7 +14,8 @@ struct Row {
   double value = 0;
   std::string unit;
   double limit = 0;  // in the same unit; 0: none
-  double goal = 0;   // the ratio of value to limit is to be at least this; 0: none
+  double goal = 0;   // the ratio of value to limit is to be at least this, or at most; 0: none
+  enum Sense { kAtLeast, kAtMost } sense = kAtLeast;
 };
 
 // One thread.
