@@ -2,8 +2,11 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
+#include <cstring>
 #include <deque>
+#include <optional>
 #include <set>
 #include <thread>
 #include <utility>
@@ -14,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "blocks/placement.h"
+#include "blocks/shared_plane.h"
 #include "common/checksum.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_status.h"
@@ -36,51 +40,156 @@ struct ShardGroup::Shard {
   std::unique_ptr<v1::ParameterServer::Stub> stub;
   std::vector<uint32_t> blocks;  // that it holds, in the table's order
 
+  // A call that Cancel can reach.
+  class Call {
+   public:
+    explicit Call(Shard* shard) : shard_(shard) {
+      absl::MutexLock lock(&shard_->mutex);
+      shard_->calls.insert(this);
+      if (shard_->cancelled) Cancel();
+    }
+    ~Call() {
+      absl::MutexLock lock(&shard_->mutex);
+      shard_->calls.erase(this);
+    }
+    grpc::ClientContext* context() { return &context_; }
+    void SetDeadline() {
+      context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kCallDeadline));
+    }
+    void Cancel() {
+      cancelled_ = true;
+      context_.TryCancel();
+    }
+    bool cancelled() const { return cancelled_; }
+
+   private:
+    Shard* const shard_;
+    grpc::ClientContext context_;
+    std::atomic<bool> cancelled_ = false;
+  };
+
   absl::Mutex mutex;
   bool cancelled ABSL_GUARDED_BY(mutex) = false;
-  std::set<grpc::ClientContext*> calls ABSL_GUARDED_BY(mutex);
+  std::set<Call*> calls ABSL_GUARDED_BY(mutex);
 
-  void Enter(grpc::ClientContext* context) {
-    absl::MutexLock lock(&mutex);
-    calls.insert(context);
-    if (cancelled) context->TryCancel();
-  }
-  void Leave(grpc::ClientContext* context) {
-    absl::MutexLock lock(&mutex);
-    calls.erase(context);
-  }
+  absl::Mutex attach_mutex;
+  // One attempt is enough to know whether the shard is of this machine.
+  bool apart ABSL_GUARDED_BY(attach_mutex) = false;
+  std::shared_ptr<Attachment> attachment ABSL_GUARDED_BY(attach_mutex);
+
   void Cancel(bool for_good) {
     absl::MutexLock lock(&mutex);
     cancelled |= for_good;
-    for (grpc::ClientContext* const context : calls) context->TryCancel();
+    for (Call* const call : calls) call->Cancel();
   }
   absl::Status Status(const grpc::Status& status) const { return Named(FromGrpc(status)); }
   absl::Status Named(const absl::Status& status) const { return Annotate(status, absl::StrCat("shard ", address)); }
   absl::Status Damaged(absl::string_view what, uint32_t block) const {
     return absl::DataLossError(absl::StrCat("shard ", address, ": ", what, " of block ", block, " on its way"));
   }
+
+  // Memory shared with the shard, made when first asked for; null if there is none.
+  std::shared_ptr<Attachment> Attached();
+  // After a call that did not end well: what it left in the memory is nobody's.
+  void Detach(const std::shared_ptr<Attachment>& attachment);
 };
 
-namespace {
-
-// A call that Cancel can reach.
-template <typename Shard>
-class Call {
+// Memory that is shared with a shard as long as a call to it lasts.
+class ShardGroup::Attachment {
  public:
-  explicit Call(Shard* shard) : shard_(shard) { shard_->Enter(&context_); }
-  ~Call() { shard_->Leave(&context_); }
-  grpc::ClientContext* context() { return &context_; }
-  void SetDeadline() { context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kCallDeadline)); }
+  // Null if the shard does not see the memory, or there is none.
+  static std::shared_ptr<Attachment> Make(Shard* shard) {
+    absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane = blocks::SharedPlane::Create();
+    if (!plane.ok()) return nullptr;
+    auto made = std::make_shared<Attachment>(shard, *std::move(plane));
+    return made->Agree() ? made : nullptr;
+  }
+  Attachment(Shard* shard, std::unique_ptr<blocks::SharedPlane> plane)
+      : plane_(std::move(plane)), call_(shard), stream_(shard->stub->Attach(call_.context())) {}
+  ~Attachment() {
+    call_.Cancel();
+    if (watch_.joinable()) {
+      watch_.join();
+    } else {
+      stream_->Finish();
+    }
+  }
+
+  const std::string& id() const { return id_; }
+  // False once the shard is gone, or the call was cancelled.
+  bool alive() const { return alive_; }
+
+  // One direction, for one call at a time; null while another has it.
+  class Use {
+   public:
+    Use(std::shared_ptr<Attachment> of, std::atomic<bool>* busy, SharedRing* ring)
+        : of_(std::move(of)), busy_(busy), ring_(ring) {}
+    ~Use() { *busy_ = false; }
+    SharedRing* ring() const { return ring_; }
+    const std::shared_ptr<Attachment>& attachment() const { return of_; }
+
+   private:
+    const std::shared_ptr<Attachment> of_;
+    std::atomic<bool>* const busy_;
+    SharedRing* const ring_;
+  };
+  static std::unique_ptr<Use> Pull(std::shared_ptr<Attachment> attachment) {
+    if (attachment == nullptr || attachment->pulling_.exchange(true)) return nullptr;
+    Attachment& it = *attachment;
+    return std::make_unique<Use>(std::move(attachment), &it.pulling_, it.plane_->pull());
+  }
+  static std::unique_ptr<Use> Push(std::shared_ptr<Attachment> attachment) {
+    if (attachment == nullptr || attachment->pushing_.exchange(true)) return nullptr;
+    Attachment& it = *attachment;
+    return std::make_unique<Use>(std::move(attachment), &it.pushing_, it.plane_->push());
+  }
 
  private:
-  Shard* const shard_;
-  grpc::ClientContext context_;
+  bool Agree() {
+    v1::AttachRequest request;
+    request.set_memory(plane_->name());
+    v1::AttachReply reply;
+    if (!stream_->Write(request) || !stream_->Read(&reply) || reply.attachment().empty() ||
+        reply.workers_digest() != plane_->WorkersDigest() || reply.shards_digest() != plane_->ShardsDigest()) {
+      return false;
+    }
+    id_ = reply.attachment();
+    watch_ = std::thread([this] {
+      v1::AttachReply none;
+      while (stream_->Read(&none)) {
+      }
+      alive_ = false;
+      stream_->Finish();
+    });
+    return true;
+  }
+
+  const std::unique_ptr<blocks::SharedPlane> plane_;
+  Shard::Call call_;
+  const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream_;
+  std::string id_;
+  std::atomic<bool> alive_ = true;
+  std::atomic<bool> pulling_ = false, pushing_ = false;
+  std::thread watch_;
 };
 
-}  // namespace
+std::shared_ptr<ShardGroup::Attachment> ShardGroup::Shard::Attached() {
+  absl::MutexLock lock(&attach_mutex);
+  if (attachment == nullptr && !apart) {
+    attachment = Attachment::Make(this);
+    apart = attachment == nullptr;
+  }
+  return attachment;
+}
 
-ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses)
-    : epoch_(epoch), addresses_(std::move(addresses)) {
+void ShardGroup::Shard::Detach(const std::shared_ptr<Attachment>& of) {
+  std::shared_ptr<Attachment> dropped;
+  absl::MutexLock lock(&attach_mutex);
+  if (attachment == of) dropped = std::move(attachment);
+}
+
+ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory)
+    : epoch_(epoch), addresses_(std::move(addresses)), share_memory_(share_memory) {
   for (const std::string& address : addresses_) {
     auto shard = std::make_unique<Shard>();
     shard->address = address;
@@ -125,48 +234,63 @@ absl::Status ShardGroup::OnEach(absl::FunctionRef<absl::Status(Shard&)> call) {
 
 // ---- for workers ----
 
-absl::Status ShardGroup::Pull(uint64_t version,
-                              absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights,
-                                                             const blocks::Coding& coding)> sink) {
+absl::Status ShardGroup::Take(Shard& shard, const v1::PullReply& reply, absl::string_view weights, size_t* next,
+                              Sink sink) const {
+  const uint32_t block = reply.block();
+  if (*next == shard.blocks.size() || block != shard.blocks[*next]) {
+    return absl::InternalError(absl::StrCat("shard ", shard.address, " sent block ", block, " out of order"));
+  }
+  ++*next;
+  if (weights.size() != weight_bytes_ * static_cast<size_t>(blocks_->blocks()[block].size)) {
+    return shard.Damaged("the weights were damaged", block);
+  }
+  const absl::StatusOr<blocks::Coding> coding = blocks::CodingFromProto(reply.coding());
+  return coding.ok() ? sink(block, weights, *coding) : shard.Named(coding.status());
+}
+
+absl::Status ShardGroup::Pull(uint64_t version, Sink sink) {
   return OnEach([&](Shard& shard) -> absl::Status {
     if (shard.blocks.empty()) return absl::OkStatus();
     v1::PullRequest request;
     request.set_epoch(epoch_);
     request.set_version(version);
-    Call call(&shard);
+    const std::unique_ptr<Attachment::Use> use = Attachment::Pull(share_memory_ ? shard.Attached() : nullptr);
+    if (use != nullptr) request.set_attachment(use->attachment()->id());
+    Shard::Call call(&shard);
     const std::unique_ptr<grpc::ClientReader<v1::PullReply>> stream = shard.stub->Pull(call.context(), request);
     v1::PullReply reply;
     size_t next = 0;
     absl::Status status;
+    while (use != nullptr && status.ok() && next < shard.blocks.size()) {
+      const absl::StatusOr<SharedRing::Frame> frame =
+          use->ring()->Next([&] { return use->attachment()->alive() && !call.cancelled(); });
+      if (absl::IsCancelled(frame.status()) || (frame.ok() && frame->about.empty())) break;  // the call says why
+      status = frame.status();
+      if (!status.ok()) break;
+      status = reply.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))
+                   ? Take(shard, reply, frame->values, &next, sink)
+                   : shard.Damaged("a frame was damaged", 0);
+      use->ring()->Release();
+    }
     while (status.ok() && stream->Read(&reply)) {
-      const uint32_t block = reply.block();
-      if (next == shard.blocks.size() || block != shard.blocks[next]) {
-        status = absl::InternalError(absl::StrCat("shard ", shard.address, " sent block ", block, " out of order"));
-        break;
-      }
-      ++next;
       const std::string& weights = reply.weights();
-      if (weights.size() != weight_bytes_ * static_cast<size_t>(blocks_->blocks()[block].size) ||
-          Crc32c(weights.data(), weights.size()) != reply.crc32c()) {
-        status = shard.Damaged("the weights were damaged", block);
-        break;
-      }
-      const absl::StatusOr<blocks::Coding> coding = blocks::CodingFromProto(reply.coding());
-      status = coding.ok() ? sink(block, weights, *coding) : shard.Named(coding.status());
+      status = Crc32c(weights.data(), weights.size()) == reply.crc32c()
+                   ? Take(shard, reply, weights, &next, sink)
+                   : shard.Damaged("the weights were damaged", reply.block());
     }
     if (!status.ok()) {
-      call.context()->TryCancel();
+      call.Cancel();
       while (stream->Read(&reply)) {
       }
     }
     const absl::Status finished = shard.Status(stream->Finish());
-    if (!status.ok()) return status;
-    MILLRACE_RETURN_IF_ERROR(finished);
-    if (next != shard.blocks.size()) {
-      return absl::InternalError(absl::StrCat("shard ", shard.address, " sent ", next, " of ", shard.blocks.size(),
-                                              " blocks"));
+    if (status.ok()) status = finished;
+    if (status.ok() && next != shard.blocks.size()) {
+      status = absl::InternalError(
+          absl::StrCat("shard ", shard.address, " sent ", next, " of ", shard.blocks.size(), " blocks"));
     }
-    return absl::OkStatus();
+    if (use != nullptr && !status.ok()) shard.Detach(use->attachment());
+    return status;
   });
 }
 
@@ -184,7 +308,7 @@ class ShardGroup::Pusher : public GradientPush {
     }
     for (const auto& lane : lanes_) {
       if (lane == nullptr || !lane->thread.joinable()) continue;
-      lane->call.context()->TryCancel();
+      lane->call.Cancel();
       lane->thread.join();
     }
   }
@@ -202,7 +326,6 @@ class ShardGroup::Pusher : public GradientPush {
     request.set_unit(unit_);
     request.set_block(block);
     *request.mutable_coding() = blocks::CodingToProto(coding);
-    request.set_crc32c(Crc32c(values.data(), values.size()));
     request.set_values(std::move(values));
     request.set_saturated(saturated);
     absl::MutexLock lock(&mutex_);
@@ -232,7 +355,7 @@ class ShardGroup::Pusher : public GradientPush {
   struct Lane {
     explicit Lane(Shard* shard) : shard(shard), call(shard) {}
     Shard* const shard;
-    Call<Shard> call;
+    Shard::Call call;
     std::thread thread;
     // Guarded by mutex_.
     std::deque<v1::PushRequest> waiting;
@@ -240,34 +363,63 @@ class ShardGroup::Pusher : public GradientPush {
     uint64_t added = 0;
   };
 
+  // The next block that waits; nothing once there will be none. `all`: how many there were.
+  std::optional<v1::PushRequest> Next(Lane* lane, uint64_t* all) {
+    absl::MutexLock lock(&mutex_);
+    while (lane->waiting.empty() && !ended_ && status_.ok()) changed_.Wait(&mutex_);
+    if (lane->waiting.empty() || given_up_ || !status_.ok()) {
+      *all = lane->added;
+      return std::nullopt;
+    }
+    v1::PushRequest request = std::move(lane->waiting.front());
+    lane->waiting.pop_front();
+    lane->waiting_bytes -= request.values().size();
+    changed_.SignalAll();
+    return request;
+  }
+
+  // False if the shard takes no more: Finish says why.
+  static bool Write(Lane* lane, const Attachment::Use& use, absl::string_view about, absl::string_view values) {
+    const absl::StatusOr<char*> room =
+        use.ring()->Reserve(values.size(), [&] { return use.attachment()->alive() && !lane->call.cancelled(); });
+    if (!room.ok()) return false;
+    std::memcpy(*room, values.data(), values.size());
+    use.ring()->Commit(about);
+    return true;
+  }
+
   void Send(Lane* lane) {
+    Shard& shard = *lane->shard;
+    const std::unique_ptr<Attachment::Use> use = Attachment::Push(group_->share_memory_ ? shard.Attached() : nullptr);
     v1::PushReply reply;
-    const std::unique_ptr<grpc::ClientWriter<v1::PushRequest>> stream =
-        lane->shard->stub->Push(lane->call.context(), &reply);
-    uint64_t added = 0;
-    for (;;) {
-      v1::PushRequest request;
-      {
-        absl::MutexLock lock(&mutex_);
-        while (lane->waiting.empty() && !ended_ && status_.ok()) changed_.Wait(&mutex_);
-        if (lane->waiting.empty() || given_up_ || !status_.ok()) {
-          added = lane->added;
-          break;
-        }
-        request = std::move(lane->waiting.front());
-        lane->waiting.pop_front();
-        lane->waiting_bytes -= request.values().size();
-        changed_.SignalAll();
+    const std::unique_ptr<grpc::ClientWriter<v1::PushRequest>> stream = shard.stub->Push(lane->call.context(), &reply);
+    bool goes_on = true;
+    if (use != nullptr) {
+      v1::PushRequest through;
+      through.set_attachment(use->attachment()->id());
+      goes_on = stream->Write(through);
+    }
+    uint64_t all = 0;
+    while (std::optional<v1::PushRequest> request = Next(lane, &all)) {
+      if (!goes_on) continue;
+      if (use == nullptr) {
+        request->set_crc32c(Crc32c(request->values().data(), request->values().size()));
+        goes_on = stream->Write(*request);
+        continue;
       }
-      if (!stream->Write(request)) break;  // Finish says why
+      const std::string values = std::move(*request->mutable_values());
+      request->clear_values();
+      goes_on = Write(lane, *use, request->SerializeAsString(), values);
     }
+    if (use != nullptr && goes_on) goes_on = Write(lane, *use, "", "");
+    if (!goes_on) lane->call.Cancel();
     stream->WritesDone();
-    absl::Status status = lane->shard->Status(stream->Finish());
-    if (status.ok() && reply.blocks_added() + reply.blocks_repeated() != added) {
-      status = absl::InternalError(absl::StrCat("shard ", lane->shard->address, " took ",
-                                                reply.blocks_added() + reply.blocks_repeated(), " of ", added,
-                                                " blocks"));
+    absl::Status status = shard.Status(stream->Finish());
+    if (status.ok() && reply.blocks_added() + reply.blocks_repeated() != all) {
+      status = absl::InternalError(absl::StrCat(
+          "shard ", shard.address, " took ", reply.blocks_added() + reply.blocks_repeated(), " of ", all, " blocks"));
     }
+    if (use != nullptr && !status.ok()) shard.Detach(use->attachment());
     absl::MutexLock lock(&mutex_);
     if (status_.ok() && !status.ok()) status_ = status;
     changed_.SignalAll();
@@ -291,7 +443,7 @@ std::unique_ptr<GradientPush> ShardGroup::Push(uint64_t version, uint32_t unit) 
 absl::Status ShardGroup::Load(uint64_t version,
                               absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) {
   return OnEach([&](Shard& shard) -> absl::Status {
-    Call call(&shard);
+    Shard::Call call(&shard);
     v1::LoadReply reply;
     const std::unique_ptr<grpc::ClientWriter<v1::LoadRequest>> stream = shard.stub->Load(call.context(), &reply);
     absl::Status filled;
@@ -306,7 +458,7 @@ absl::Status ShardGroup::Load(uint64_t version,
                                 Crc32c(request.weights().data(), request.weights().size())));
       if (!stream->Write(request)) break;
     }
-    if (!filled.ok()) call.context()->TryCancel();
+    if (!filled.ok()) call.Cancel();
     stream->WritesDone();
     const absl::Status finished = shard.Status(stream->Finish());
     MILLRACE_RETURN_IF_ERROR(filled);
@@ -329,7 +481,7 @@ absl::Status ShardGroup::Configure(const v1::ConfigureRequest& request) {
     for (uint32_t i = 0; i < shards_.size(); ++i) {
       if (shards_[i].get() == &shard) own.set_shard_index(i);
     }
-    Call call(&shard);
+    Shard::Call call(&shard);
     call.SetDeadline();
     v1::ConfigureReply reply;
     MILLRACE_RETURN_IF_ERROR(shard.Status(shard.stub->Configure(call.context(), own, &reply)));
@@ -349,7 +501,7 @@ absl::StatusOr<ShardGroup::BlockNorms> ShardGroup::Norms(uint64_t version) {
     v1::NormsRequest request;
     request.set_epoch(epoch_);
     request.set_version(version);
-    Call call(&shard);
+    Shard::Call call(&shard);
     call.SetDeadline();
     v1::NormsReply reply;
     MILLRACE_RETURN_IF_ERROR(shard.Status(shard.stub->Norms(call.context(), request, &reply)));
@@ -362,7 +514,8 @@ absl::StatusOr<ShardGroup::BlockNorms> ShardGroup::Norms(uint64_t version) {
     }
     norms.saturated += reply.saturated();
     return right ? absl::OkStatus()
-                 : absl::InternalError(absl::StrCat("shard ", shard.address, " sent norms of other blocks than it holds"));
+                 : absl::InternalError(
+                       absl::StrCat("shard ", shard.address, " sent norms of other blocks than it holds"));
   }));
   return norms;
 }
@@ -374,7 +527,7 @@ absl::StatusOr<double> ShardGroup::Commit(uint64_t version, float clip_factor) {
     request.set_epoch(epoch_);
     request.set_version(version);
     request.set_clip_factor(clip_factor);
-    Call call(&shard);
+    Shard::Call call(&shard);
     call.SetDeadline();
     v1::CommitReply reply;
     MILLRACE_RETURN_IF_ERROR(shard.Status(shard.stub->Commit(call.context(), request, &reply)));
@@ -393,7 +546,7 @@ class ShardGroup::Cut : public ShardSnapshot {
   struct Stream {
     explicit Stream(Shard* shard) : shard(shard), call(shard) {}
     Shard* const shard;
-    Call<Shard> call;
+    Shard::Call call;
     std::unique_ptr<grpc::ClientReader<v1::SnapshotReply>> reader;
   };
   explicit Cut(ShardGroup* group) : group_(group), streams_(group->shards_.size()) {}
@@ -401,7 +554,7 @@ class ShardGroup::Cut : public ShardSnapshot {
   ~Cut() override {
     for (const auto& stream : streams_) {
       if (stream == nullptr || stream->reader == nullptr) continue;
-      stream->call.context()->TryCancel();
+      stream->call.Cancel();
       Drain(stream.get()).IgnoreError();
     }
   }
@@ -420,7 +573,7 @@ class ShardGroup::Cut : public ShardSnapshot {
       }
       return absl::OkStatus();
     }
-    stream->call.context()->TryCancel();
+    stream->call.Cancel();
     const absl::Status status = Drain(stream.get());
     return status.ok() ? absl::InternalError(absl::StrCat("shard ", shard->address, " made no cut")) : status;
   }
@@ -445,14 +598,14 @@ class ShardGroup::Cut : public ShardSnapshot {
           status = sink(reply);
         }
       }
-      if (!status.ok()) stream->call.context()->TryCancel();
+      if (!status.ok()) stream->call.Cancel();
       const absl::Status finished = Drain(stream);
       return status.ok() ? finished : status;
     });
   }
 
   void Cancel() override {
-    for (const auto& stream : streams_) stream->call.context()->TryCancel();
+    for (const auto& stream : streams_) stream->call.Cancel();
   }
 
  private:

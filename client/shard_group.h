@@ -45,8 +45,9 @@ class ShardSnapshot {
 // with its checksum: DATA_LOSS.
 class ShardGroup {
  public:
-  // Connects on first use. `addresses` in the order of the shards' indices, not empty.
-  ShardGroup(uint64_t epoch, std::vector<std::string> addresses);
+  // Connects on first use. `addresses` in the order of the shards' indices, not empty. With `share_memory`, blocks are
+  // pulled and pushed through memory that is shared with those shards that are on this machine.
+  ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory = false);
   ~ShardGroup();
   ShardGroup(const ShardGroup&) = delete;
   ShardGroup& operator=(const ShardGroup&) = delete;
@@ -90,14 +91,20 @@ class ShardGroup {
 
  private:
   struct Shard;
+  class Attachment;
   class Pusher;
   class Cut;
+
+  // The blocks of a pull, through gRPC's messages or shared memory. `next`: how many came.
+  using Sink = absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights, const blocks::Coding& coding)>;
+  absl::Status Take(Shard& shard, const v1::PullReply& reply, absl::string_view weights, size_t* next, Sink sink) const;
 
   // Calls each shard on a thread of its own and returns the first error, after cancelling the others.
   absl::Status OnEach(absl::FunctionRef<absl::Status(Shard&)> call);
 
   const uint64_t epoch_;
   const std::vector<std::string> addresses_;
+  const bool share_memory_;
   const blocks::BlockTable* blocks_ = nullptr;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<uint32_t> shard_of_;  // by block

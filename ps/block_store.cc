@@ -243,9 +243,8 @@ absl::Status BlockStore::AwaitVersion(uint64_t version, absl::FunctionRef<bool()
   return CheckAtLocked(version);
 }
 
-absl::Status BlockStore::Pull(uint32_t block, uint64_t version, v1::PullReply* reply) const {
-  reply->set_block(block);
-  if (places_[block].piece->Read(places_[block].part, version, reply)) return absl::OkStatus();
+absl::Status BlockStore::Pull(uint32_t block, uint64_t version, char* weights, v1::Coding* coding) const {
+  if (places_[block].piece->Read(places_[block].part, version, weights, coding)) return absl::OkStatus();
   MILLRACE_RETURN_IF_ERROR(CheckAt(version));
   // A commit has begun to change blocks.
   return absl::FailedPreconditionError(absl::StrCat("version ", version, " has passed while it was pulled"));
@@ -253,7 +252,7 @@ absl::Status BlockStore::Pull(uint32_t block, uint64_t version, v1::PullReply* r
 
 // ---- gradients and steps ----
 
-absl::StatusOr<bool> BlockStore::Push(const v1::PushRequest& request) {
+absl::StatusOr<BlockStore::Place> BlockStore::PlaceOf(const v1::PushRequest& request) const {
   const uint32_t block = request.block();
   MILLRACE_RETURN_IF_ERROR(CheckHeld(block));
   const Place place = places_[block];
@@ -266,7 +265,18 @@ absl::StatusOr<bool> BlockStore::Push(const v1::PushRequest& request) {
         absl::StrCat("there is no unit ", request.unit(), "; a step has ", units_per_step_, ", numbered from 0"));
   }
   MILLRACE_RETURN_IF_ERROR(CheckAt(request.version()));
-  return place.piece->Add(place.part, request);
+  return place;
+}
+
+absl::StatusOr<bool> BlockStore::Push(const v1::PushRequest& request) {
+  MILLRACE_ASSIGN_OR_RETURN(const Place place, PlaceOf(request));
+  MILLRACE_RETURN_IF_ERROR(place.piece->CheckSum(place.part, request));
+  return place.piece->Add(place.part, request, request.values());
+}
+
+absl::StatusOr<bool> BlockStore::Push(const v1::PushRequest& request, absl::string_view values) {
+  MILLRACE_ASSIGN_OR_RETURN(const Place place, PlaceOf(request));
+  return place.piece->Add(place.part, request, values);
 }
 
 absl::Status BlockStore::Norms(uint64_t version, v1::NormsReply* reply) {

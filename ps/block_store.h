@@ -58,11 +58,15 @@ class BlockStore {
   const std::vector<uint32_t>& held() const { return held_; }
   // Waits until the store is at `version`; FAILED_PRECONDITION if it has passed it. `cancelled` is asked now and then.
   absl::Status AwaitVersion(uint64_t version, absl::FunctionRef<bool()> cancelled);
-  // FAILED_PRECONDITION unless the block is at `version`. Requires a block that is held here.
-  absl::Status Pull(uint32_t block, uint64_t version, v1::PullReply* reply) const;
+  // Copies a block's weights to `weights`, which has room for PulledBytes. FAILED_PRECONDITION unless the block is at
+  // `version`. Requires a block that is held here.
+  absl::Status Pull(uint32_t block, uint64_t version, char* weights, v1::Coding* coding) const;
+  size_t PulledBytes(uint32_t block) const { return places_[block].piece->pulled_bytes(places_[block].part); }
 
-  // Adds a unit's gradient of a block; false if it has been added before.
+  // Adds a unit's gradient of a block; false if it has been added before. The values are the request's own, which have
+  // their checksum, or lie in the memory of this machine.
   absl::StatusOr<bool> Push(const v1::PushRequest& request);
+  absl::StatusOr<bool> Push(const v1::PushRequest& request, absl::string_view values);
 
   // Once all units are in: the squared norms of all blocks held, 0 for those that are not trained.
   absl::Status Norms(uint64_t version, v1::NormsReply* reply);
@@ -89,6 +93,8 @@ class BlockStore {
              const kernels::Compute* compute, std::vector<uint32_t> shard_of);
 
   absl::Status CheckHeld(uint32_t block) const;
+  // Where the gradient belongs, if it can.
+  absl::StatusOr<Place> PlaceOf(const v1::PushRequest& request) const;
   // That the store is at `version`.
   absl::Status CheckAt(uint64_t version) const ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status CheckAtLocked(uint64_t version) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);

@@ -107,20 +107,18 @@ void HeldPiece::Drop() {
   for (Part& part : parts_) part.sum.reset();
 }
 
-bool HeldPiece::Read(uint32_t part, uint64_t version, v1::PullReply* reply) const {
+bool HeldPiece::Read(uint32_t part, uint64_t version, char* weights, v1::Coding* coding) const {
   const Part& where = parts_[part];
   absl::ReaderMutexLock lock(&mutex_);
   if (!started_ || dropped_ || version_ != version) return false;
-  const float* const weights = weights_.data() + where.begin;
-  std::string* const bytes = reply->mutable_weights();
+  const float* const held = weights_.data() + where.begin;
   if (weight_bits_ == 16) {
-    bytes->resize(static_cast<size_t>(where.size) * sizeof(uint16_t));
-    // A string's bytes are aligned to more than two.
-    kernels::RoundToBf16(weights, where.size, reinterpret_cast<uint16_t*>(bytes->data()));
+    // Strings and rings are aligned to more than two bytes.
+    kernels::RoundToBf16(held, where.size, reinterpret_cast<uint16_t*>(weights));
   } else {
-    bytes->assign(Bytes(weights), ByteCount(where.size));
+    std::memcpy(weights, held, ByteCount(where.size));
   }
-  *reply->mutable_coding() = blocks::CodingToProto(codings_[part]);
+  *coding = blocks::CodingToProto(codings_[part]);
   return true;
 }
 
@@ -134,7 +132,12 @@ bool HeldPiece::Read(uint32_t part, uint64_t version, v1::SnapshotReply* reply) 
   return true;
 }
 
-absl::StatusOr<bool> HeldPiece::Add(uint32_t part, const v1::PushRequest& request) {
+absl::Status HeldPiece::CheckSum(uint32_t part, const v1::PushRequest& request) const {
+  const std::string& values = request.values();
+  return Crc32c(values.data(), values.size()) == request.crc32c() ? absl::OkStatus() : Damaged(part);
+}
+
+absl::StatusOr<bool> HeldPiece::Add(uint32_t part, const v1::PushRequest& request, absl::string_view values) {
   const Part& where = parts_[part];
   const absl::StatusOr<blocks::Coding> coding = blocks::CodingFromProto(request.coding());
   if (!coding.ok()) return Annotate(coding.status(), absl::StrCat("block ", Name(part)));
@@ -142,8 +145,6 @@ absl::StatusOr<bool> HeldPiece::Add(uint32_t part, const v1::PushRequest& reques
     return absl::InvalidArgumentError(absl::StrCat("block ", Name(part), " comes with ", request.saturated(),
                                                    " saturated values; it has ", where.size, " values"));
   }
-  const std::string& values = request.values();
-  if (Crc32c(values.data(), values.size()) != request.crc32c()) return Damaged(part);
   absl::ReaderMutexLock lock(&mutex_);
   if (!started_ || dropped_ || version_ != request.version()) {
     return absl::FailedPreconditionError(absl::StrCat("block ", Name(part), " is at version ", version_,

@@ -60,15 +60,18 @@ class HeldPiece {
   // Frees what is held. Everything below says that there is no such version.
   void Drop();
 
-  // Copies weights, as bfloat16 if they are pulled at 16 bits, and coding; false, and nothing is copied, if the block is not at `version`.
-  bool Read(uint32_t part, uint64_t version, v1::PullReply* reply) const;
+  // Copies weights, as bfloat16 if they are pulled at 16 bits, to `weights`, which has room for them, and coding; false, and nothing is copied, if the block is not at `version`.
+  bool Read(uint32_t part, uint64_t version, char* weights, v1::Coding* coding) const;
+  size_t pulled_bytes(uint32_t part) const { return weight_bits_ / 8 * static_cast<size_t>(parts_[part].size); }
   // The same with state.
   bool Read(uint32_t part, uint64_t version, v1::SnapshotReply* reply) const;
 
   // Adds a unit's gradient: false if it has been added before. FAILED_PRECONDITION if the block is not at the request's
-  // version; INVALID_ARGUMENT unless coding and values are what the block takes. Requires a trainable piece and a unit
-  // below `units`.
-  absl::StatusOr<bool> Add(uint32_t part, const v1::PushRequest& request);
+  // version; INVALID_ARGUMENT unless coding and `values`, whatever the request's own, are what the block takes. Requires
+  // a trainable piece and a unit below `units`.
+  absl::StatusOr<bool> Add(uint32_t part, const v1::PushRequest& request, absl::string_view values);
+  // DATA_LOSS naming the block, unless the checksum is that of the request's values.
+  absl::Status CheckSum(uint32_t part, const v1::PushRequest& request) const;
 
   // Of the sum of `part`'s gradients; `scratch` is for the decoded values. 0 if not trainable or dropped.
   double SquaredNorm(uint32_t part, std::vector<float>* scratch) const;

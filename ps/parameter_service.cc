@@ -51,6 +51,7 @@ void ParameterService::Close() {
     store = std::move(store_);
   }
   if (store != nullptr) store->Close(absl::UnavailableError("the shard is shutting down"));
+  attachments_.Close();
 }
 
 ParameterService::Store ParameterService::BeginEpoch(uint64_t epoch) {
@@ -185,45 +186,111 @@ grpc::Status ParameterService::Pull(grpc::ServerContext* context, const v1::Pull
   return Ended("Pull", DoPull(context, *request, stream));
 }
 
+absl::StatusOr<ParameterService::Store> ParameterService::AwaitVersion(grpc::ServerContext* context,
+                                                                       const v1::PullRequest& request,
+                                                                       std::vector<uint32_t>* blocks) {
+  MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
+  blocks->assign(request.blocks().begin(), request.blocks().end());
+  MILLRACE_RETURN_IF_ERROR(store->CheckHeld(*blocks));
+  if (blocks->empty()) *blocks = store->held();
+  const Waiting waiting(metrics_->waiting_pulls);
+  MILLRACE_RETURN_IF_ERROR(store->AwaitVersion(request.version(), [context] { return context->IsCancelled(); }));
+  return store;
+}
+
 absl::Status ParameterService::DoPull(grpc::ServerContext* context, const v1::PullRequest& request,
                                       grpc::ServerWriter<v1::PullReply>* stream) {
-  MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
-  const std::vector<uint32_t> asked(request.blocks().begin(), request.blocks().end());
-  MILLRACE_RETURN_IF_ERROR(store->CheckHeld(asked));
-  {
-    const Waiting waiting(metrics_->waiting_pulls);
-    MILLRACE_RETURN_IF_ERROR(store->AwaitVersion(request.version(), [context] { return context->IsCancelled(); }));
-  }
+  if (!request.attachment().empty()) return PullShared(context, request);
+  std::vector<uint32_t> blocks;
+  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
   v1::PullReply reply;
-  for (const uint32_t block : asked.empty() ? store->held() : asked) {
-    MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), &reply));
-    reply.set_crc32c(Crc32c(reply.weights().data(), reply.weights().size()));
+  for (const uint32_t block : blocks) {
+    reply.set_block(block);
+    std::string* const weights = reply.mutable_weights();
+    weights->resize(store->PulledBytes(block));
+    MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), weights->data(), reply.mutable_coding()));
+    reply.set_crc32c(Crc32c(weights->data(), weights->size()));
     if (!stream->Write(reply)) return Gone();
-    Count(metrics_->pull, reply.weights().size());
+    Count(metrics_->pull, weights->size());
   }
   return absl::OkStatus();
+}
+
+absl::Status ParameterService::PullShared(grpc::ServerContext* context, const v1::PullRequest& request) {
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Use> use, attachments_.Pull(request.attachment()));
+  SharedRing* const ring = use->ring();
+  const auto wanted = [context] { return !context->IsCancelled(); };
+  const auto pull = [&]() -> absl::Status {
+    std::vector<uint32_t> blocks;
+    MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
+    v1::PullReply reply;
+    for (const uint32_t block : blocks) {
+      reply.set_block(block);
+      const size_t size = store->PulledBytes(block);
+      MILLRACE_ASSIGN_OR_RETURN(char* const weights, ring->Reserve(size, wanted));
+      MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), weights, reply.mutable_coding()));
+      ring->Commit(reply.SerializeAsString());
+      Count(metrics_->pull, size);
+    }
+    return absl::OkStatus();
+  };
+  const absl::Status status = pull();
+  // Whoever waits for a frame gets an empty one, and then the call's status.
+  if (!status.ok() && ring->Reserve(0, wanted).ok()) ring->Commit("");
+  return status;
 }
 
 grpc::Status ParameterService::Push(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream,
                                     v1::PushReply* reply) {
-  return Ended("Push", DoPush(stream, reply));
+  return Ended("Push", DoPush(context, stream, reply));
 }
 
-absl::Status ParameterService::DoPush(grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply) {
+void ParameterService::CountPush(const v1::PushRequest& request, size_t bytes, bool added, v1::PushReply* reply) {
+  Count(metrics_->push, bytes);
+  if (added) {
+    reply->set_blocks_added(reply->blocks_added() + 1);
+    metrics_->saturated->Increment(static_cast<double>(request.saturated()));
+  } else {
+    reply->set_blocks_repeated(reply->blocks_repeated() + 1);
+    metrics_->repeated->Increment();
+  }
+}
+
+absl::Status ParameterService::DoPush(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream,
+                                      v1::PushReply* reply) {
   v1::PushRequest request;
   while (stream->Read(&request)) {
+    if (!request.attachment().empty()) return PushShared(context, request.attachment(), reply);
     MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
     MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request));
-    Count(metrics_->push, request.values().size());
-    if (added) {
-      reply->set_blocks_added(reply->blocks_added() + 1);
-      metrics_->saturated->Increment(static_cast<double>(request.saturated()));
-    } else {
-      reply->set_blocks_repeated(reply->blocks_repeated() + 1);
-      metrics_->repeated->Increment();
-    }
+    CountPush(request, request.values().size(), added, reply);
   }
   return absl::OkStatus();
+}
+
+absl::Status ParameterService::PushShared(grpc::ServerContext* context, const std::string& attachment,
+                                          v1::PushReply* reply) {
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Use> use, attachments_.Push(attachment));
+  const auto take = [&](const SharedRing::Frame& frame) -> absl::Status {
+    v1::PushRequest request;
+    if (!request.ParseFromArray(frame.about.data(), static_cast<int>(frame.about.size()))) {
+      return absl::InvalidArgumentError("a frame in shared memory is no PushRequest");
+    }
+    MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
+    MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request, frame.values));
+    CountPush(request, frame.values.size(), added, reply);
+    return absl::OkStatus();
+  };
+  absl::Status status;
+  for (;;) {
+    MILLRACE_ASSIGN_OR_RETURN(const SharedRing::Frame frame,
+                              use->ring()->Next([context] { return !context->IsCancelled(); }));
+    const bool last = frame.about.empty();
+    // After an error frames are dropped: the worker does not hear of it before it has sent the last one.
+    if (!last && status.ok()) status = take(frame);
+    use->ring()->Release();
+    if (last) return status;
+  }
 }
 
 // ---- steps ----
@@ -282,6 +349,12 @@ absl::Status ParameterService::DoSnapshot(const v1::SnapshotRequest& request,
   }
   metrics_->snapshot_duration->Observe(absl::ToDoubleSeconds(absl::Now() - begun));
   return absl::OkStatus();
+}
+
+grpc::Status ParameterService::Attach(grpc::ServerContext* context,
+                                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) {
+  attachments_.Serve(context, stream);
+  return grpc::Status::OK;
 }
 
 grpc::Status ParameterService::GetStatus(grpc::ServerContext*, const v1::ShardStatusRequest*, v1::ShardStatus* reply) {

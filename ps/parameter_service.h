@@ -13,6 +13,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kernels/compute.h"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
+#include "ps/attachments.h"
 #include "ps/block_store.h"
 #include "ps/shard_metrics.h"
 
@@ -42,6 +43,8 @@ class ParameterService final : public v1::ParameterServer::Service {
   grpc::Status Commit(grpc::ServerContext* context, const v1::CommitRequest* request, v1::CommitReply* reply) override;
   grpc::Status Snapshot(grpc::ServerContext* context, const v1::SnapshotRequest* request,
                         grpc::ServerWriter<v1::SnapshotReply>* stream) override;
+  grpc::Status Attach(grpc::ServerContext* context,
+                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) override;
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::ShardStatusRequest* request,
                          v1::ShardStatus* reply) override;
 
@@ -52,7 +55,15 @@ class ParameterService final : public v1::ParameterServer::Service {
   absl::Status DoLoad(grpc::ServerReader<v1::LoadRequest>* stream, v1::LoadReply* reply);
   absl::Status DoPull(grpc::ServerContext* context, const v1::PullRequest& request,
                       grpc::ServerWriter<v1::PullReply>* stream);
-  absl::Status DoPush(grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply);
+  // The blocks through the memory of an attachment; also says there when it has failed.
+  absl::Status PullShared(grpc::ServerContext* context, const v1::PullRequest& request);
+  absl::Status DoPush(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply);
+  absl::Status PushShared(grpc::ServerContext* context, const std::string& attachment, v1::PushReply* reply);
+  // The store at the version that is asked for, and the blocks.
+  absl::StatusOr<Store> AwaitVersion(grpc::ServerContext* context, const v1::PullRequest& request,
+                                     std::vector<uint32_t>* blocks);
+  // Counts a block that was pushed.
+  void CountPush(const v1::PushRequest& request, size_t bytes, bool added, v1::PushReply* reply);
   absl::Status DoNorms(const v1::NormsRequest& request, v1::NormsReply* reply);
   absl::Status DoCommit(const v1::CommitRequest& request, v1::CommitReply* reply);
   absl::Status DoSnapshot(const v1::SnapshotRequest& request, grpc::ServerWriter<v1::SnapshotReply>* stream);
@@ -67,6 +78,7 @@ class ParameterService final : public v1::ParameterServer::Service {
 
   const kernels::Compute compute_;
   ShardMetrics* const metrics_;
+  Attachments attachments_;
 
   absl::Mutex configure_mutex_;  // one Configure at a time; before mutex_
   mutable absl::Mutex mutex_;

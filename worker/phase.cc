@@ -342,7 +342,8 @@ class PhaseSeat::Epoch {
   std::unique_ptr<Parameters> parameters_;
 };
 
-PhaseSeat::PhaseSeat(const kernels::Compute* compute) : compute_(compute) {}
+PhaseSeat::PhaseSeat(const kernels::Compute* compute, bool share_memory)
+    : compute_(compute), share_memory_(share_memory) {}
 PhaseSeat::~PhaseSeat() = default;
 
 void PhaseSeat::Announce(uint64_t epoch) {
@@ -384,7 +385,8 @@ absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
   std::shared_ptr<client::ShardGroup> group;
   if (context.shard_addresses_size() > 0) {
     group = std::make_shared<client::ShardGroup>(
-        context.epoch(), std::vector<std::string>(context.shard_addresses().begin(), context.shard_addresses().end()));
+        context.epoch(), std::vector<std::string>(context.shard_addresses().begin(), context.shard_addresses().end()),
+        share_memory_);
   }
   MILLRACE_ASSIGN_OR_RETURN(epoch_, Epoch::Create(compute_, model_.get(), context, group));
   absl::MutexLock lock(&mutex_);

@@ -17,8 +17,8 @@ namespace millrace::worker {
 // calls to the shards of the former end, and its units fail with FAILED_PRECONDITION.
 class PhaseSeat {
  public:
-  // `compute` outlives this.
-  explicit PhaseSeat(const kernels::Compute* compute);
+  // `compute` outlives this. With `share_memory`, blocks of shards on this machine come and go through memory.
+  explicit PhaseSeat(const kernels::Compute* compute, bool share_memory = true);
   ~PhaseSeat();
 
   // From any thread: what belongs to an epoch below may be dropped.
@@ -40,6 +40,7 @@ class PhaseSeat {
   absl::Status CheckPresent(uint64_t epoch) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   const kernels::Compute* const compute_;
+  const bool share_memory_;
   // Own thread only. The model outlives epochs that have the same architecture.
   std::unique_ptr<Model> model_;
   std::unique_ptr<Epoch> epoch_;

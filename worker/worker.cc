@@ -31,7 +31,7 @@ class Worker {
   explicit Worker(const WorkerOptions& options)
       : options_(options),
         compute_(options.max_isa, options.threads),
-        seat_(&compute_),
+        seat_(&compute_, options.share_memory),
         metrics_(options.metrics_listen),
         coordinator_(options.coordinator) {}
 

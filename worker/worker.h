@@ -16,6 +16,7 @@ struct WorkerOptions {
   std::string name;                              // unique among the living workers of the cluster
   std::string metrics_listen;                    // HOST:PORT of the Prometheus endpoint; empty: none
   kernels::Isa max_isa = kernels::Isa::kScalar;  // instruction sets above are not used
+  bool share_memory = true;                      // with shards on this machine
   int threads = 1;                               // that compute, the calling one included
   absl::Notification* stop = nullptr;            // required; notified: finish the unit at hand, report it, leave
 };

@@ -44,15 +44,16 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   void Push(uint64_t version) {
     for (const blocks::Block& block : table_.blocks()) {
       if (!table_.TensorOf(block).trainable) continue;
-      v1::PullReply pulled;
-      ASSERT_TRUE(store_->Pull(block.index, version, &pulled).ok());
+      std::string weights(store_->PulledBytes(block.index), '\0');
+      v1::Coding coding;
+      ASSERT_TRUE(store_->Pull(block.index, version, weights.data(), &coding).ok());
       v1::PushRequest request;
       request.set_version(version);
       request.set_block(block.index);
-      *request.mutable_coding() = pulled.coding();
+      *request.mutable_coding() = coding;
       std::string values;
       ASSERT_TRUE(blocks::Encode(Numbers(9 + version, block.index, block.size, 0.01f),
-                                 *blocks::CodingFromProto(pulled.coding()), &values)
+                                 *blocks::CodingFromProto(coding), &values)
                       .ok());
       request.set_values(values);
       request.set_crc32c(Crc32c(values.data(), values.size()));
@@ -129,8 +130,9 @@ TEST_P(BlockStoreTest, ClosingEndsCommitsAndReading) {
   EXPECT_TRUE(absl::IsUnavailable(Commit(0)));
   v1::SnapshotReply read;
   EXPECT_TRUE(absl::IsUnavailable(store_->Read(cut.get(), 0, &read)));
-  v1::PullReply pulled;
-  EXPECT_TRUE(absl::IsUnavailable(store_->Pull(0, 0, &pulled)));
+  std::string weights(store_->PulledBytes(0), '\0');
+  v1::Coding coding;
+  EXPECT_TRUE(absl::IsUnavailable(store_->Pull(0, 0, weights.data(), &coding)));
   v1::NormsReply norms;
   EXPECT_TRUE(absl::IsUnavailable(store_->Norms(0, &norms)));
   EXPECT_TRUE(absl::IsUnavailable(store_->AwaitVersion(5, [] { return false; })));

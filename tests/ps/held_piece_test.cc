@@ -65,6 +65,17 @@ class HeldPieceTest : public ::testing::Test {
     piece_->Step(compute_, rule, version, &scratch);
   }
 
+  absl::StatusOr<bool> Add(uint32_t part, const v1::PushRequest& request) {
+    return piece_->Add(part, request, request.values());
+  }
+  // Into pulled_.
+  bool Pull(uint32_t part, uint64_t version) {
+    pulled_.resize(piece_->pulled_bytes(part));
+    v1::Coding coding;
+    return piece_->Read(part, version, pulled_.data(), &coding);
+  }
+
+  std::string pulled_;
   const blocks::BlockTable table_ = BlocksOf(Table());
   const kernels::Compute compute_{kernels::DetectIsa(), 1};
   std::unique_ptr<optim::Optimizer> optimizer_;
@@ -75,10 +86,10 @@ class HeldPieceTest : public ::testing::Test {
 TEST_F(HeldPieceTest, LatePushGetsIntoNoOtherStep) {
   Hold("muon");
   Start(4);
-  EXPECT_EQ(*piece_->Add(1, PushOf(1, 0, 4)), true);
+  EXPECT_EQ(*Add(1, PushOf(1, 0, 4)), true);
   Step(4);
   EXPECT_EQ(piece_->missing_units(1), kUnits);
-  const absl::Status late = piece_->Add(1, PushOf(1, 1, 4)).status();
+  const absl::Status late = Add(1, PushOf(1, 1, 4)).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(late)) << late;
   EXPECT_THAT(std::string(late.message()), HasSubstr("matrix[65536, 76000) is at version 5"));
   EXPECT_EQ(piece_->missing_units(1), kUnits);
@@ -99,7 +110,7 @@ TEST_F(HeldPieceTest, StepOfAMatrixEqualsThePlainOptimizers) {
       weights.insert(weights.end(), loaded.begin(), loaded.end());
       GradientSum sum(table.blocks()[part].size, kUnits);
       for (uint32_t unit = 0; unit < kUnits; ++unit) {
-        ASSERT_TRUE(*piece_->Add(part, PushOf(part, unit, 0)));
+        ASSERT_TRUE(*Add(part, PushOf(part, unit, 0)));
         ASSERT_TRUE(*sum.Add(unit, PushOf(part, unit, 0).values(), {}, 0));
       }
       std::vector<float> decoded(loaded.size());
@@ -133,13 +144,12 @@ TEST_F(HeldPieceTest, StepOfAMatrixEqualsThePlainOptimizers) {
 TEST_F(HeldPieceTest, GivesOutHalfTheBytesWhereAsked) {
   Hold("muon", /*weight_bits=*/16);
   Start(4);
-  v1::PullReply pulled;
-  ASSERT_TRUE(piece_->Read(1, 4, &pulled));
   const std::vector<float> weights = Floats(LoadOf(1).weights());
-  ASSERT_EQ(pulled.weights().size(), 2 * weights.size());
+  ASSERT_EQ(piece_->pulled_bytes(1), 2 * weights.size());
+  ASSERT_TRUE(Pull(1, 4));
   for (size_t i = 0; i < weights.size(); ++i) {
     uint16_t half;
-    std::memcpy(&half, pulled.weights().data() + 2 * i, sizeof(half));
+    std::memcpy(&half, pulled_.data() + 2 * i, sizeof(half));
     ASSERT_EQ(half, kernels::RoundToBf16(weights[i])) << i;
   }
   v1::SnapshotReply whole;
@@ -149,16 +159,15 @@ TEST_F(HeldPieceTest, GivesOutHalfTheBytesWhereAsked) {
 
 TEST_F(HeldPieceTest, GivesOutItsVersionAlone) {
   Hold("muon");
-  v1::PullReply pulled;
-  EXPECT_FALSE(piece_->Read(0, 0, &pulled));  // not loaded
+  EXPECT_FALSE(Pull(0, 0));  // not loaded
   Start(4);
-  EXPECT_FALSE(piece_->Read(0, 3, &pulled));
-  EXPECT_FALSE(piece_->Read(0, 5, &pulled));
-  ASSERT_TRUE(piece_->Read(1, 4, &pulled));
-  EXPECT_EQ(pulled.weights(), LoadOf(1).weights());
+  EXPECT_FALSE(Pull(0, 3));
+  EXPECT_FALSE(Pull(0, 5));
+  ASSERT_TRUE(Pull(1, 4));
+  EXPECT_EQ(pulled_, LoadOf(1).weights());
   Step(4);
   v1::SnapshotReply read;
-  EXPECT_FALSE(piece_->Read(1, 4, &pulled));
+  EXPECT_FALSE(Pull(1, 4));
   EXPECT_FALSE(piece_->Read(1, 4, &read));
   ASSERT_TRUE(piece_->Read(1, 5, &read));
   EXPECT_NE(read.weights(), LoadOf(1).weights());
@@ -170,7 +179,7 @@ TEST_F(HeldPieceTest, StateOfAMatrixIsCutInProportionAndComesBackWhole) {
   EXPECT_EQ(piece_->copy_bytes(), 4u * (76'000 + 1076));
   Start(0);
   for (const uint32_t part : {0u, 1u}) {
-    for (uint32_t unit = 0; unit < kUnits; ++unit) ASSERT_TRUE(*piece_->Add(part, PushOf(part, unit, 0)));
+    for (uint32_t unit = 0; unit < kUnits; ++unit) ASSERT_TRUE(*Add(part, PushOf(part, unit, 0)));
   }
   Step(0);
   v1::SnapshotReply first, second;
@@ -200,8 +209,8 @@ TEST_F(HeldPieceTest, DroppedPieceHasNothing) {
   Start(0);
   piece_->Drop();
   v1::PullReply pulled;
-  EXPECT_FALSE(piece_->Read(0, 0, &pulled));
-  EXPECT_TRUE(absl::IsFailedPrecondition(piece_->Add(0, PushOf(0, 0, 0)).status()));
+  EXPECT_FALSE(Pull(0, 0));
+  EXPECT_TRUE(absl::IsFailedPrecondition(Add(0, PushOf(0, 0, 0)).status()));
   std::vector<float> scratch;
   EXPECT_EQ(piece_->SquaredNorm(0, &scratch), 0);
   Step(0);

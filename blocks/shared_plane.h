@@ -1,0 +1,41 @@
+// The memory through which a shard and a worker of one machine pass blocks: a ring for each direction, and what proves
+// to each end that the other sees the same memory.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/shared_memory.h"
+#include "common/shared_ring.h"
+
+namespace millrace::blocks {
+
+class SharedPlane {
+ public:
+  // The worker's end. UNAVAILABLE: there is no memory to share.
+  static absl::StatusOr<std::unique_ptr<SharedPlane>> Create();
+  // The shard's end. NOT_FOUND: there is no such memory here.
+  static absl::StatusOr<std::unique_ptr<SharedPlane>> Open(const std::string& name);
+
+  std::string name() const { return memory_->name(); }
+  // Each end writes a secret into the memory, and shows the digest of the other's over the network.
+  std::string WorkersDigest() const { return DigestAt(0); }
+  std::string ShardsDigest() const { return DigestAt(kSecretBytes); }
+
+  SharedRing* pull() { return &pull_; }  // written by the shard
+  SharedRing* push() { return &push_; }  // written by the worker
+
+ private:
+  static constexpr size_t kSecretBytes = 64;
+  static constexpr size_t kBytes = 2 * kSecretBytes + 2 * SharedRing::kBytes;
+
+  explicit SharedPlane(std::unique_ptr<SharedMemory> memory);
+  std::string DigestAt(size_t offset) const;
+  absl::Status WriteSecret(size_t offset);
+
+  const std::unique_ptr<SharedMemory> memory_;
+  SharedRing pull_, push_;
+};
+
+}  // namespace millrace::blocks
