@@ -1,0 +1,85 @@
+#include "common/shared_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+namespace millrace {
+namespace {
+
+constexpr size_t kSize = 1 << 16;
+
+TEST(SharedMemory, IsTheSameForBothEnds) {
+  const auto made = SharedMemory::Create(kSize);
+  ASSERT_TRUE(made.ok()) << made.status();
+  const auto opened = SharedMemory::Open((*made)->name(), kSize);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  ASSERT_NE((*made)->data(), (*opened)->data());
+  (*made)->data()[kSize - 1] = 'a';
+  EXPECT_EQ((*opened)->data()[kSize - 1], 'a');
+  EXPECT_EQ((*opened)->data()[0], '\0');
+}
+
+TEST(SharedMemory, IsSeenByAnotherProcessAndGoesWithTheLastOne) {
+  const auto made = SharedMemory::Create(kSize);
+  ASSERT_TRUE(made.ok());
+  const std::string name = (*made)->name();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const auto opened = SharedMemory::Open(name, kSize);
+    if (opened.ok()) (*opened)->data()[5] = 'c';
+    _exit(opened.ok() ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ((*made)->data()[5], 'c');
+}
+
+TEST(SharedMemory, CannotBeTakenAwayByTheOtherEnd) {
+  const auto made = SharedMemory::Create(kSize);
+  ASSERT_TRUE(made.ok());
+  const std::string number = (*made)->name().substr((*made)->name().find('/') + 1);
+  const int descriptor = open(absl::StrCat("/proc/self/fd/", number).c_str(), O_RDWR);
+  ASSERT_GE(descriptor, 0);
+  EXPECT_NE(ftruncate(descriptor, 0), 0);
+  EXPECT_NE(ftruncate(descriptor, 2 * kSize), 0);
+  close(descriptor);
+}
+
+// A name that comes over the network must lead to nothing but such memory.
+TEST(SharedMemory, OpensNothingElse) {
+  const auto made = SharedMemory::Create(kSize);
+  ASSERT_TRUE(made.ok());
+  FILE* const file = std::tmpfile();
+  ASSERT_NE(file, nullptr);
+  ASSERT_EQ(ftruncate(fileno(file), kSize), 0);
+  const int unsealed = memfd_create("unsealed", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_EQ(ftruncate(unsealed, kSize), 0);
+  int pipe_ends[2];
+  ASSERT_EQ(pipe(pipe_ends), 0);
+  for (const std::string& name :
+       {std::string(), std::string("x"), std::string("1"), std::string("-1/0"), std::string("1/2/3"),
+        absl::StrCat("self/", fileno(file)), absl::StrCat(getpid(), "/../../../etc/passwd"),
+        absl::StrCat(getpid(), "/", fileno(file)), absl::StrCat(getpid(), "/", unsealed),
+        absl::StrCat(getpid(), "/", pipe_ends[0]), absl::StrCat(getpid(), "/9999"), std::string("999999999/1")}) {
+    EXPECT_TRUE(absl::IsNotFound(SharedMemory::Open(name, kSize).status())) << name;
+  }
+  EXPECT_TRUE(absl::IsNotFound(SharedMemory::Open((*made)->name(), 2 * kSize).status()));
+  close(unsealed);
+  close(pipe_ends[0]);
+  close(pipe_ends[1]);
+  std::fclose(file);
+}
+
+}  // namespace
+}  // namespace millrace

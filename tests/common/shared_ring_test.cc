@@ -1,0 +1,138 @@
+#include "common/shared_ring.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/philox.h"
+#include "common/shared_memory.h"
+#include "gtest/gtest.h"
+
+namespace millrace {
+namespace {
+
+bool Always() { return true; }
+bool Never() { return false; }
+
+class SharedRingTest : public ::testing::Test {
+ protected:
+  SharedRingTest() {
+    auto made = SharedMemory::Create(SharedRing::kBytes);
+    EXPECT_TRUE(made.ok()) << made.status();
+    memory_ = *std::move(made);
+  }
+
+  // Of frame `i`: now none, now as large as can be.
+  static size_t SizeOf(uint64_t i) {
+    const uint32_t drawn = Philox(1)(0, i)[0];
+    return i % 50 == 0 ? SharedRing::kMostValues : i % 7 == 0 ? 0 : drawn % (i % 3 == 0 ? 300'000 : 3000);
+  }
+  static void Write(SharedRing* ring, uint64_t frames) {
+    for (uint64_t i = 0; i < frames; ++i) {
+      const auto room = ring->Reserve(SizeOf(i), &Always);
+      ASSERT_TRUE(room.ok());
+      std::memset(*room, static_cast<int>(i % 251), SizeOf(i));
+      ring->Commit(absl::StrCat("frame ", i));
+    }
+  }
+  static void Read(SharedRing* ring, uint64_t frames) {
+    for (uint64_t i = 0; i < frames; ++i) {
+      const auto frame = ring->Next(&Always);
+      ASSERT_TRUE(frame.ok()) << frame.status();
+      ASSERT_EQ(frame->about, absl::StrCat("frame ", i));
+      ASSERT_EQ(frame->values, std::string(SizeOf(i), static_cast<char>(i % 251)));
+      ring->Release();
+    }
+  }
+  // What the reader says once the memory holds what `spoil` makes of a good frame.
+  absl::Status Spoilt(void (*spoil)(char* memory)) {
+    std::memset(memory_->data(), 0, memory_->size());
+    SharedRing writer(memory_->data()), reader(memory_->data());
+    EXPECT_TRUE(writer.Reserve(1000, &Always).ok());
+    writer.Commit("about");
+    spoil(memory_->data());
+    return reader.Next(&Never).status();
+  }
+
+  std::unique_ptr<SharedMemory> memory_;
+};
+
+constexpr size_t kFrame = SharedRing::kBytes - SharedRing::kRoomBytes;
+
+template <typename Number>
+void Put(char* to, Number number) {
+  std::memcpy(to, &number, sizeof(number));
+}
+
+TEST_F(SharedRingTest, BringsEveryFrameInOrderBetweenThreads) {
+  auto other = SharedMemory::Open(memory_->name(), SharedRing::kBytes);
+  ASSERT_TRUE(other.ok());
+  SharedRing writer(memory_->data()), reader((*other)->data());
+  std::thread writes([&] { Write(&writer, 2000); });
+  Read(&reader, 2000);
+  writes.join();
+}
+
+TEST_F(SharedRingTest, BringsEveryFrameInOrderBetweenProcesses) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    auto opened = SharedMemory::Open(memory_->name(), SharedRing::kBytes);
+    if (!opened.ok()) _exit(1);
+    SharedRing writer((*opened)->data());
+    Write(&writer, 1000);
+    _exit(0);
+  }
+  SharedRing reader(memory_->data());
+  Read(&reader, 1000);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+}
+
+TEST_F(SharedRingTest, WaitingEndsWhenItIsGivenUp) {
+  SharedRing writer(memory_->data()), reader(memory_->data());
+  const absl::Time begun = absl::Now();
+  EXPECT_TRUE(absl::IsCancelled(reader.Next(&Never).status()));
+  // Two frames fill it.
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(writer.Reserve(SharedRing::kMostValues - 1000, &Always).ok());
+    writer.Commit("x");
+  }
+  EXPECT_TRUE(absl::IsCancelled(writer.Reserve(SharedRing::kMostValues, &Never).status()));
+  EXPECT_LT(absl::Now() - begun, absl::Seconds(5));
+  // Nothing was lost: both come, and then there is room.
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_TRUE(reader.Next(&Always).ok());
+    reader.Release();
+  }
+  EXPECT_TRUE(writer.Reserve(SharedRing::kMostValues, &Never).ok());
+}
+
+// Whatever the other end writes, nothing outside the ring is looked at.
+TEST_F(SharedRingTest, RefusesNonsense) {
+  EXPECT_TRUE(Spoilt([](char*) {}).ok());
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, uint64_t{64}); })));  // ends in the frame
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, uint64_t{3}); })));
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, ~uint64_t{0}); })));  // more than there is
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, uint64_t{1} << 21); })));
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory + kFrame, 0xFFFFFFFEu); })));  // values' size
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory + kFrame, 0xFFFFFFFFu); })));  // nothing behind it
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory + kFrame, 5000u); })));
+  EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory + kFrame + 4, 113u); })));  // what is said
+  // A reader that claims to be ahead gives the writer no room.
+  std::memset(memory_->data(), 0, memory_->size());
+  SharedRing writer(memory_->data());
+  Put(memory_->data() + 64, uint64_t{1} << 40);
+  EXPECT_TRUE(absl::IsCancelled(writer.Reserve(10, &Never).status()));
+}
+
+}  // namespace
+}  // namespace millrace
