@@ -28,6 +28,7 @@ void Attachments::Serve(grpc::ServerContext* context,
     attached_[id] = {*std::move(plane), std::make_shared<std::atomic<bool>>(false),
                      std::make_shared<std::atomic<bool>>(false)};
     calls_.insert(context);
+    count_->Set(static_cast<double>(attached_.size()));
   }
   if (stream->Write(reply)) {
     while (stream->Read(&request)) {
@@ -36,6 +37,7 @@ void Attachments::Serve(grpc::ServerContext* context,
   absl::MutexLock lock(&mutex_);
   attached_.erase(id);
   calls_.erase(context);
+  count_->Set(static_cast<double>(attached_.size()));
 }
 
 absl::StatusOr<Attachments::Attachment> Attachments::Find(const std::string& id) {

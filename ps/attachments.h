@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "blocks/shared_plane.h"
+#include "common/metrics.h"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
 
 namespace millrace::ps {
@@ -21,6 +22,9 @@ namespace millrace::ps {
 // Thread-safe.
 class Attachments {
  public:
+  // `count` follows how many there are.
+  explicit Attachments(prometheus::Gauge* count) : count_(count) {}
+
   // One direction of an attachment, for one call at a time.
   class Use {
    public:
@@ -55,6 +59,7 @@ class Attachments {
                                                     std::shared_ptr<std::atomic<bool>> busy, SharedRing* ring);
   absl::StatusOr<Attachment> Find(const std::string& id);
 
+  prometheus::Gauge* const count_;
   absl::Mutex mutex_;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<std::string, Attachment> attached_ ABSL_GUARDED_BY(mutex_);

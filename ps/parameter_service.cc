@@ -39,7 +39,7 @@ void Count(const ShardMetrics::Traffic& traffic, size_t bytes) {
 }  // namespace
 
 ParameterService::ParameterService(int threads, ShardMetrics* metrics)
-    : compute_(kernels::DetectIsa(), threads), metrics_(metrics) {}
+    : compute_(kernels::DetectIsa(), threads), metrics_(metrics), attachments_(metrics->attachments) {}
 
 ParameterService::~ParameterService() { Close(); }
 

@@ -15,6 +15,8 @@ ShardMetrics::ShardMetrics(Metrics* metrics)
       version(metrics->Gauge("millrace_shard_version", "Version of the weights that the shard holds.")),
       parameters(metrics->Gauge("millrace_shard_parameters", "Parameters that the shard holds.")),
       waiting_pulls(metrics->Gauge("millrace_shard_waiting_pulls", "Pulls that wait for their version.")),
+      attachments(
+          metrics->Gauge("millrace_shard_attachments", "Workers of this machine whose blocks pass through memory.")),
       copy_bytes(metrics->Gauge("millrace_shard_snapshot_copy_bytes", "Memory of blocks copied for snapshots.")),
       load(TrafficOf(metrics, "load")),
       pull(TrafficOf(metrics, "pull")),

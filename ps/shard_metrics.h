@@ -13,6 +13,7 @@ struct ShardMetrics {
   prometheus::Gauge* version;
   prometheus::Gauge* parameters;
   prometheus::Gauge* waiting_pulls;
+  prometheus::Gauge* attachments;
   prometheus::Gauge* copy_bytes;
   // Blocks that calls took or gave, and their bytes of values.
   struct Traffic {

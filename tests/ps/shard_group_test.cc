@@ -20,11 +20,13 @@ INSTANTIATE_TEST_SUITE_P(Optimizers, EveryOptimizer,
                          ::testing::Values("sgd", "momentum", "adamw", "adafactor", "lion", "muon"),
                          [](const auto& info) { return std::string(info.param); });
 
+// Through messages or through shared memory.
 TEST_P(EveryOptimizer, AnyNumberOfShardsAndThreadsGivesTheSameBits) {
   std::vector<Held> results;
   std::vector<std::vector<double>> norms;
   for (const int shards : {1, 2, 3}) {
-    Course course(LittleTable(), OptimizerOf(GetParam()), shards, /*threads=*/shards == 2 ? 3 : 1);
+    Course course(LittleTable(), OptimizerOf(GetParam()), shards, /*threads=*/shards == 2 ? 3 : 1,
+                  /*share_memory=*/shards != 1);
     course.LoadInitial();
     for (uint64_t version = 0; version < 3; ++version) course.Step(version);
     const std::vector<blocks::Coding> codings = course.Codings(3);
@@ -147,7 +149,8 @@ TEST(ShardGroup, PullDuringACommitGetsItsVersionOrNothing) {
   // Each with a group of its own: an error in a group ends all its calls.
   std::vector<std::unique_ptr<client::ShardGroup>> groups;
   for (int i = 0; i < 3; ++i) {
-    groups.push_back(std::make_unique<client::ShardGroup>(1, std::vector<std::string>{course.shard(0).address()}));
+    groups.push_back(std::make_unique<client::ShardGroup>(1, std::vector<std::string>{course.shard(0).address()},
+                                                           /*share_memory=*/i != 0));
     groups.back()->Place(&course.blocks(), OptimizerOf("adamw"));
   }
   std::vector<std::thread> pullers;

@@ -132,8 +132,9 @@ class Course {
  public:
   static constexpr uint32_t kUnits = 3;
 
-  Course(const v1::TensorTable& table, const v1::OptimizerSpec& optimizer, int shards, int threads = 1)
-      : table_(table), optimizer_(optimizer), blocks_(BlocksOf(table)) {
+  Course(const v1::TensorTable& table, const v1::OptimizerSpec& optimizer, int shards, int threads = 1,
+         bool share_memory = false)
+      : table_(table), optimizer_(optimizer), share_memory_(share_memory), blocks_(BlocksOf(table)) {
     for (int i = 0; i < shards; ++i) shards_.push_back(std::make_unique<ServedShard>(threads));
     Configure(1);
   }
@@ -141,7 +142,7 @@ class Course {
   void Configure(uint64_t epoch) {
     std::vector<std::string> addresses;
     for (const auto& shard : shards_) addresses.push_back(shard->address());
-    group_ = std::make_unique<client::ShardGroup>(epoch, addresses);
+    group_ = std::make_unique<client::ShardGroup>(epoch, addresses, share_memory_);
     group_->Place(&blocks_, optimizer_);
     v1::ConfigureRequest request;
     request.set_job_id("job");
@@ -259,6 +260,7 @@ class Course {
  private:
   const v1::TensorTable table_;
   const v1::OptimizerSpec optimizer_;
+  const bool share_memory_;
   const blocks::BlockTable blocks_;
   std::vector<std::unique_ptr<ServedShard>> shards_;
   std::unique_ptr<client::ShardGroup> group_;
