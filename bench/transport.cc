@@ -1,5 +1,5 @@
 // Blocks through gRPC, as a cluster's processes connect, against a plain socket, all over the loopback interface; and
-// the same with TLS where each end shows a certificate.
+// the same with TLS where each end shows a certificate. Blocks through shared memory against a copy in memory.
 #include <arpa/inet.h>
 #include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
@@ -14,6 +15,7 @@
 
 #include "bench/groups.h"
 #include "bench/processes.h"
+#include "blocks/shared_plane.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_server.h"
 #include "common/status.h"
@@ -26,6 +28,7 @@ namespace {
 constexpr size_t kBytes = 64 << 20;
 constexpr size_t kBlockBytes = 256 << 10;
 constexpr double kGoal = 0.4;
+constexpr double kSharedGoal = 0.7;
 
 // Sends and takes blocks, and keeps none.
 class Blocks final : public v1::ParameterServer::Service {
@@ -100,6 +103,41 @@ class SocketPair {
   std::vector<char> in_ = std::vector<char>(kBlockBytes);
 };
 
+// Memory that a shard and a worker share, each with a mapping of its own.
+class SharedBlocks {
+ public:
+  SharedBlocks() {
+    absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> worker = blocks::SharedPlane::Create();
+    if (!worker.ok()) return;
+    worker_ = *std::move(worker);
+    absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> shard = blocks::SharedPlane::Open(worker_->name());
+    if (shard.ok()) shard_ = *std::move(shard);
+  }
+  bool good() const { return shard_ != nullptr; }
+
+  // The same bytes from memory of the one to memory of the other.
+  void Move() {
+    const auto always = [] { return true; };
+    std::thread sender([&] {
+      for (size_t sent = 0; sent < kBytes; sent += kBlockBytes) {
+        std::memcpy(*worker_->push()->Reserve(kBlockBytes, always), from_.data() + sent, kBlockBytes);
+        worker_->push()->Commit("a block");
+      }
+    });
+    for (size_t received = 0; received < kBytes; received += kBlockBytes) {
+      std::memcpy(to_.data() + received, shard_->push()->Next(always)->values.data(), kBlockBytes);
+      shard_->push()->Release();
+    }
+    sender.join();
+  }
+  void Copy() { std::memcpy(to_.data(), from_.data(), kBytes); }
+
+ private:
+  std::unique_ptr<blocks::SharedPlane> worker_, shard_;
+  const std::vector<char> from_ = std::vector<char>(kBytes, 'b');
+  std::vector<char> to_ = std::vector<char>(kBytes);
+};
+
 // A shard that sends and takes blocks, and a worker's connection to it.
 class Connection {
  public:
@@ -166,6 +204,14 @@ absl::Status BenchTransport(const Machine&, Report* report) {
   report->Add({"transport/push", rates[1], "GB/s", rates[4], kGoal});
   report->Add({"transport/pull/mtls", rates[2], "GB/s", rates[0]});
   report->Add({"transport/push/mtls", rates[3], "GB/s", rates[1]});
+  SharedBlocks shared;
+  if (!shared.good()) {
+    report->Absent("transport/shared-memory", "the kernel shares no memory");
+    return absl::OkStatus();
+  }
+  const std::vector<double> taken = SecondsOfEach({[&] { shared.Move(); }, [&] { shared.Copy(); }}, 0.2);
+  report->Add({"transport/shared-memory", static_cast<double>(kBytes) / taken[0] / 1e9, "GB/s",
+               static_cast<double>(kBytes) / taken[1] / 1e9, kSharedGoal});
   return absl::OkStatus();
 }
 

@@ -3,8 +3,11 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "blocks/shared_plane.h"
 #include "gmock/gmock.h"
@@ -20,15 +23,14 @@ class AttachmentsTest : public ::testing::Test {
  protected:
   AttachmentsTest() { course_.LoadInitial(); }
 
-  std::string AttachedCount() { return absl::StrCat("millrace_shard_attachments ", count_); }
-  void AwaitCount(int count) {
-    count_ = count;
+  // Until the shard's metrics have that line.
+  void AwaitMetric(const std::string& line) {
+    const auto there = [&] { return absl::StrContains(course_.shard(0).metrics().Text(), line); };
     const absl::Time until = absl::Now() + absl::Seconds(10);
-    while (course_.shard(0).metrics().Text().find(AttachedCount()) == std::string::npos && absl::Now() < until) {
-      absl::SleepFor(absl::Milliseconds(2));
-    }
-    EXPECT_THAT(course_.shard(0).metrics().Text(), HasSubstr(AttachedCount()));
+    while (!there() && absl::Now() < until) std::this_thread::yield();
+    EXPECT_TRUE(there()) << line;
   }
+  void AwaitCount(int count) { AwaitMetric(absl::StrCat("millrace_shard_attachments ", count)); }
   // A block's values that count, coded for the step after version 0.
   absl::Status Add(client::GradientPush* push, uint32_t unit, uint32_t block) {
     std::string values;
@@ -36,7 +38,6 @@ class AttachmentsTest : public ::testing::Test {
     return push->Add(block, {}, std::move(values), 0);
   }
 
-  int count_ = 0;
   Course course_{LittleTable(), OptimizerOf("adamw"), 1, 1, /*share_memory=*/true};
 };
 
@@ -133,7 +134,7 @@ TEST_F(AttachmentsTest, WhatAnAbandonedPushLeftDoesNoHarm) {
 TEST_F(AttachmentsTest, AShardThatShutsDownEndsPullsAtOnce) {
   course_.Step(0);
   std::thread closes([&] {
-    absl::SleepFor(absl::Milliseconds(50));
+    AwaitMetric("millrace_shard_waiting_pulls 1");
     course_.shard(0).service().Close();
   });
   const absl::Time begun = absl::Now();
