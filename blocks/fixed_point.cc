@@ -129,6 +129,29 @@ absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int
   return within ? absl::OkStatus() : absl::InvalidArgumentError("a value lies beyond the coding's limit");
 }
 
+uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values) {
+  int64_t largest = 0;
+  for (const int64_t sum : sums) largest = std::max(largest, sum < 0 ? -sum : sum);
+  if (largest >= int64_t{1} << 51) {
+    for (size_t i = 0; i < sums.size(); ++i) values[i] = Decode(sums[i], coding);
+    return static_cast<uint64_t>(largest);
+  }
+  // Added to the bits of 1.5 * 2^52 such a number becomes that double's last places: the processor converts no whole
+  // registers of 64-bit integers.
+  constexpr double kBase = 6755399441055744.0;
+  constexpr int64_t kBaseBits = 0x4338000000000000;
+  const uint64_t unit_bits = static_cast<uint64_t>(1023 + coding.exponent) << 52;
+  double unit;
+  std::memcpy(&unit, &unit_bits, sizeof(unit));
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const int64_t bits = sums[i] + kBaseBits;
+    double value;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+    values[i] = static_cast<float>((value - kBase) * unit);
+  }
+  return static_cast<uint64_t>(largest);
+}
+
 Coding NextCoding(const Coding& previous, uint64_t largest, uint32_t bits) {
   if (largest == 0) return previous;
   // The smallest exponent at which 4 * largest * 2^previous.exponent is within 2^(bits - 1), by whole numbers alone:

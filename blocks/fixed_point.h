@@ -58,6 +58,9 @@ inline float Decode(int64_t sum, const Coding& coding) {
   return static_cast<float>(static_cast<double>(sum) * unit);
 }
 
+// The same over arrays. Returns the largest magnitude, in units of the coding. Requires as many values as sums.
+uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values);
+
 // The coding for the next step, after a sum at `previous` whose largest magnitude was `largest` (in units of
 // `previous`): `bits` wide (16 or 32), or `previous` if `largest` is 0.
 Coding NextCoding(const Coding& previous, uint64_t largest, uint32_t bits);

@@ -41,13 +41,7 @@ uint64_t GradientSum::saturated() const {
 
 uint64_t GradientSum::Decode(const blocks::Coding& coding, float* gradient) const {
   absl::MutexLock lock(&mutex_);
-  uint64_t largest = 0;
-  for (size_t i = 0; i < sums_.size(); ++i) {
-    const int64_t sum = sums_[i];
-    gradient[i] = blocks::Decode(sum, coding);
-    largest = std::max(largest, static_cast<uint64_t>(sum < 0 ? -sum : sum));
-  }
-  return largest;
+  return blocks::DecodeSums(sums_, coding, gradient);
 }
 
 void GradientSum::Clear() {

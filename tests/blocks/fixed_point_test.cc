@@ -199,6 +199,21 @@ TEST(FixedPoint, NextCodingFallsByAFactorOfTwoAtMostAndRisesAtOnce) {
   EXPECT_EQ(NextCoding({32, -30}, 1, 16), (Coding{16, -43}));
 }
 
+TEST(FixedPoint, ArraysAreDecodedAsSingleSums) {
+  for (const int most : {0, 1, 15, 34, 50, 51, 52, 62}) {
+    std::vector<int64_t> sums;
+    for (int i = 0; i < 37; ++i) {
+      const int64_t magnitude = static_cast<int64_t>((uint64_t{1} << most) - 1) >> (i % (most + 1));
+      sums.push_back(i % 2 == 0 ? magnitude : -magnitude);
+    }
+    for (const Coding& coding : {Coding{16, kMinExponent}, Coding{16, -20}, Coding{32, kMaxExponent}, Coding()}) {
+      std::vector<float> values(sums.size());
+      EXPECT_EQ(DecodeSums(sums, coding, values.data()), (uint64_t{1} << most) - 1);
+      for (size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(values[i], Decode(sums[i], coding)) << sums[i];
+    }
+  }
+}
+
 TEST(FixedPoint, NextCodingStaysAfterASumOfZeros) {
   EXPECT_EQ(NextCoding({16, -10}, 0, 16), (Coding{16, -10}));
   EXPECT_EQ(NextCoding(Coding(), 0, 16), Coding());
