@@ -51,7 +51,7 @@ absl::Status SharedRing::Await(std::atomic<uint32_t>* changes, std::atomic<uint3
     if (look()) return absl::OkStatus();
     _mm_pause();
   }
-  for (;;) {
+  while (keep_waiting()) {
     // Announced before the last look: either this sees the change, or the other end sees the sleeper.
     const uint32_t seen = changes->load();
     sleeps->store(1);
@@ -62,8 +62,8 @@ absl::Status SharedRing::Await(std::atomic<uint32_t>* changes, std::atomic<uint3
     }
     sleeps->store(0);
     if (there || look()) return absl::OkStatus();
-    if (!keep_waiting()) return absl::CancelledError("the other end was waited for in vain");
   }
+  return absl::CancelledError("the other end was waited for in vain");
 }
 
 void SharedRing::Wake(std::atomic<uint32_t>* changes, std::atomic<uint32_t>* sleeps) {
