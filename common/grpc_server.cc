@@ -33,6 +33,7 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
+  KeepGrpc();
   AllowManyDescriptors();
   const size_t colon = options.listen.rfind(':');
   if (colon == std::string::npos || colon == 0) {
