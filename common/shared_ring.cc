@@ -41,7 +41,8 @@ struct SharedRing::Header {
 
 SharedRing::SharedRing(char* memory)
     : positions_(reinterpret_cast<Positions*>(memory)), room_(memory + kBytes - kRoomBytes) {
-  static_assert(sizeof(Positions) <= kBytes - kRoomBytes && sizeof(Header) == 2 * kLine);
+  static_assert(sizeof(Positions) <= kBytes - kRoomBytes && sizeof(Header) == kHeaderBytes);
+  static_assert(kHeaderBytes % kLine == 0 && kMostValues % kLine == 0);
   static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
 }
 
@@ -63,7 +64,8 @@ absl::Status SharedRing::Await(std::atomic<uint32_t>* changes, std::atomic<uint3
     sleeps->store(0);
     if (there || look()) return absl::OkStatus();
   }
-  return absl::CancelledError("the other end was waited for in vain");
+  // The other end may have done its last before it was not to be waited for any more.
+  return look() ? absl::OkStatus() : absl::CancelledError("the other end was waited for in vain");
 }
 
 void SharedRing::Wake(std::atomic<uint32_t>* changes, std::atomic<uint32_t>* sleeps) {

@@ -15,15 +15,17 @@
 
 namespace millrace {
 
-// Whether it is worth waiting on; asked some 50 times a second.
+// Whether it is worth waiting on; asked some 50 times a second. What came before it said no is not lost.
 using KeepWaiting = absl::FunctionRef<bool()>;
 
 // Both ends' view of one ring; the same bytes at each. Not thread-safe: each end is one thread's at a time.
 class SharedRing {
  public:
-  static constexpr size_t kAboutBytes = 112;          // what may be said of a frame's values
-  static constexpr size_t kRoomBytes = 1 << 20;       // of the ring
-  static constexpr size_t kMostValues = 1 << 19;      // bytes of a frame
+  static constexpr size_t kAboutBytes = 112;      // what may be said of a frame's values
+  static constexpr size_t kHeaderBytes = 128;     // before a frame's values
+  static constexpr size_t kMostValues = 1 << 19;  // bytes of a frame
+  // Of the ring: a frame lies in one piece, so that up to a frame's size may be left empty before the largest.
+  static constexpr size_t kRoomBytes = 2 * (kMostValues + kHeaderBytes);
   static constexpr size_t kBytes = kRoomBytes + 256;  // of memory
 
   // `memory`: kBytes aligned to 64, zeros at first, which outlive the ring.

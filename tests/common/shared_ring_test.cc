@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
@@ -114,6 +115,39 @@ TEST_F(SharedRingTest, WaitingEndsWhenItIsGivenUp) {
     reader.Release();
   }
   EXPECT_TRUE(writer.Reserve(SharedRing::kMostValues, &Never).ok());
+}
+
+// A call may end right after its last frame.
+TEST_F(SharedRingTest, WhatCameBeforeItWasGivenUpIsThere) {
+  SharedRing writer(memory_->data()), reader(memory_->data());
+  const auto frame = reader.Next([&] {
+    EXPECT_TRUE(writer.Reserve(3, &Never).ok());
+    writer.Commit("last");
+    return false;
+  });
+  ASSERT_TRUE(frame.ok()) << frame.status();
+  EXPECT_EQ(frame->about, "last");
+}
+
+// Wherever the frames before it ended.
+TEST_F(SharedRingTest, TakesTheLargestFrameAtEveryPlace) {
+  SharedRing writer(memory_->data()), reader(memory_->data());
+  for (size_t before = 0; before < 2 * SharedRing::kMostValues; before += before % 4096 == 0 ? 64 : 1984) {
+    for (const size_t size : {std::min(before, SharedRing::kMostValues), SharedRing::kMostValues}) {
+      ASSERT_TRUE(writer.Reserve(size, &Never).ok()) << size << " bytes after " << before;
+      writer.Commit("x");
+      ASSERT_TRUE(reader.Next(&Never).ok());
+      reader.Release();
+    }
+  }
+  for (size_t size = SharedRing::kMostValues - 1024; size <= SharedRing::kMostValues; size += 64) {
+    for (const size_t each : {size, SharedRing::kMostValues}) {
+      ASSERT_TRUE(writer.Reserve(each, &Never).ok()) << each << " bytes after " << size;
+      writer.Commit("x");
+      ASSERT_TRUE(reader.Next(&Never).ok());
+      reader.Release();
+    }
+  }
 }
 
 // Whatever the other end writes, nothing outside the ring is looked at.
