@@ -110,7 +110,8 @@ class SharedBlocks {
     absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> worker = blocks::SharedPlane::Create();
     if (!worker.ok()) return;
     worker_ = *std::move(worker);
-    absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> shard = blocks::SharedPlane::Open(worker_->name());
+    absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> shard =
+        blocks::SharedPlane::Open(worker_->name(), worker_->WorkersDigest());
     if (shard.ok()) shard_ = *std::move(shard);
   }
   bool good() const { return shard_ != nullptr; }

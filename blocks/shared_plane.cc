@@ -23,16 +23,16 @@ absl::StatusOr<std::unique_ptr<SharedPlane>> SharedPlane::Create() {
   return plane;
 }
 
-absl::StatusOr<std::unique_ptr<SharedPlane>> SharedPlane::Open(const std::string& name) {
+absl::StatusOr<std::unique_ptr<SharedPlane>> SharedPlane::Open(const std::string& name,
+                                                               absl::string_view workers_digest) {
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<SharedMemory> memory, SharedMemory::Open(name, kBytes));
   std::unique_ptr<SharedPlane> plane(new SharedPlane(std::move(memory)));
+  if (plane->WorkersDigest() != workers_digest) return absl::NotFoundError("it is another's memory");
   MILLRACE_RETURN_IF_ERROR(plane->WriteSecret(kSecretBytes));
   return plane;
 }
 
-std::string SharedPlane::DigestAt(size_t offset) const {
-  return Sha256Hex(absl::string_view(memory_->data() + offset, kSecretBytes));
-}
+std::string SharedPlane::DigestOf(size_t bytes) const { return Sha256Hex(absl::string_view(memory_->data(), bytes)); }
 
 absl::Status SharedPlane::WriteSecret(size_t offset) {
   if (getrandom(memory_->data() + offset, kSecretBytes, 0) == static_cast<ssize_t>(kSecretBytes)) {

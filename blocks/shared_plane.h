@@ -6,6 +6,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/shared_memory.h"
 #include "common/shared_ring.h"
 
@@ -15,13 +16,16 @@ class SharedPlane {
  public:
   // The worker's end. UNAVAILABLE: there is no memory to share.
   static absl::StatusOr<std::unique_ptr<SharedPlane>> Create();
-  // The shard's end. NOT_FOUND: there is no such memory here.
-  static absl::StatusOr<std::unique_ptr<SharedPlane>> Open(const std::string& name);
+  // The shard's end. NOT_FOUND: there is no such memory here, or whoever gave the digest does not see it; nothing has
+  // been written into it then.
+  static absl::StatusOr<std::unique_ptr<SharedPlane>> Open(const std::string& name, absl::string_view workers_digest);
 
   std::string name() const { return memory_->name(); }
-  // Each end writes a secret into the memory, and shows the digest of the other's over the network.
-  std::string WorkersDigest() const { return DigestAt(0); }
-  std::string ShardsDigest() const { return DigestAt(kSecretBytes); }
+  // Each end writes a secret into the memory and shows its digest over the network: the other end then knows that it
+  // sees the same memory, and that nobody else asks.
+  std::string WorkersDigest() const { return DigestOf(kSecretBytes); }
+  // Of both secrets, so that it takes the worker's to know it.
+  std::string ShardsDigest() const { return DigestOf(2 * kSecretBytes); }
 
   SharedRing* pull() { return &pull_; }  // written by the shard
   SharedRing* push() { return &push_; }  // written by the worker
@@ -31,7 +35,7 @@ class SharedPlane {
   static constexpr size_t kBytes = 2 * kSecretBytes + 2 * SharedRing::kBytes;
 
   explicit SharedPlane(std::unique_ptr<SharedMemory> memory);
-  std::string DigestAt(size_t offset) const;
+  std::string DigestOf(size_t bytes) const;
   absl::Status WriteSecret(size_t offset);
 
   const std::unique_ptr<SharedMemory> memory_;

@@ -55,12 +55,18 @@ absl::StatusOr<std::unique_ptr<SharedMemory>> SharedMemory::Open(const std::stri
       process <= 0 || number < 0) {
     return none();
   }
-  const int descriptor = open(absl::StrCat("/proc/", process, "/fd/", number).c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) return none();
-  // Only memory has seals: nothing else that the name may lead to is touched.
+  // Looked at before it is opened: to open a device or a pipe, which the name may lead to, does something to it.
+  const int place = open(absl::StrCat("/proc/", process, "/fd/", number).c_str(), O_PATH | O_CLOEXEC);
+  if (place < 0) return none();
   struct stat about;
-  if (fcntl(descriptor, F_GET_SEALS) != kSeals || fstat(descriptor, &about) != 0 ||
-      about.st_size != static_cast<off_t>(size)) {
+  const bool fits = fstat(place, &about) == 0 && S_ISREG(about.st_mode) && about.st_uid == geteuid() &&
+                    about.st_size == static_cast<off_t>(size);
+  const int descriptor = fits ? open(absl::StrCat("/proc/self/fd/", place).c_str(), O_RDWR | O_CLOEXEC) : -1;
+  close(place);
+  if (descriptor < 0) return none();
+  // Only memory has seals. Systems that let none of it be executed add one.
+  const int seals = fcntl(descriptor, F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals) {
     close(descriptor);
     return none();
   }

@@ -15,8 +15,8 @@ class SharedMemory {
  public:
   // Zeros. UNAVAILABLE: the kernel or the control group gives none.
   static absl::StatusOr<std::unique_ptr<SharedMemory>> Create(size_t size);
-  // What another process, or this one, made and named so. NOT_FOUND: there is no such memory here, or it is not as
-  // Create makes it.
+  // What another process of this user, or this one, made and named so; `name` may be anything. NOT_FOUND: there is no
+  // such memory here, or it is not as Create makes it.
   static absl::StatusOr<std::unique_ptr<SharedMemory>> Open(const std::string& name, size_t size);
   ~SharedMemory();
   SharedMemory(const SharedMemory&) = delete;

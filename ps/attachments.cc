@@ -10,30 +10,39 @@ namespace millrace::ps {
 void Attachments::Serve(grpc::ServerContext* context,
                         grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) {
   v1::AttachRequest request;
-  v1::AttachReply reply;
   if (!stream->Read(&request)) return;
-  absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane = blocks::SharedPlane::Open(request.memory());
-  if (!plane.ok()) {
-    stream->Write(reply);
-    return;
-  }
-  reply.set_workers_digest((*plane)->WorkersDigest());
-  reply.set_shards_digest((*plane)->ShardsDigest());
-  // Nobody can guess what only the two ends have seen.
-  const std::string id = reply.workers_digest() + reply.shards_digest();
-  reply.set_attachment(id);
-  {
-    absl::MutexLock lock(&mutex_);
-    if (closed_) return;
-    attached_[id] = {*std::move(plane), std::make_shared<std::atomic<bool>>(false),
-                     std::make_shared<std::atomic<bool>>(false)};
-    calls_.insert(context);
-    count_->Set(static_cast<double>(attached_.size()));
-  }
-  if (stream->Write(reply)) {
-    while (stream->Read(&request)) {
+  v1::AttachReply reply;
+  absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane =
+      blocks::SharedPlane::Open(request.memory(), request.workers_digest());
+  if (plane.ok()) {
+    const std::string digest = (*plane)->ShardsDigest();
+    // Nobody can guess what only the two ends have seen.
+    const std::string id = request.workers_digest() + digest;
+    if (Enter(id, *std::move(plane), context)) {
+      reply.set_attachment(id);
+      reply.set_shards_digest(digest);
     }
   }
+  const bool written = stream->Write(reply);
+  if (reply.attachment().empty()) return;
+  // On a thread of the server, as a pull waits for its version.
+  while (written && stream->Read(&request)) {
+  }
+  Leave(reply.attachment(), context);
+}
+
+bool Attachments::Enter(const std::string& id, std::shared_ptr<blocks::SharedPlane> plane,
+                        grpc::ServerContext* context) {
+  absl::MutexLock lock(&mutex_);
+  if (closed_ || attached_.size() == kMost) return false;
+  attached_[id] = {std::move(plane), std::make_shared<std::atomic<bool>>(false),
+                   std::make_shared<std::atomic<bool>>(false)};
+  calls_.insert(context);
+  count_->Set(static_cast<double>(attached_.size()));
+  return true;
+}
+
+void Attachments::Leave(const std::string& id, grpc::ServerContext* context) {
   absl::MutexLock lock(&mutex_);
   attached_.erase(id);
   calls_.erase(context);

@@ -22,6 +22,9 @@ namespace millrace::ps {
 // Thread-safe.
 class Attachments {
  public:
+  // More workers than one machine has. Each holds memory and a thread of the server.
+  static constexpr size_t kMost = 256;
+
   // `count` follows how many there are.
   explicit Attachments(prometheus::Gauge* count) : count_(count) {}
 
@@ -58,6 +61,9 @@ class Attachments {
   static absl::StatusOr<std::unique_ptr<Use>> UseOf(std::shared_ptr<blocks::SharedPlane> plane,
                                                     std::shared_ptr<std::atomic<bool>> busy, SharedRing* ring);
   absl::StatusOr<Attachment> Find(const std::string& id);
+  // False if there may be no more.
+  bool Enter(const std::string& id, std::shared_ptr<blocks::SharedPlane> plane, grpc::ServerContext* context);
+  void Leave(const std::string& id, grpc::ServerContext* context);
 
   prometheus::Gauge* const count_;
   absl::Mutex mutex_;

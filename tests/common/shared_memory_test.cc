@@ -75,10 +75,42 @@ TEST(SharedMemory, OpensNothingElse) {
     EXPECT_TRUE(absl::IsNotFound(SharedMemory::Open(name, kSize).status())) << name;
   }
   EXPECT_TRUE(absl::IsNotFound(SharedMemory::Open((*made)->name(), 2 * kSize).status()));
+  // Nothing has been done to what was looked at: nobody writes into the pipe.
+  EXPECT_EQ(fcntl(pipe_ends[0], F_SETFL, O_NONBLOCK), 0);
+  close(pipe_ends[1]);
+  char byte;
+  EXPECT_EQ(read(pipe_ends[0], &byte, 1), 0);
   close(unsealed);
   close(pipe_ends[0]);
-  close(pipe_ends[1]);
   std::fclose(file);
+}
+
+// Root could open it.
+TEST(SharedMemory, OfAnotherUserIsNobodys) {
+  if (geteuid() != 0) GTEST_SKIP() << "SKIPPED: only root can make memory as another user; run the tests as root too";
+  int names[2], ends[2];
+  ASSERT_EQ(pipe(names), 0);
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    char byte;
+    close(ends[1]);
+    if (setuid(65534) != 0) _exit(1);
+    const auto made = SharedMemory::Create(kSize);
+    if (!made.ok()) _exit(1);
+    const std::string name = (*made)->name();
+    if (write(names[1], name.data(), name.size()) < 0) _exit(1);
+    _exit(read(ends[0], &byte, 1) == 0 ? 0 : 1);  // until the other end is closed
+  }
+  char name[64];
+  const ssize_t size = read(names[0], name, sizeof(name));
+  ASSERT_GT(size, 0);
+  EXPECT_TRUE(absl::IsNotFound(SharedMemory::Open(std::string(name, static_cast<size_t>(size)), kSize).status()));
+  for (const int end : {names[0], names[1], ends[0], ends[1]}) close(end);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace
