@@ -51,36 +51,40 @@ struct ShardGroup::Shard {
     ~Call() {
       absl::MutexLock lock(&shard_->mutex);
       shard_->calls.erase(this);
+      shard_->kept.erase(this);
     }
     grpc::ClientContext* context() { return &context_; }
     void SetDeadline() {
       context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kCallDeadline));
     }
-    void Cancel() {
-      cancelled_ = true;
-      context_.TryCancel();
+    void Cancel() { context_.TryCancel(); }
+    // From now on only a Cancel for good reaches it.
+    void Keep() {
+      absl::MutexLock lock(&shard_->mutex);
+      shard_->kept.insert(this);
     }
-    bool cancelled() const { return cancelled_; }
 
    private:
     Shard* const shard_;
     grpc::ClientContext context_;
-    std::atomic<bool> cancelled_ = false;
   };
 
   absl::Mutex mutex;
   bool cancelled ABSL_GUARDED_BY(mutex) = false;
   std::set<Call*> calls ABSL_GUARDED_BY(mutex);
+  std::set<Call*> kept ABSL_GUARDED_BY(mutex);  // of these
 
   absl::Mutex attach_mutex;
-  // One attempt is enough to know whether the shard is of this machine.
+  // It has said that it does not see this process' memory, or there is none to share: not asked again.
   bool apart ABSL_GUARDED_BY(attach_mutex) = false;
   std::shared_ptr<Attachment> attachment ABSL_GUARDED_BY(attach_mutex);
 
   void Cancel(bool for_good) {
     absl::MutexLock lock(&mutex);
     cancelled |= for_good;
-    for (Call* const call : calls) call->Cancel();
+    for (Call* const call : calls) {
+      if (for_good || !kept.contains(call)) call->Cancel();
+    }
   }
   absl::Status Status(const grpc::Status& status) const { return Named(FromGrpc(status)); }
   absl::Status Named(const absl::Status& status) const { return Annotate(status, absl::StrCat("shard ", address)); }
@@ -94,30 +98,62 @@ struct ShardGroup::Shard {
   void Detach(const std::shared_ptr<Attachment>& attachment);
 };
 
+namespace {
+
+// Reads what may still come, to the end.
+template <typename Message, typename Stream>
+grpc::Status ReadOut(Stream* stream) {
+  Message ignored;
+  while (stream->Read(&ignored)) {
+  }
+  return stream->Finish();
+}
+
+// Waits for the end of a call whose blocks go through memory, so that whoever waits there can look for it.
+class End {
+ public:
+  // `finish` returns at the call's end.
+  explicit End(std::function<grpc::Status()> finish)
+      : thread_([this, finish = std::move(finish)] {
+          status_ = finish();
+          come_ = true;
+        }) {}
+  ~End() {
+    if (thread_.joinable()) thread_.join();
+  }
+  bool come() const { return come_; }
+  // The call's status, once it has ended.
+  const grpc::Status& Await() {
+    if (thread_.joinable()) thread_.join();
+    return status_;
+  }
+
+ private:
+  grpc::Status status_;
+  std::atomic<bool> come_ = false;
+  std::thread thread_;
+};
+
+}  // namespace
+
 // Memory that is shared with a shard as long as a call to it lasts.
 class ShardGroup::Attachment {
  public:
-  // Null if the shard does not see the memory, or there is none.
-  static std::shared_ptr<Attachment> Make(Shard* shard) {
+  // NOT_FOUND: there is no memory that the shard sees. Otherwise why the call failed.
+  static absl::StatusOr<std::shared_ptr<Attachment>> Make(Shard* shard) {
     absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane = blocks::SharedPlane::Create();
-    if (!plane.ok()) return nullptr;
+    if (!plane.ok()) return absl::NotFoundError(plane.status().message());
     auto made = std::make_shared<Attachment>(shard, *std::move(plane));
-    return made->Agree() ? made : nullptr;
+    MILLRACE_RETURN_IF_ERROR(made->Agree());
+    return made;
   }
   Attachment(Shard* shard, std::unique_ptr<blocks::SharedPlane> plane)
       : plane_(std::move(plane)), call_(shard), stream_(shard->stub->Attach(call_.context())) {}
-  ~Attachment() {
-    call_.Cancel();
-    if (watch_.joinable()) {
-      watch_.join();
-    } else {
-      stream_->Finish();
-    }
-  }
+  ~Attachment() { call_.Cancel(); }
 
   const std::string& id() const { return id_; }
   // False once the shard is gone, or the call was cancelled.
-  bool alive() const { return alive_; }
+  bool alive() const { return !end_->come(); }
 
   // One direction, for one call at a time; null while another has it.
   class Use {
@@ -145,39 +181,38 @@ class ShardGroup::Attachment {
   }
 
  private:
-  bool Agree() {
+  absl::Status Agree() {
     v1::AttachRequest request;
     request.set_memory(plane_->name());
+    request.set_workers_digest(plane_->WorkersDigest());
     v1::AttachReply reply;
-    if (!stream_->Write(request) || !stream_->Read(&reply) || reply.attachment().empty() ||
-        reply.workers_digest() != plane_->WorkersDigest() || reply.shards_digest() != plane_->ShardsDigest()) {
-      return false;
-    }
+    const bool answered = stream_->Write(request) && stream_->Read(&reply);
     id_ = reply.attachment();
-    watch_ = std::thread([this] {
-      v1::AttachReply none;
-      while (stream_->Read(&none)) {
-      }
-      alive_ = false;
-      stream_->Finish();
-    });
-    return true;
+    end_.emplace([this] { return ReadOut<v1::AttachReply>(stream_.get()); });
+    if (!answered) return FromGrpc(end_->Await());
+    if (id_.empty() || reply.shards_digest() != plane_->ShardsDigest()) {
+      return absl::NotFoundError("the shard does not see this process' memory");
+    }
+    call_.Keep();
+    return absl::OkStatus();
   }
 
   const std::unique_ptr<blocks::SharedPlane> plane_;
   Shard::Call call_;
   const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream_;
   std::string id_;
-  std::atomic<bool> alive_ = true;
   std::atomic<bool> pulling_ = false, pushing_ = false;
-  std::thread watch_;
+  std::optional<End> end_;  // from Agree on; waits for it when destroyed
 };
 
 std::shared_ptr<ShardGroup::Attachment> ShardGroup::Shard::Attached() {
   absl::MutexLock lock(&attach_mutex);
+  if (attachment != nullptr && !attachment->alive()) attachment.reset();
   if (attachment == nullptr && !apart) {
-    attachment = Attachment::Make(this);
-    apart = attachment == nullptr;
+    absl::StatusOr<std::shared_ptr<Attachment>> made = Attachment::Make(this);
+    if (made.ok()) attachment = *std::move(made);
+    // Of another build, perhaps.
+    apart = absl::IsNotFound(made.status()) || absl::IsUnimplemented(made.status());
   }
   return attachment;
 }
@@ -260,30 +295,33 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink) {
     const std::unique_ptr<grpc::ClientReader<v1::PullReply>> stream = shard.stub->Pull(call.context(), request);
     v1::PullReply reply;
     size_t next = 0;
-    absl::Status status;
-    while (use != nullptr && status.ok() && next < shard.blocks.size()) {
-      const absl::StatusOr<SharedRing::Frame> frame =
-          use->ring()->Next([&] { return use->attachment()->alive() && !call.cancelled(); });
-      if (absl::IsCancelled(frame.status()) || (frame.ok() && frame->about.empty())) break;  // the call says why
-      status = frame.status();
-      if (!status.ok()) break;
-      status = reply.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))
-                   ? Take(shard, reply, frame->values, &next, sink)
-                   : shard.Damaged("a frame was damaged", 0);
-      use->ring()->Release();
-    }
-    while (status.ok() && stream->Read(&reply)) {
-      const std::string& weights = reply.weights();
-      status = Crc32c(weights.data(), weights.size()) == reply.crc32c()
-                   ? Take(shard, reply, weights, &next, sink)
-                   : shard.Damaged("the weights were damaged", reply.block());
-    }
-    if (!status.ok()) {
-      call.Cancel();
-      while (stream->Read(&reply)) {
+    absl::Status status, finished;
+    if (use == nullptr) {
+      while (status.ok() && stream->Read(&reply)) {
+        const std::string& weights = reply.weights();
+        status = Crc32c(weights.data(), weights.size()) == reply.crc32c()
+                     ? Take(shard, reply, weights, &next, sink)
+                     : shard.Damaged("the weights were damaged", reply.block());
       }
+      if (!status.ok()) call.Cancel();
+      finished = shard.Status(ReadOut<v1::PullReply>(stream.get()));
+    } else {
+      End end([&stream] { return ReadOut<v1::PullReply>(stream.get()); });
+      while (status.ok() && next < shard.blocks.size()) {
+        const absl::StatusOr<SharedRing::Frame> frame = use->ring()->Next([&end] { return !end.come(); });
+        if (absl::IsCancelled(frame.status())) break;  // the call's status says why
+        if (!frame.ok()) {
+          status = shard.Named(frame.status());
+        } else if (!reply.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))) {
+          status = shard.Named(absl::DataLossError("a frame in shared memory is no PullReply"));
+        } else {
+          status = Take(shard, reply, frame->values, &next, sink);
+          use->ring()->Release();
+        }
+      }
+      if (!status.ok()) call.Cancel();
+      finished = shard.Status(end.Await());
     }
-    const absl::Status finished = shard.Status(stream->Finish());
     if (status.ok()) status = finished;
     if (status.ok() && next != shard.blocks.size()) {
       status = absl::InternalError(
@@ -332,7 +370,6 @@ class ShardGroup::Pusher : public GradientPush {
     while (status_.ok() && lane.waiting_bytes > kMaxWaitingBytes) changed_.Wait(&mutex_);
     if (!status_.ok()) return status_;
     lane.waiting_bytes += request.values().size();
-    ++lane.added;
     lane.waiting.push_back(std::move(request));
     changed_.SignalAll();
     return absl::OkStatus();
@@ -360,17 +397,13 @@ class ShardGroup::Pusher : public GradientPush {
     // Guarded by mutex_.
     std::deque<v1::PushRequest> waiting;
     size_t waiting_bytes = 0;
-    uint64_t added = 0;
   };
 
-  // The next block that waits; nothing once there will be none. `all`: how many there were.
-  std::optional<v1::PushRequest> Next(Lane* lane, uint64_t* all) {
+  // The next block that waits; nothing once no more are to be sent.
+  std::optional<v1::PushRequest> Next(Lane* lane) {
     absl::MutexLock lock(&mutex_);
     while (lane->waiting.empty() && !ended_ && status_.ok()) changed_.Wait(&mutex_);
-    if (lane->waiting.empty() || given_up_ || !status_.ok()) {
-      *all = lane->added;
-      return std::nullopt;
-    }
+    if (lane->waiting.empty() || given_up_ || !status_.ok()) return std::nullopt;
     v1::PushRequest request = std::move(lane->waiting.front());
     lane->waiting.pop_front();
     lane->waiting_bytes -= request.values().size();
@@ -378,13 +411,14 @@ class ShardGroup::Pusher : public GradientPush {
     return request;
   }
 
-  // False if the shard takes no more: Finish says why.
-  static bool Write(Lane* lane, const Attachment::Use& use, absl::string_view about, absl::string_view values) {
-    const absl::StatusOr<char*> room =
-        use.ring()->Reserve(values.size(), [&] { return use.attachment()->alive() && !lane->call.cancelled(); });
+  // False if the call has ended.
+  static bool Write(SharedRing* ring, const End& end, absl::string_view about, absl::string_view values) {
+    static_assert(blocks::kMaxBlockElements * sizeof(int64_t) <= SharedRing::kMostValues);
+    if (end.come()) return false;
+    const absl::StatusOr<char*> room = ring->Reserve(values.size(), [&end] { return !end.come(); });
     if (!room.ok()) return false;
     std::memcpy(*room, values.data(), values.size());
-    use.ring()->Commit(about);
+    ring->Commit(about);
     return true;
   }
 
@@ -393,31 +427,38 @@ class ShardGroup::Pusher : public GradientPush {
     const std::unique_ptr<Attachment::Use> use = Attachment::Push(group_->share_memory_ ? shard.Attached() : nullptr);
     v1::PushReply reply;
     const std::unique_ptr<grpc::ClientWriter<v1::PushRequest>> stream = shard.stub->Push(lane->call.context(), &reply);
-    bool goes_on = true;
-    if (use != nullptr) {
+    uint64_t sent = 0;
+    grpc::Status finished;
+    if (use == nullptr) {
+      while (std::optional<v1::PushRequest> request = Next(lane)) {
+        ++sent;
+        request->set_crc32c(Crc32c(request->values().data(), request->values().size()));
+        if (!stream->Write(*request)) break;  // Finish says why
+      }
+      stream->WritesDone();
+      finished = stream->Finish();
+    } else {
       v1::PushRequest through;
       through.set_attachment(use->attachment()->id());
-      goes_on = stream->Write(through);
-    }
-    uint64_t all = 0;
-    while (std::optional<v1::PushRequest> request = Next(lane, &all)) {
-      if (!goes_on) continue;
-      if (use == nullptr) {
-        request->set_crc32c(Crc32c(request->values().data(), request->values().size()));
-        goes_on = stream->Write(*request);
-        continue;
+      stream->Write(through);
+      stream->WritesDone();
+      End end([&stream] { return stream->Finish(); });
+      bool goes_on = true;
+      while (goes_on) {
+        std::optional<v1::PushRequest> request = Next(lane);
+        if (!request.has_value()) break;
+        ++sent;
+        const std::string values = std::move(*request->mutable_values());
+        request->clear_values();
+        goes_on = Write(use->ring(), end, request->SerializeAsString(), values);
       }
-      const std::string values = std::move(*request->mutable_values());
-      request->clear_values();
-      goes_on = Write(lane, *use, request->SerializeAsString(), values);
+      if (goes_on) Write(use->ring(), end, "", "");
+      finished = end.Await();
     }
-    if (use != nullptr && goes_on) goes_on = Write(lane, *use, "", "");
-    if (!goes_on) lane->call.Cancel();
-    stream->WritesDone();
-    absl::Status status = shard.Status(stream->Finish());
-    if (status.ok() && reply.blocks_added() + reply.blocks_repeated() != all) {
+    absl::Status status = shard.Status(finished);
+    if (status.ok() && reply.blocks_added() + reply.blocks_repeated() != sent) {
       status = absl::InternalError(absl::StrCat(
-          "shard ", shard.address, " took ", reply.blocks_added() + reply.blocks_repeated(), " of ", all, " blocks"));
+          "shard ", shard.address, " took ", reply.blocks_added() + reply.blocks_repeated(), " of ", sent, " blocks"));
     }
     if (use != nullptr && !status.ok()) shard.Detach(use->attachment());
     absl::MutexLock lock(&mutex_);

@@ -218,26 +218,19 @@ absl::Status ParameterService::DoPull(grpc::ServerContext* context, const v1::Pu
 
 absl::Status ParameterService::PullShared(grpc::ServerContext* context, const v1::PullRequest& request) {
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Use> use, attachments_.Pull(request.attachment()));
-  SharedRing* const ring = use->ring();
-  const auto wanted = [context] { return !context->IsCancelled(); };
-  const auto pull = [&]() -> absl::Status {
-    std::vector<uint32_t> blocks;
-    MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
-    v1::PullReply reply;
-    for (const uint32_t block : blocks) {
-      reply.set_block(block);
-      const size_t size = store->PulledBytes(block);
-      MILLRACE_ASSIGN_OR_RETURN(char* const weights, ring->Reserve(size, wanted));
-      MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), weights, reply.mutable_coding()));
-      ring->Commit(reply.SerializeAsString());
-      Count(metrics_->pull, size);
-    }
-    return absl::OkStatus();
-  };
-  const absl::Status status = pull();
-  // Whoever waits for a frame gets an empty one, and then the call's status.
-  if (!status.ok() && ring->Reserve(0, wanted).ok()) ring->Commit("");
-  return status;
+  std::vector<uint32_t> blocks;
+  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
+  v1::PullReply reply;
+  for (const uint32_t block : blocks) {
+    reply.set_block(block);
+    const size_t size = store->PulledBytes(block);
+    MILLRACE_ASSIGN_OR_RETURN(char* const weights,
+                              use->ring()->Reserve(size, [context] { return !context->IsCancelled(); }));
+    MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), weights, reply.mutable_coding()));
+    use->ring()->Commit(reply.SerializeAsString());
+    Count(metrics_->pull, size);
+  }
+  return absl::OkStatus();
 }
 
 grpc::Status ParameterService::Push(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream,
@@ -271,26 +264,21 @@ absl::Status ParameterService::DoPush(grpc::ServerContext* context, grpc::Server
 absl::Status ParameterService::PushShared(grpc::ServerContext* context, const std::string& attachment,
                                           v1::PushReply* reply) {
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Use> use, attachments_.Push(attachment));
-  const auto take = [&](const SharedRing::Frame& frame) -> absl::Status {
-    v1::PushRequest request;
+  v1::PushRequest request;
+  for (;;) {
+    MILLRACE_ASSIGN_OR_RETURN(const SharedRing::Frame frame,
+                              use->ring()->Next([context] { return !context->IsCancelled(); }));
+    if (frame.about.empty()) break;
     if (!request.ParseFromArray(frame.about.data(), static_cast<int>(frame.about.size()))) {
       return absl::InvalidArgumentError("a frame in shared memory is no PushRequest");
     }
     MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
     MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request, frame.values));
     CountPush(request, frame.values.size(), added, reply);
-    return absl::OkStatus();
-  };
-  absl::Status status;
-  for (;;) {
-    MILLRACE_ASSIGN_OR_RETURN(const SharedRing::Frame frame,
-                              use->ring()->Next([context] { return !context->IsCancelled(); }));
-    const bool last = frame.about.empty();
-    // After an error frames are dropped: the worker does not hear of it before it has sent the last one.
-    if (!last && status.ok()) status = take(frame);
     use->ring()->Release();
-    if (last) return status;
   }
+  use->ring()->Release();
+  return absl::OkStatus();
 }
 
 // ---- steps ----

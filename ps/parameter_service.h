@@ -55,7 +55,7 @@ class ParameterService final : public v1::ParameterServer::Service {
   absl::Status DoLoad(grpc::ServerReader<v1::LoadRequest>* stream, v1::LoadReply* reply);
   absl::Status DoPull(grpc::ServerContext* context, const v1::PullRequest& request,
                       grpc::ServerWriter<v1::PullReply>* stream);
-  // The blocks through the memory of an attachment; also says there when it has failed.
+  // The blocks through the memory of an attachment. After an error nobody uses it any more.
   absl::Status PullShared(grpc::ServerContext* context, const v1::PullRequest& request);
   absl::Status DoPush(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply);
   absl::Status PushShared(grpc::ServerContext* context, const std::string& attachment, v1::PushReply* reply);

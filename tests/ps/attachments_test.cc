@@ -1,6 +1,8 @@
 // Blocks through memory that shard and worker share.
 #include "ps/attachments.h"
 
+#include <atomic>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <thread>
@@ -10,6 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "blocks/shared_plane.h"
+#include "common/grpc_server.h"
+#include "common/grpc_status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "ps/shards.h"
@@ -51,40 +55,134 @@ TEST_F(AttachmentsTest, LastsAsLongAsTheWorkersGroup) {
   AwaitCount(0);
 }
 
-TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
-  for (const std::string& memory : {std::string("1/1"), std::string("../../etc/passwd"), std::string()}) {
-    grpc::ClientContext context;
-    const auto stream = course_.shard(0).stub().Attach(&context);
+// An attachment made by hand.
+struct Attached {
+  Attached(v1::ParameterServer::Stub* stub, const std::string& memory, const std::string& digest)
+      : stream(stub->Attach(&context)) {
     v1::AttachRequest request;
     request.set_memory(memory);
-    ASSERT_TRUE(stream->Write(request));
-    v1::AttachReply reply;
-    ASSERT_TRUE(stream->Read(&reply));
-    EXPECT_EQ(reply.attachment(), "") << memory;
-    stream->WritesDone();
-    EXPECT_TRUE(stream->Finish().ok());
+    request.set_workers_digest(digest);
+    EXPECT_TRUE(stream->Write(request));
+    EXPECT_TRUE(stream->Read(&reply));
   }
+  grpc::Status End() {
+    stream->WritesDone();
+    return stream->Finish();
+  }
+
+  grpc::ClientContext context;
+  const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream;
+  v1::AttachReply reply;
+};
+
+TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
+  const auto plane = blocks::SharedPlane::Create();
+  ASSERT_TRUE(plane.ok()) << plane.status();
+  const std::string before = (*plane)->ShardsDigest();
+  // Memory that is not there; and some that is there, but that whoever asks has not read.
+  for (const std::string& memory :
+       {std::string("1/1"), std::string("../../etc/passwd"), std::string(), (*plane)->name()}) {
+    Attached attached(&course_.shard(0).stub(), memory, std::string(64, '0'));
+    EXPECT_EQ(attached.reply.attachment(), "") << memory;
+    EXPECT_EQ(attached.reply.shards_digest(), "") << memory;
+    EXPECT_TRUE(attached.End().ok());
+  }
+  EXPECT_EQ((*plane)->ShardsDigest(), before);
   AwaitCount(0);
 }
 
 TEST_F(AttachmentsTest, TheShardProvesThatItSeesTheMemory) {
   const auto plane = blocks::SharedPlane::Create();
   ASSERT_TRUE(plane.ok()) << plane.status();
-  grpc::ClientContext context;
-  const auto stream = course_.shard(0).stub().Attach(&context);
-  v1::AttachRequest request;
-  request.set_memory((*plane)->name());
-  ASSERT_TRUE(stream->Write(request));
-  v1::AttachReply reply;
-  ASSERT_TRUE(stream->Read(&reply));
-  EXPECT_NE(reply.attachment(), "");
-  EXPECT_EQ(reply.workers_digest(), (*plane)->WorkersDigest());
-  EXPECT_EQ(reply.shards_digest(), (*plane)->ShardsDigest());
-  EXPECT_NE(reply.shards_digest(), reply.workers_digest());
+  const std::string before = (*plane)->ShardsDigest();
+  Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
+  EXPECT_NE(attached.reply.attachment(), "");
+  EXPECT_EQ(attached.reply.shards_digest(), (*plane)->ShardsDigest());
+  EXPECT_NE(attached.reply.shards_digest(), before);
   AwaitCount(1);
-  stream->WritesDone();
-  stream->Finish();
+  EXPECT_TRUE(attached.End().ok());
   AwaitCount(0);
+}
+
+TEST_F(AttachmentsTest, ThereMayBeOnlySoMany) {
+  const auto plane = blocks::SharedPlane::Create();
+  ASSERT_TRUE(plane.ok()) << plane.status();
+  std::vector<std::unique_ptr<Attached>> all;
+  for (size_t i = 0; i <= Attachments::kMost; ++i) {
+    all.push_back(std::make_unique<Attached>(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest()));
+    EXPECT_EQ(all.back()->reply.attachment().empty(), i == Attachments::kMost) << i;
+  }
+  course_.Step(0);  // by messages
+  for (const auto& attached : all) attached->End();
+  AwaitCount(0);
+}
+
+// As when it is killed: its connection ends in the middle of a pull for which the memory is too small, and of a push.
+TEST_F(AttachmentsTest, AWorkerThatGoesTakesNothingWithIt) {
+  const auto plane = blocks::SharedPlane::Create();
+  ASSERT_TRUE(plane.ok()) << plane.status();
+  Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
+  grpc::ClientContext pulling, pushing;
+  v1::PullRequest pull;
+  pull.set_epoch(1);
+  pull.set_attachment(attached.reply.attachment());
+  const auto puller = course_.shard(0).stub().Pull(&pulling, pull);
+  v1::PushReply pushed;
+  const auto pusher = course_.shard(0).stub().Push(&pushing, &pushed);
+  v1::PushRequest push;
+  push.set_attachment(attached.reply.attachment());
+  ASSERT_TRUE(pusher->Write(push));
+  const auto always = [] { return true; };
+  ASSERT_TRUE((*plane)->pull()->Next(always).ok());  // and it waits for room
+  std::string values;
+  const auto saturated = blocks::Encode(course_.Gradient(0, 0, 0), {}, &values);
+  ASSERT_TRUE(saturated.ok());
+  const auto room = (*plane)->push()->Reserve(values.size(), always);
+  ASSERT_TRUE(room.ok());
+  std::memcpy(*room, values.data(), values.size());
+  v1::PushRequest about;
+  about.set_epoch(1);
+  *about.mutable_coding() = blocks::CodingToProto({});
+  (*plane)->push()->Commit(about.SerializeAsString());
+  ASSERT_TRUE((*plane)->push()->Reserve(SharedRing::kMostValues, always).ok());  // nothing comes of it
+  pulling.TryCancel();
+  pushing.TryCancel();
+  attached.context.TryCancel();
+  v1::PullReply none;
+  EXPECT_FALSE(puller->Read(&none));
+  EXPECT_FALSE(puller->Finish().ok());
+  EXPECT_FALSE(pusher->Finish().ok());
+  EXPECT_FALSE(attached.stream->Finish().ok());
+  AwaitCount(0);
+  // What it had pushed counts, once.
+  course_.Step(0);
+  Course plain(LittleTable(), OptimizerOf("adamw"), 1);
+  plain.LoadInitial();
+  plain.Step(0);
+  EXPECT_TRUE(course_.ReadAt(1) == plain.ReadAt(1));
+}
+
+// Each call has the memory to itself; another goes by messages.
+TEST_F(AttachmentsTest, PullsAtOnceBringTheSame) {
+  course_.Step(0);
+  const Held held = course_.ReadAt(1);
+  std::vector<std::thread> pullers;
+  std::atomic<int> right = 0;
+  for (int i = 0; i < 4; ++i) {
+    pullers.emplace_back([&] {
+      for (int round = 0; round < 20; ++round) {
+        const absl::Status pulled =
+            course_.group().Pull(1, [&](uint32_t block, absl::string_view weights, const blocks::Coding&) {
+              right += weights == held.weights[block];
+              return absl::OkStatus();
+            });
+        EXPECT_TRUE(pulled.ok()) << pulled;
+      }
+    });
+  }
+  for (std::thread& puller : pullers) puller.join();
+  EXPECT_EQ(right, 4 * 20 * static_cast<int>(course_.blocks().blocks().size()));
+  AwaitCount(1);
 }
 
 TEST_F(AttachmentsTest, CallsThatNameNoneAreRefused) {
@@ -129,6 +227,116 @@ TEST_F(AttachmentsTest, WhatAnAbandonedPushLeftDoesNoHarm) {
   }
   course_.Step(0);
   EXPECT_TRUE(course_.ReadAt(1) == plain.ReadAt(1));
+}
+
+// Served in place of a shard: says that it sees the memory of another machine, and takes all that comes by messages.
+class Boastful final : public v1::ParameterServer::Service {
+ public:
+  grpc::Status Attach(grpc::ServerContext*,
+                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) override {
+    v1::AttachRequest request;
+    ++attaches;
+    if (!stream->Read(&request)) return grpc::Status::OK;
+    v1::AttachReply reply;
+    reply.set_attachment("any");
+    reply.set_shards_digest(request.workers_digest());
+    stream->Write(reply);
+    while (stream->Read(&request)) {
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply) override {
+    v1::PushRequest request;
+    uint64_t added = 0;
+    while (stream->Read(&request)) added += !request.values().empty();
+    reply->set_blocks_added(added);
+    return grpc::Status::OK;
+  }
+  std::atomic<int> attaches = 0;
+};
+
+TEST_F(AttachmentsTest, AShardThatProvesNothingGetsMessages) {
+  Boastful service;
+  GrpcServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.services = {&service};
+  const auto server = GrpcServer::Start(options);
+  ASSERT_TRUE(server.ok());
+  client::ShardGroup group(1, {(*server)->address()}, /*share_memory=*/true);
+  group.Place(&course_.blocks(), OptimizerOf("adamw"));
+  for (int round = 0; round < 3; ++round) {
+    const std::unique_ptr<client::GradientPush> push = group.Push(0, 0);
+    ASSERT_TRUE(Add(push.get(), 0, 0).ok());
+    const absl::Status finished = push->Finish();
+    EXPECT_TRUE(finished.ok()) << finished;
+  }
+  EXPECT_EQ(service.attaches, 1);
+}
+
+// Served in place of a shard: has its own say about the calls through memory.
+class Stubborn final : public v1::ParameterServer::Service {
+ public:
+  grpc::Status Attach(grpc::ServerContext*,
+                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) override {
+    v1::AttachRequest request;
+    if (!stream->Read(&request)) return grpc::Status::OK;
+    const auto plane = blocks::SharedPlane::Open(request.memory(), request.workers_digest());
+    if (!plane.ok()) return ToGrpc(plane.status());
+    v1::AttachReply reply;
+    reply.set_attachment("any");
+    reply.set_shards_digest((*plane)->ShardsDigest());
+    stream->Write(reply);
+    while (stream->Read(&request)) {
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>*, v1::PushReply*) override {
+    return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many calls"};
+  }
+  grpc::Status Pull(grpc::ServerContext*, const v1::PullRequest*, grpc::ServerWriter<v1::PullReply>*) override {
+    return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many calls"};
+  }
+};
+
+// The memory is there still, but nobody writes or reads it.
+TEST_F(AttachmentsTest, ACallEndsWithItsStatusWhereverTheBlocksGo) {
+  Stubborn service;
+  GrpcServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.services = {&service};
+  const auto server = GrpcServer::Start(options);
+  ASSERT_TRUE(server.ok());
+  client::ShardGroup group(1, {(*server)->address()}, /*share_memory=*/true);
+  group.Place(&course_.blocks(), OptimizerOf("adamw"));
+  const absl::Status pulled =
+      group.Pull(0, [](uint32_t, absl::string_view, const blocks::Coding&) { return absl::OkStatus(); });
+  EXPECT_TRUE(absl::IsResourceExhausted(pulled)) << pulled;
+  for (int round = 0; round < 2; ++round) {
+    const std::unique_ptr<client::GradientPush> push = group.Push(0, 0);
+    absl::Status status;
+    // Add says so, at last: much more than may wait.
+    for (int i = 0; i < 1000 && status.ok(); ++i) status = Add(push.get(), 0, 0);
+    EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+    EXPECT_TRUE(absl::IsResourceExhausted(push->Finish()));
+  }
+}
+
+// One shard's error ends the other's calls. It does not end what comes later.
+TEST_F(AttachmentsTest, AnErrorOfOneShardLeavesTheOthersAttached) {
+  Course two(LittleTable(), OptimizerOf("adamw"), 2, 1, /*share_memory=*/true);
+  two.LoadInitial();
+  two.Step(0);
+  const auto first = [&](uint32_t refused) {
+    return two.group().Pull(1, [refused](uint32_t block, absl::string_view, const blocks::Coding&) {
+      return block == refused ? absl::InternalError("not this one") : absl::OkStatus();
+    });
+  };
+  for (uint32_t block = 0; block < two.blocks().blocks().size(); ++block) {
+    EXPECT_TRUE(absl::IsInternal(first(block)));
+    const absl::Status again = first(9999);
+    EXPECT_TRUE(again.ok()) << again << " after block " << block;
+  }
+  two.Step(1);
 }
 
 TEST_F(AttachmentsTest, AShardThatShutsDownEndsPullsAtOnce) {
