@@ -19,12 +19,14 @@ struct Shape {
   int threads = 1;
   std::string precision = "f32";
   std::vector<std::string> isas;
+  bool share_memory = true;
 };
 
 std::string ShapeName(const ::testing::TestParamInfo<Shape>& info) {
   const Shape& shape = info.param;
-  std::string name = absl::StrCat(shape.precision, "_", shape.workers, "workers_", shape.shards, "shards_",
-                                  shape.threads, "threads");
+  std::string name =
+      absl::StrCat(shape.precision, "_", shape.workers, "workers_", shape.shards, "shards_", shape.threads, "threads");
+  if (!shape.share_memory) absl::StrAppend(&name, "_messages");
   if (!shape.isas.empty()) absl::StrAppend(&name, "_", absl::StrJoin(shape.isas, "_"));
   return name;
 }
@@ -39,17 +41,21 @@ TEST_P(AnyCluster, TrainsTheSameBits) {
       GTEST_SKIP() << "SKIPPED: this processor has no " << isa << "; run the tests on one that has it too";
     }
   }
-  Cluster cluster({.workers = shape.workers, .shards = shape.shards, .threads = shape.threads, .max_isas = shape.isas});
+  Cluster cluster({.workers = shape.workers,
+                   .shards = shape.shards,
+                   .threads = shape.threads,
+                   .max_isas = shape.isas,
+                   .share_memory = shape.share_memory});
   const std::string job = cluster.Submit(kTinyJob, {"model.precision=" + shape.precision});
   EXPECT_EQ(cluster.AwaitSuccess(job).step(), kTinySteps);
   EXPECT_EQ(cluster.LastDigest(job), TinyDigest(shape.precision));
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AnyCluster,
-                         ::testing::Values(Shape{1, 1}, Shape{1, 2}, Shape{1, 3}, Shape{2, 1}, Shape{2, 2},
-                                           Shape{2, 3}, Shape{3, 1}, Shape{3, 2}, Shape{3, 3}, Shape{1, 1, 2},
-                                           Shape{2, 2, 2}, Shape{1, 1, 1, "bf16"}, Shape{2, 3, 1, "bf16"},
-                                           Shape{3, 2, 2, "bf16"}),
+                         ::testing::Values(Shape{1, 1}, Shape{1, 2}, Shape{1, 3}, Shape{2, 1}, Shape{2, 2}, Shape{2, 3},
+                                           Shape{3, 1}, Shape{3, 2}, Shape{3, 3}, Shape{1, 1, 2}, Shape{2, 2, 2},
+                                           Shape{1, 1, 1, "bf16"}, Shape{2, 3, 1, "bf16"}, Shape{3, 2, 2, "bf16"},
+                                           Shape{2, 2, 1, "f32", {}, false}, Shape{2, 3, 1, "bf16", {}, false}),
                          &ShapeName);
 
 INSTANTIATE_TEST_SUITE_P(InstructionSets, AnyCluster,
@@ -86,11 +92,12 @@ std::string JobName(const ::testing::TestParamInfo<std::vector<std::string>>& in
 
 INSTANTIATE_TEST_SUITE_P(
     Jobs, AnyJob,
-    ::testing::Values(std::vector<std::string>{"model.family=llama", "model.kv_heads=1", "phases.0.optimizer.type=muon"},
+    ::testing::Values(std::vector<std::string>{"model.family=llama", "model.kv_heads=1",
+                                               "phases.0.optimizer.type=muon"},
                       std::vector<std::string>{"phases.0.optimizer.type=adafactor", "phases.0.unit_microbatches=2"},
                       std::vector<std::string>{"phases.0.optimizer.type=lion", "phases.0.optimizer.lr=1e-3",
-                                               "phases.0.optimizer.gradient_bits=32", "phases.0.optimizer.weight_bits=16",
-                                               "model.tied_embeddings=false"}),
+                                               "phases.0.optimizer.gradient_bits=32",
+                                               "phases.0.optimizer.weight_bits=16", "model.tied_embeddings=false"}),
     &JobName);
 
 // The digest does depend on what it should depend on: otherwise the tests above would prove nothing.

@@ -160,6 +160,10 @@ size_t Cluster::AddWorker(const std::string& max_isa) {
     arguments.push_back("--max-isa");
     arguments.push_back(max_isa);
   }
+  if (!options_.share_memory) {
+    arguments.push_back("--shared-memory");
+    arguments.push_back("off");
+  }
   workers_.push_back(NewMember(name, std::move(arguments), /*serves=*/false));
   return workers_.size() - 1;
 }

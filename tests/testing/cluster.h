@@ -74,6 +74,7 @@ class Cluster {
     int shards = 1;
     int threads = 1;                     // of each worker
     std::vector<std::string> max_isas;   // of the workers in turn; empty: no limit
+    bool share_memory = true;            // workers with shards
     double lease_seconds = 10;
     std::string directory;               // of the coordinator; empty: a temporary one
   };
