@@ -2,6 +2,7 @@
 // the same with TLS where each end shows a certificate. Blocks through shared memory against a copy in memory.
 #include <arpa/inet.h>
 #include <grpcpp/grpcpp.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -197,6 +198,9 @@ class Connection {
 class SharedShard {
  public:
   static absl::StatusOr<std::unique_ptr<SharedShard>> Make(const Machine& machine, const std::string& folder) {
+    // As a worker does.
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+    mallopt(M_TRIM_THRESHOLD, 64 << 20);
     auto made = std::make_unique<SharedShard>();
     MILLRACE_ASSIGN_OR_RETURN(
         made->coordinator_, StartRole({machine.program, "coordinator", "--dir", folder}, "coordinator", folder, true));
