@@ -55,26 +55,32 @@ void Transpose(__m512i (&rows)[16]) {
   }
 }
 
+// Lines side by side: two elements of all lines, interleaved. Row after row, for the sake of the prefetcher.
+void PackSideBySide(const float* source, int64_t k_stride, int64_t lines, int64_t width, int64_t k, float* panel) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  for (int64_t p = 0; p < k; p += 2, source += 2 * k_stride, panel += width) {
+    const float* const next = p + 1 < k ? source + k_stride : nullptr;
+    for (int64_t line = 0; line < width; line += kLanes) {
+      const __mmask16 loaded = First(lines - line);
+      const __m512 even = _mm512_maskz_loadu_ps(loaded, source + line);
+      const __m512 odd = next != nullptr ? _mm512_maskz_loadu_ps(loaded, next + line) : _mm512_setzero_ps();
+      _mm512_mask_storeu_epi32(panel + line, First(width - line),
+                               _mm512_permutexvar_epi16(interleave, Convert(even, odd)));
+    }
+  }
+}
+
 void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
                float* panel) {
+  if (line_stride == 1) {
+    PackSideBySide(source, k_stride, lines, width, k, panel);
+    return;
+  }
   const int64_t units = (k + 1) / 2;
   for (int64_t line = 0; line < width; line += kLanes) {
     const __mmask16 stored = First(width - line);
     const int64_t present = lines - line;
-    if (line_stride == 1) {
-      // Lines side by side: two elements of all lines, interleaved.
-      const __mmask16 loaded = First(present);
-      const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
-                                                  22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-      const float* from = source + line;
-      for (int64_t unit = 0; unit < units; ++unit, from += 2 * k_stride) {
-        const __m512 even = _mm512_maskz_loadu_ps(loaded, from);
-        const __m512 odd = _mm512_maskz_loadu_ps(2 * unit + 1 < k ? loaded : __mmask16{0}, from + k_stride);
-        _mm512_mask_storeu_epi32(panel + unit * width + line, stored,
-                                 _mm512_permutexvar_epi16(interleave, Convert(even, odd)));
-      }
-      continue;
-    }
     // Elements of a line side by side: 16 units of 16 lines at a time.
     for (int64_t unit = 0; unit < units; unit += kLanes) {
       __m512i rows[16];

@@ -16,7 +16,8 @@ namespace {
 
 constexpr int64_t kBlockSteps = 384;         // a strip of A is half the inner cache
 constexpr int64_t kBlockFloats = 160 << 10;  // of B, packed
-constexpr int64_t kInPlaceRows = 512;        // of A; for more, a packed B pays
+constexpr int64_t kInPlaceSize = 1 << 16;    // of A's rows times B's; beyond, a packed B pays
+constexpr int64_t kPieceRows = 16;           // of B, packed together
 constexpr size_t kAlignment = 64;
 // Products below this many multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
@@ -40,20 +41,38 @@ struct Block {
 
   // Whether the tile takes a panel where it lies: rows of f32 that are not used often.
   bool InPlace(int64_t panel) const {
-    return packer.packing == Packing::kPlain && product.b.column_stride == 1 && product.m <= kInPlaceRows &&
-           (panel + 1) * tile.columns <= n_size;
+    return packer.packing == Packing::kPlain && product.b.column_stride == 1 &&
+           product.m * product.b.row_stride <= kInPlaceSize && (panel + 1) * tile.columns <= n_size;
   }
   int64_t panels() const { return (n_size + tile.columns - 1) / tile.columns; }
 };
 
-// Packs the panels [begin, end) of B.
-void PackB(const Block& block, int64_t begin, int64_t end) {
+// How packing B is divided: where rows lie side by side, into some rows of all panels, so that memory is read in its
+// order; else into panels.
+bool PacksRows(const Block& block) { return block.product.b.column_stride == 1; }
+
+int64_t PiecesOfB(const Block& block, int64_t panels) {
+  return PacksRows(block) ? (block.k_size + kPieceRows - 1) / kPieceRows : panels;
+}
+
+// Packs the pieces [begin, end) of the panels from `first` on.
+void PackB(const Block& block, int64_t first, int64_t begin, int64_t end) {
   const Operand& b = block.product.b;
-  for (int64_t panel = begin; panel < end; ++panel) {
+  const auto pack = [&](int64_t panel, int64_t k, int64_t k_size) {
     const int64_t column = block.n_begin + panel * block.tile.columns;
-    block.packer.panel(b.data + block.k_begin * b.row_stride + column * b.column_stride, b.column_stride, b.row_stride,
-                       std::min<int64_t>(block.tile.columns, block.n_begin + block.n_size - column), block.tile.columns,
-                       block.k_size, block.b + panel * block.b_unit);
+    block.packer.panel(b.data + (block.k_begin + k) * b.row_stride + column * b.column_stride, b.column_stride,
+                       b.row_stride, std::min<int64_t>(block.tile.columns, block.n_begin + block.n_size - column),
+                       block.tile.columns, k_size,
+                       block.b + panel * block.b_unit + UnitsOf(block.packer.packing, k) * block.tile.columns);
+  };
+  if (!PacksRows(block)) {
+    for (int64_t piece = begin; piece < end; ++piece) pack(first + piece, 0, block.k_size);
+    return;
+  }
+  for (int64_t k = begin * kPieceRows; k < std::min(end * kPieceRows, block.k_size); k += kPieceRows) {
+    for (int64_t panel = first; panel < block.panels(); ++panel) {
+      pack(panel, k, std::min(kPieceRows, block.k_size - k));
+    }
   }
 }
 
@@ -141,14 +160,16 @@ void RunBlock(const Compute& compute, Block& block, bool parallel) {
   const auto row_of = [m, strips](int64_t strip) { return strip * m / strips; };
   const int64_t first = !block.InPlace(0) ? 0 : panels - (block.InPlace(panels - 1) ? 0 : 1);
   if (!parallel) {
-    PackB(block, first, panels);
+    PackB(block, first, 0, PiecesOfB(block, panels - first));
     for (int64_t strip = 0; strip < strips; ++strip) {
       ComputeStrip(block, row_of(strip), row_of(strip + 1) - row_of(strip), 0, panels);
     }
     return;
   }
-  compute.ParallelFor(panels - first, 1,
-                      [&block, first](int64_t begin, int64_t end) { PackB(block, first + begin, first + end); });
+  if (first < panels) {
+    compute.ParallelFor(PiecesOfB(block, panels - first), 1,
+                        [&block, first](int64_t begin, int64_t end) { PackB(block, first, begin, end); });
+  }
   // Few strips are cut across the columns, so that no thread waits long for the last one.
   const int64_t cuts = std::clamp<int64_t>(kTasksAThread * compute.threads() / strips, 1, panels);
   compute.ParallelFor(strips * cuts, 1, [&](int64_t begin, int64_t end) {
