@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kMaxDimensions = 4;
 constexpr size_t kMaxNameBytes = 256;
+constexpr double kMaxMultiplier = 1e6;
 
 }  // namespace
 
@@ -30,23 +31,29 @@ absl::StatusOr<BlockTable> BlockTable::Create(const v1::TensorTable& table) {
     };
     if (tensor.name().empty() || tensor.name().size() > kMaxNameBytes) return wrong("has no usable name");
     if (!names.insert(tensor.name()).second) return wrong("occurs twice");
-    if (tensor.shape_size() == 0 || tensor.shape_size() > kMaxDimensions) return wrong("has too few or many dimensions");
+    if (tensor.shape_size() == 0 || tensor.shape_size() > kMaxDimensions)
+      return wrong("has too few or many dimensions");
     if (tensor.role() != v1::Tensor::MATRIX && tensor.role() != v1::Tensor::EMBEDDING &&
         tensor.role() != v1::Tensor::VECTOR) {
       return wrong("has no role");
     }
-    if (tensor.role() == v1::Tensor::MATRIX && tensor.shape_size() != 2) return wrong("is a matrix without two dimensions");
+    if (tensor.role() == v1::Tensor::MATRIX && tensor.shape_size() != 2)
+      return wrong("is a matrix without two dimensions");
     const uint32_t group = tensor.group();
     if (group >= kMaxGroups || group + 1 < made.groups_.size()) return wrong("is out of its group's order");
+    const double multiplier = tensor.learning_rate_multiplier();
+    if (!(multiplier >= 0 && multiplier <= kMaxMultiplier)) return wrong("has an impossible learning-rate multiplier");
     TensorInfo info;
     info.name = tensor.name();
     info.trainable = tensor.trainable();
     info.role = tensor.role();
     info.rows_are_inputs = tensor.rows_are_inputs();
     info.group = group;
+    if (multiplier != 0) info.learning_rate_multiplier = multiplier;
     info.size = 1;
     for (const int64_t size : tensor.shape()) {
-      if (size <= 0 || size > kMaxParameters || info.size > kMaxParameters / size) return wrong("has an impossible size");
+      if (size <= 0 || size > kMaxParameters || info.size > kMaxParameters / size)
+        return wrong("has an impossible size");
       info.size *= size;
       info.shape.push_back(size);
     }

@@ -34,6 +34,7 @@ struct TensorInfo {
   v1::Tensor::Role role = v1::Tensor::VECTOR;
   bool rows_are_inputs = false;
   uint32_t group = 0;
+  double learning_rate_multiplier = 1;
   int64_t size = 0;          // elements
   uint32_t first_block = 0;  // its blocks are consecutive
   uint32_t block_count = 0;
@@ -43,7 +44,7 @@ struct TensorInfo {
 class BlockTable {
  public:
   // INVALID_ARGUMENT names the tensor that has no name, a name twice, no size, no role, too many dimensions, or a group
-  // below the one before (groups come in the order of the forward pass).
+  // below the one before, or an impossible learning rate (groups come in the order of the forward pass).
   static absl::StatusOr<BlockTable> Create(const v1::TensorTable& table);
 
   absl::Span<const TensorInfo> tensors() const { return tensors_; }

@@ -38,7 +38,8 @@ constexpr size_t kMaxWaitingBytes = 8 << 20;
 struct ShardGroup::Shard {
   std::string address;
   std::unique_ptr<v1::ParameterServer::Stub> stub;
-  std::vector<uint32_t> blocks;  // that it holds, in the table's order
+  std::vector<uint32_t> blocks;     // that it holds, in the table's order
+  std::vector<uint32_t> trainable;  // of these
 
   // A call that Cancel can reach.
   class Call {
@@ -239,8 +240,15 @@ void ShardGroup::Place(const blocks::BlockTable* blocks, const v1::OptimizerSpec
   blocks_ = blocks;
   weight_bytes_ = blocks::WeightBits(optimizer) / 8;
   shard_of_ = blocks::PlaceBlocks(*blocks, optimizer, static_cast<uint32_t>(shards_.size()));
-  for (const auto& shard : shards_) shard->blocks.clear();
-  for (uint32_t block = 0; block < shard_of_.size(); ++block) shards_[shard_of_[block]]->blocks.push_back(block);
+  for (const auto& shard : shards_) {
+    shard->blocks.clear();
+    shard->trainable.clear();
+  }
+  for (const blocks::Block& block : blocks->blocks()) {
+    Shard& shard = *shards_[shard_of_[block.index]];
+    shard.blocks.push_back(block.index);
+    if (blocks->TensorOf(block).trainable) shard.trainable.push_back(block.index);
+  }
 }
 
 void ShardGroup::Cancel() {
@@ -269,10 +277,10 @@ absl::Status ShardGroup::OnEach(absl::FunctionRef<absl::Status(Shard&)> call) {
 
 // ---- for workers ----
 
-absl::Status ShardGroup::Take(Shard& shard, const v1::PullReply& reply, absl::string_view weights, size_t* next,
-                              Sink sink) const {
+absl::Status ShardGroup::Take(Shard& shard, absl::Span<const uint32_t> wanted, const v1::PullReply& reply,
+                              absl::string_view weights, size_t* next, Sink sink) const {
   const uint32_t block = reply.block();
-  if (*next == shard.blocks.size() || block != shard.blocks[*next]) {
+  if (*next == wanted.size() || block != wanted[*next]) {
     return absl::InternalError(absl::StrCat("shard ", shard.address, " sent block ", block, " out of order"));
   }
   ++*next;
@@ -283,12 +291,14 @@ absl::Status ShardGroup::Take(Shard& shard, const v1::PullReply& reply, absl::st
   return coding.ok() ? sink(block, weights, *coding) : shard.Named(coding.status());
 }
 
-absl::Status ShardGroup::Pull(uint64_t version, Sink sink) {
+absl::Status ShardGroup::Pull(uint64_t version, Sink sink, Which which) {
   return OnEach([&](Shard& shard) -> absl::Status {
-    if (shard.blocks.empty()) return absl::OkStatus();
+    const std::vector<uint32_t>& wanted = which == Which::kAll ? shard.blocks : shard.trainable;
+    if (wanted.empty()) return absl::OkStatus();
     v1::PullRequest request;
     request.set_epoch(epoch_);
     request.set_version(version);
+    if (wanted.size() < shard.blocks.size()) request.mutable_blocks()->Add(wanted.begin(), wanted.end());
     const std::unique_ptr<Attachment::Use> use = Attachment::Pull(share_memory_ ? shard.Attached() : nullptr);
     if (use != nullptr) request.set_attachment(use->attachment()->id());
     Shard::Call call(&shard);
@@ -300,14 +310,14 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink) {
       while (status.ok() && stream->Read(&reply)) {
         const std::string& weights = reply.weights();
         status = Crc32c(weights.data(), weights.size()) == reply.crc32c()
-                     ? Take(shard, reply, weights, &next, sink)
+                     ? Take(shard, wanted, reply, weights, &next, sink)
                      : shard.Damaged("the weights were damaged", reply.block());
       }
       if (!status.ok()) call.Cancel();
       finished = shard.Status(ReadOut<v1::PullReply>(stream.get()));
     } else {
       End end([&stream] { return ReadOut<v1::PullReply>(stream.get()); });
-      while (status.ok() && next < shard.blocks.size()) {
+      while (status.ok() && next < wanted.size()) {
         const absl::StatusOr<SharedRing::Frame> frame = use->ring()->Next([&end] { return !end.come(); });
         if (absl::IsCancelled(frame.status())) break;  // the call's status says why
         if (!frame.ok()) {
@@ -315,7 +325,7 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink) {
         } else if (!reply.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))) {
           status = shard.Named(absl::DataLossError("a frame in shared memory is no PullReply"));
         } else {
-          status = Take(shard, reply, frame->values, &next, sink);
+          status = Take(shard, wanted, reply, frame->values, &next, sink);
           use->ring()->Release();
         }
       }
@@ -323,9 +333,9 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink) {
       finished = shard.Status(end.Await());
     }
     if (status.ok()) status = finished;
-    if (status.ok() && next != shard.blocks.size()) {
-      status = absl::InternalError(
-          absl::StrCat("shard ", shard.address, " sent ", next, " of ", shard.blocks.size(), " blocks"));
+    if (status.ok() && next != wanted.size()) {
+      status =
+          absl::InternalError(absl::StrCat("shard ", shard.address, " sent ", next, " of ", wanted.size(), " blocks"));
     }
     if (use != nullptr && !status.ok()) shard.Detach(use->attachment());
     return status;

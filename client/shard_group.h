@@ -62,12 +62,14 @@ class ShardGroup {
   void Cancel();
 
   // ---- for workers ----
-  // Streams the weights of all blocks at `version` in the table's order to `sink`, from a thread a shard; waits for the
-  // version while it lies ahead. The weights are little-endian and of the block's size, each of the optimizer's
+  enum class Which { kAll, kTrainable };
+  // Streams the weights of the blocks at `version` in the table's order to `sink`, from a thread a shard; waits for the
+  // version while it lies ahead. Blocks of tensors that are not trainable are the same at every version. The weights are little-endian and of the block's size, each of the optimizer's
   // weight_bits; `weights` is good during the call.
   absl::Status Pull(uint64_t version,
                     absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights,
-                                                   const blocks::Coding& coding)> sink);
+                                                   const blocks::Coding& coding)> sink,
+                    Which which = Which::kAll);
   // Starts pushing what `unit` adds to the step after `version`.
   std::unique_ptr<GradientPush> Push(uint64_t version, uint32_t unit);
   // Loads every block at `version`: `source` fills in weights, and state and coding if there are any; it is called from
@@ -95,9 +97,10 @@ class ShardGroup {
   class Pusher;
   class Cut;
 
-  // The blocks of a pull, through gRPC's messages or shared memory. `next`: how many came.
+  // A block of a pull, through gRPC's messages or shared memory. `next`: how many of those `wanted` came.
   using Sink = absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights, const blocks::Coding& coding)>;
-  absl::Status Take(Shard& shard, const v1::PullReply& reply, absl::string_view weights, size_t* next, Sink sink) const;
+  absl::Status Take(Shard& shard, absl::Span<const uint32_t> wanted, const v1::PullReply& reply,
+                    absl::string_view weights, size_t* next, Sink sink) const;
 
   // Calls each shard on a thread of its own and returns the first error, after cancelling the others.
   absl::Status OnEach(absl::FunctionRef<absl::Status(Shard&)> call);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <set>
 #include <sstream>
 #include <string>
@@ -163,7 +164,8 @@ class Mapper {
       const std::string& name = entry.first.Scalar();
       const FieldDescriptor* const field = message->GetDescriptor()->FindFieldByName(name);
       if (field == nullptr) return place_.Error(entry.first, UnknownField(*message->GetDescriptor(), name, path));
-      if (!seen.insert(name).second) return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given twice"));
+      if (!seen.insert(name).second)
+        return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given twice"));
       // The place of nothing would be that of the next thing.
       if (entry.second.IsNull()) return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given no value"));
       MILLRACE_RETURN_IF_ERROR(Set(entry.second, Join(path, name), *field, message));
@@ -176,7 +178,8 @@ class Mapper {
     const Reflection& reflection = *message->GetReflection();
     const bool is_message = field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE;
     if (!field.is_repeated()) {
-      return is_message ? Map(node, path, reflection.MutableMessage(message, &field)) : Scalar(node, path, field, message);
+      return is_message ? Map(node, path, reflection.MutableMessage(message, &field))
+                        : Scalar(node, path, field, message);
     }
     if (!node.IsSequence()) return place_.Error(node, absl::StrCat(path, " must be a list, as in [a, b]"));
     if (node.size() > kMaxListItems) return place_.Error(node, absl::StrCat(path, " has too many items"));
@@ -198,13 +201,10 @@ class Mapper {
     return absl::OkStatus();
   }
 
-  absl::Status Scalar(const YAML::Node& node, const std::string& path, const FieldDescriptor& field,
-                      Message* message) {
+  absl::Status Scalar(const YAML::Node& node, const std::string& path, const FieldDescriptor& field, Message* message) {
     const Reflection& reflection = *message->GetReflection();
     const bool repeated = field.is_repeated();
-    const auto wrong = [&](absl::string_view what) {
-      return place_.Error(node, absl::StrCat(path, ": ", what));
-    };
+    const auto wrong = [&](absl::string_view what) { return place_.Error(node, absl::StrCat(path, ": ", what)); };
     if (!node.IsScalar()) return wrong("a single value is wanted here");
     const std::string& text = node.Scalar();
     MILLRACE_RETURN_IF_ERROR(Spend(node, 1 + text.size()));
@@ -226,7 +226,8 @@ class Mapper {
       }
       case FieldDescriptor::CPPTYPE_DOUBLE: {
         double value = 0;
-        if (quoted || !absl::SimpleAtod(text, &value)) return wrong(absl::StrCat("a number is wanted, not ", Shown(text)));
+        if (quoted || !absl::SimpleAtod(text, &value))
+          return wrong(absl::StrCat("a number is wanted, not ", Shown(text)));
         if (std::string why = OutOfBounds(rule, value); !why.empty()) return wrong(absl::StrCat(why, ", not ", text));
         repeated ? reflection.AddDouble(message, &field, value) : reflection.SetDouble(message, &field, value);
         return absl::OkStatus();
@@ -305,7 +306,9 @@ absl::Status ApplyOverride(absl::string_view override_text, v1::JobSpec* job) {
     path = Join(path, parts[i]);
     if (i + 1 == parts.size()) return Mapper(place).Set(value, path, *field, message);
     if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
-      return place.Error(YAML::Node(), absl::StrCat(path, " has no fields; ", field->is_repeated() ? "give the whole list" : "it is a single value"));
+      return place.Error(YAML::Node(),
+                         absl::StrCat(path, " has no fields; ",
+                                      field->is_repeated() ? "give the whole list" : "it is a single value"));
     }
     const Reflection& reflection = *message->GetReflection();
     if (!field->is_repeated()) {
@@ -333,6 +336,7 @@ void FillMessage(Message* message) {
     const FieldDescriptor& field = *descriptor.field(i);
     if (field.cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
       if (!field.is_repeated()) {
+        if (RuleOf(field).keep_absent() && !reflection.HasField(*message, &field)) continue;
         FillMessage(reflection.MutableMessage(message, &field));
       } else {
         for (int j = 0; j < reflection.FieldSize(*message, &field); ++j) {
@@ -343,7 +347,8 @@ void FillMessage(Message* message) {
     }
     const std::string& fallback = RuleOf(field).default_value();
     if (fallback.empty()) continue;
-    if (field.is_repeated() ? reflection.FieldSize(*message, &field) > 0 : reflection.HasField(*message, &field)) continue;
+    if (field.is_repeated() ? reflection.FieldSize(*message, &field) > 0 : reflection.HasField(*message, &field))
+      continue;
     // A default that its own rule refuses is our mistake; ValidateJob names it, and tests try them all.
     const Place place(field.full_name());
     const absl::StatusOr<YAML::Node> value = LoadYaml(fallback, place);
@@ -379,11 +384,12 @@ absl::Status CheckRules(const Message& message, const std::string& path) {
       switch (field.cpp_type()) {
         case FieldDescriptor::CPPTYPE_MESSAGE:
           MILLRACE_RETURN_IF_ERROR(CheckRules(
-              repeated ? reflection.GetRepeatedMessage(message, &field, j) : reflection.GetMessage(message, &field), item));
+              repeated ? reflection.GetRepeatedMessage(message, &field, j) : reflection.GetMessage(message, &field),
+              item));
           break;
         case FieldDescriptor::CPPTYPE_STRING: {
-          const std::string text = repeated ? reflection.GetRepeatedString(message, &field, j)
-                                            : reflection.GetString(message, &field);
+          const std::string text =
+              repeated ? reflection.GetRepeatedString(message, &field, j) : reflection.GetString(message, &field);
           why = NotAmong(rule, text);
           if (text.find('\0') != std::string::npos) why = "it holds a zero byte";
           break;
@@ -448,6 +454,16 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   MILLRACE_RETURN_IF_ERROR(Divides(path + ".microbatch", microbatch, path + ".global_batch", phase.global_batch()));
   MILLRACE_RETURN_IF_ERROR(Divides(path + ".unit_microbatches", std::max(1u, phase.unit_microbatches()),
                                    path + ".global_batch / microbatch", phase.global_batch() / microbatch));
+  if (!phase.stop().has_max_steps() && !phase.stop().has_max_epochs()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".stop: max_steps or max_epochs is needed"));
+  }
+  if (phase.replay() > 0 && !phase.has_data()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ".replay: a phase without data of its own trains on the job's text anyway; give it data, or no replay"));
+  }
+  if (phase.objective() == "sft" && !phase.has_data()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".data is missing: the conversations that sft learns from"));
+  }
   const v1::OptimizerSpec& optimizer = phase.optimizer();
   if (optimizer.betas_size() != 2 && optimizer.betas_size() != 0) {
     return absl::InvalidArgumentError(
@@ -464,7 +480,29 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   return absl::OkStatus();
 }
 
+// What a phase starts from is an earlier phase's checkpoint, or a folder.
+absl::Status CheckStart(const v1::PhaseSpec& phase, const std::set<std::string>& earlier, const std::string& path) {
+  const std::optional<PhaseStart> start = ParsePhaseStart(phase.from());
+  if (!start.has_value() || earlier.contains(start->phase)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ".from: there is no earlier phase ", Shown(start->phase), "; ",
+                   earlier.empty() ? "none comes before" : absl::StrCat("there is ", absl::StrJoin(earlier, ", ")),
+                   ". A folder whose name has an @ is given as ./", phase.from()));
+}
+
 }  // namespace
+
+std::optional<PhaseStart> ParsePhaseStart(absl::string_view from) {
+  const size_t at = from.rfind('@');
+  if (at == absl::string_view::npos || from.find('/') != absl::string_view::npos) return std::nullopt;
+  return PhaseStart{std::string(from.substr(0, at)), std::string(from.substr(at + 1))};
+}
+
+void FillPhaseSteps(v1::PhaseSpec* phase) {
+  if (phase->optimizer().has_decay_steps() || !phase->stop().has_max_steps()) return;
+  phase->mutable_optimizer()->set_decay_steps(
+      static_cast<uint32_t>(std::min<uint64_t>(phase->stop().max_steps(), std::numeric_limits<uint32_t>::max())));
+}
 
 void FillDefaults(v1::JobSpec* job) {
   FillMessage(job);
@@ -476,11 +514,9 @@ void FillDefaults(v1::JobSpec* job) {
         static_cast<uint32_t>(model.family() == "llama" ? (8 * hidden + 95) / 96 * 32 : 4 * hidden));
   }
   for (v1::PhaseSpec& phase : *job->mutable_phases()) {
-    if (!phase.has_microbatch() && phase.has_global_batch()) phase.set_microbatch(LargestDivisor(phase.global_batch(), 4));
-    if (!phase.optimizer().has_decay_steps() && phase.stop().has_max_steps()) {
-      phase.mutable_optimizer()->set_decay_steps(static_cast<uint32_t>(
-          std::min<uint64_t>(phase.stop().max_steps(), std::numeric_limits<uint32_t>::max())));
-    }
+    if (!phase.has_microbatch() && phase.has_global_batch())
+      phase.set_microbatch(LargestDivisor(phase.global_batch(), 4));
+    if (!phase.stop().has_max_epochs()) FillPhaseSteps(&phase);
     if (!phase.optimizer().has_weight_bits()) {
       phase.mutable_optimizer()->set_weight_bits(model.precision() == "bf16" ? 16 : 32);
     }
@@ -502,9 +538,10 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
     }
+    MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i), names, path));
     if (!names.insert(job.phases(i).name()).second) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()),
-                                                     " already"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()), " already"));
     }
   }
   return absl::OkStatus();
@@ -514,8 +551,8 @@ absl::StatusOr<v1::JobSpec> ParseJob(absl::string_view yaml, absl::string_view f
                                      absl::Span<const std::string> overrides) {
   const Place place(file_name);
   if (yaml.size() > kMaxJobFileBytes) {
-    return absl::InvalidArgumentError(absl::StrCat(file_name, " has ", yaml.size(), " bytes; a job file has at most ",
-                                                   kMaxJobFileBytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file_name, " has ", yaml.size(), " bytes; a job file has at most ", kMaxJobFileBytes));
   }
   v1::JobSpec job;
   MILLRACE_ASSIGN_OR_RETURN(const YAML::Node node, LoadYaml(std::string(yaml), place));

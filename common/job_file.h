@@ -2,6 +2,7 @@
 // (proto/millrace/v1/field_options.proto). docs/job-file.md is for users.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -23,9 +24,20 @@ absl::StatusOr<v1::JobSpec> ReadJobFile(const std::string& path, absl::Span<cons
 absl::StatusOr<v1::JobSpec> ParseJob(absl::string_view yaml, absl::string_view file_name,
                                      absl::Span<const std::string> overrides);
 
+// A phase's `from` that names an earlier phase's checkpoint.
+struct PhaseStart {
+  std::string phase;
+  std::string which;  // "best", "last" or a step
+};
+// "PHASE@WHICH"; nothing for a folder and for an absent `from`.
+std::optional<PhaseStart> ParsePhaseStart(absl::string_view from);
+
 // Gives every absent field its default: the one beside the field, or else one that follows from other fields. Fields
 // that stay absent are those that documentation calls optional (a tokenizer's path). Idempotent.
 void FillDefaults(v1::JobSpec* job);
+
+// The defaults that follow from the number of steps, which with max_epochs is known once the data is.
+void FillPhaseSteps(v1::PhaseSpec* phase);
 
 // Checks every field's rule and what must hold between fields. INVALID_ARGUMENT names the field by its path.
 absl::Status ValidateJob(const v1::JobSpec& job);

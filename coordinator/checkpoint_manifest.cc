@@ -95,11 +95,12 @@ uint64_t CheckpointManifest::bytes() const {
 std::string PrintManifest(const CheckpointManifest& manifest) {
   Json evaluations = Json::array();
   for (const auto& e : manifest.evaluations) {
-    evaluations.push_back({{"step", e.step},
-                           {"loss", e.loss},
-                           {"bits_per_byte", e.bits_per_byte},
-                           {"tokens", e.tokens},
-                           {"bytes", e.bytes}});
+    Json& evaluation = evaluations.emplace_back(Json{{"step", e.step},
+                                                     {"loss", e.loss},
+                                                     {"bits_per_byte", e.bits_per_byte},
+                                                     {"tokens", e.tokens},
+                                                     {"bytes", e.bytes}});
+    if (e.retained_loss.has_value()) evaluation["retained_loss"] = *e.retained_loss;
   }
   Json tensors = Json::array();
   for (const auto& t : manifest.tensors) tensors.push_back({{"name", t.name}, {"sha256", t.sha256}});
@@ -156,6 +157,9 @@ absl::StatusOr<CheckpointManifest> ParseManifest(absl::string_view text) {
     MILLRACE_ASSIGN_OR_RETURN(e.bits_per_byte, Number(element, "bits_per_byte"));
     MILLRACE_ASSIGN_OR_RETURN(e.tokens, Count(element, "tokens"));
     MILLRACE_ASSIGN_OR_RETURN(e.bytes, Count(element, "bytes"));
+    if (element.contains("retained_loss")) {
+      MILLRACE_ASSIGN_OR_RETURN(e.retained_loss, Number(element, "retained_loss"));
+    }
     if (e.step > manifest.step || (!manifest.evaluations.empty() && e.step <= manifest.evaluations.back().step)) {
       return Wrong("evaluations", "in order of steps, up to the checkpoint's");
     }

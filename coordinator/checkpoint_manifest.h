@@ -12,7 +12,8 @@
 //   {"format": "millrace checkpoint", "version": 1,
 //    "job": ID, "phase": NAME, "phase_index": I, "step": V, "parameters": N, "data": FINGERPRINT,
 //    "digest": SHA256, "seconds_training": X, "tokens": N,
-//    "evaluations": [{"step": V, "loss": X, "bits_per_byte": X, "tokens": N, "bytes": N}, …],   the phase's, up to V
+//    "evaluations": [{"step": V, "loss": X, "bits_per_byte": X, "tokens": N, "bytes": N, "retained_loss": X}, …],
+//                                                                         the phase's, up to V
 //    "tensors": [{"name": NAME, "sha256": SHA256}, …],                                        of model.safetensors
 //    "files": [{"name": NAME, "bytes": N, "sha256": SHA256}, …]}                  all files of the folder but itself
 //
@@ -20,6 +21,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,6 +43,7 @@ struct CheckpointManifest {
     double bits_per_byte = 0;
     uint64_t tokens = 0;
     uint64_t bytes = 0;
+    std::optional<double> retained_loss;  // of the job's held-out text, in a phase with other data
     bool operator==(const Evaluation&) const = default;
   };
   struct TensorSum {

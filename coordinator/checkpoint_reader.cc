@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/checksum.h"
 #include "common/files.h"
 #include "common/safetensors.h"
@@ -36,6 +37,15 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> CheckpointReader::Open(const s
   } else if (!absl::IsNotFound(optimizer.status())) {
     return optimizer.status();
   }
+  return std::unique_ptr<CheckpointReader>(new CheckpointReader(std::move(impl)));
+}
+
+absl::StatusOr<std::unique_ptr<CheckpointReader>> CheckpointReader::OpenModel(const std::string& directory) {
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> checkpoint = Open(directory);
+  if (!absl::IsNotFound(checkpoint.status())) return checkpoint;
+  auto impl = std::make_unique<Impl>();
+  impl->directory = directory;
+  MILLRACE_ASSIGN_OR_RETURN(impl->model, SafetensorsFile::Open(impl->Path(kModelFile)));
   return std::unique_ptr<CheckpointReader>(new CheckpointReader(std::move(impl)));
 }
 
@@ -77,7 +87,8 @@ absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks) cons
     const SafetensorsEntry* const entry = impl_->model->header().Find(tensor.name);
     if (entry == nullptr) return wrong(absl::StrCat("it has no tensor ", tensor.name));
     if (entry->dtype != "F32" || entry->shape != tensor.shape) {
-      return wrong(absl::StrCat("tensor ", tensor.name, " has another shape or type"));
+      return wrong(absl::StrCat("tensor ", tensor.name, " is ", entry->dtype, " [", absl::StrJoin(entry->shape, ", "),
+                                "]; F32 [", absl::StrJoin(tensor.shape, ", "), "] is wanted"));
     }
     impl_->of_tensor.push_back(entry);
   }

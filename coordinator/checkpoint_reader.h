@@ -18,6 +18,9 @@ class CheckpointReader {
   // Maps the files and checks their sizes and headers. DATA_LOSS names the file, and for a short model.safetensors the
   // first tensor that is not all there. A missing optimizer.safetensors is fine (a fetched copy may lack it).
   static absl::StatusOr<std::unique_ptr<CheckpointReader>> Open(const std::string& directory);
+  // The same of a folder that need not be a checkpoint: without a manifest only the weights are read, from one
+  // model.safetensors of f32, as `millrace import` makes it. NOT_FOUND if there is none.
+  static absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenModel(const std::string& directory);
   ~CheckpointReader();
 
   const CheckpointManifest& manifest() const;

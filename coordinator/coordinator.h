@@ -19,18 +19,18 @@
 namespace millrace::coordinator {
 
 struct CoordinatorOptions {
-  std::string directory;                   // made if absent; one coordinator a directory (held by a lock file)
-  std::string listen = "127.0.0.1:0";      // HOST:PORT; port 0: any
-  std::string address_file;                // written with the bound HOST:PORT once serving; empty: none
-  std::string metrics_listen;              // HOST:PORT of the Prometheus endpoint; empty: none
-  uint32_t shards = 1;                     // a job starts when so many shards are there
-  uint32_t units_per_call = 1;             // work units that one NextWork call hands out at most
+  std::string directory;               // made if absent; one coordinator a directory (held by a lock file)
+  std::string listen = "127.0.0.1:0";  // HOST:PORT; port 0: any
+  std::string address_file;            // written with the bound HOST:PORT once serving; empty: none
+  std::string metrics_listen;          // HOST:PORT of the Prometheus endpoint; empty: none
+  uint32_t shards = 1;                 // a job starts when so many shards are there
+  uint32_t units_per_call = 1;         // work units that one NextWork call hands out at most
   // What this build computes (worker/ and ps/ define them): members that report another digest are refused.
   std::string worker_conformance_digest;
   std::string shard_conformance_digest;
-  absl::Duration heartbeat = absl::Seconds(1);   // how often members speak
-  absl::Duration lease = absl::Seconds(10);      // silence after which a member is gone
-  absl::Notification* stop = nullptr;      // required; notified: finish the step, checkpoint, return
+  absl::Duration heartbeat = absl::Seconds(1);  // how often members speak
+  absl::Duration lease = absl::Seconds(10);     // silence after which a member is gone
+  absl::Notification* stop = nullptr;           // required; notified: finish the step, checkpoint, return
 };
 
 // Serves the Jobs and Cluster services with health and reflection until `stop` is notified. A running job is

@@ -34,7 +34,7 @@ class JobBook {
   absl::StatusOr<v1::Job> Add(StoredJob job);
   absl::StatusOr<v1::Job> Get(absl::string_view job_id) const;  // NOT_FOUND names the jobs there are
   absl::StatusOr<StoredJob> GetStored(absl::string_view job_id) const;
-  std::vector<v1::Job> List() const;                            // in the order of their places
+  std::vector<v1::Job> List() const;  // in the order of their places
   absl::Status Delete(absl::string_view job_id);
   // The first job that is to run: one that ran when the coordinator ended, or the first in the queue.
   std::optional<std::string> Next() const;

@@ -44,7 +44,7 @@ class JobQueue {
   absl::StatusOr<v1::Job> Pause(absl::string_view job_id);
   absl::StatusOr<v1::Job> Resume(absl::string_view job_id);  // also a failed or cancelled one, from its last checkpoint
   absl::StatusOr<v1::Job> Cancel(absl::string_view job_id);
-  absl::Status Delete(absl::string_view job_id);             // with all its files; not while it is to run
+  absl::Status Delete(absl::string_view job_id);  // with all its files; not while it is to run
 
   // Runs jobs until Stop.
   void Run();

@@ -18,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "blocks/block_table.h"
 #include "common/files.h"
+#include "common/job_file.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "coordinator/checkpoint_reader.h"
@@ -106,6 +107,7 @@ class JobRun {
 
  private:
   absl::Status PrepareText();
+  absl::Status PrepareInto(const std::string& folder, const v1::JobSpec& spec);
   absl::Status OpenPhase(int index);
   absl::StatusOr<JobOutcome> TrainPhase();
 
@@ -121,6 +123,8 @@ class JobRun {
   absl::Status PlanModel();
   absl::Status ConfigureShards();
   absl::StatusOr<uint64_t> Restore();
+  absl::Status Begin();
+  absl::StatusOr<std::string> StartFolder(const PhaseStart& start) const;
   absl::Status LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state);
   absl::Status Initialize();
 
@@ -129,6 +133,7 @@ class JobRun {
   void PrepareUnits(uint64_t version);
   absl::StatusOr<double> TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) const;
   absl::StatusOr<bool> Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results);
+  absl::StatusOr<double> HeldOutLoss(uint64_t version, absl::Span<const v1::WorkResult> results, uint64_t wanted) const;
   absl::Status Commit(uint64_t version, double train_loss);
   absl::Status BeginCheckpoint(uint64_t version);
   absl::Status FinishCheckpoint();
@@ -185,8 +190,11 @@ class JobRun {
   }
   v1::PhaseContext Context(uint64_t epoch) const;
   void Tell(Severity severity, absl::string_view text) const {
-    Log(severity, text, {{"job", id_}, {"phase", phase_ == nullptr ? "" : phase_->name()}, {"step", reached_}});
-    parts_.book->Log(id_, severity == Severity::kInfo ? "info" : severity == Severity::kWarning ? "warning" : "error",
+    Log(severity, text, {{"job", id_}, {"phase", phase_.has_value() ? phase_->name() : ""}, {"step", reached_}});
+    parts_.book->Log(id_,
+                     severity == Severity::kInfo      ? "info"
+                     : severity == Severity::kWarning ? "warning"
+                                                      : "error",
                      text);
   }
 
@@ -197,8 +205,10 @@ class JobRun {
   const RunnerParts parts_;
   const JobControl& control_;
 
+  std::string data_directory() const { return absl::StrCat(directory_, "/data"); }
+
   // Of the present phase.
-  const v1::PhaseSpec* phase_ = nullptr;
+  std::optional<v1::PhaseSpec> phase_;  // with the steps that its epochs take
   uint32_t phase_index_ = 0;
   std::unique_ptr<Planner> planner_;
   std::unique_ptr<StopRules> rules_;
@@ -208,7 +218,7 @@ class JobRun {
   uint64_t tokens_ = 0;                                      // trained on, at reached_
   double seconds_before_ = 0;                                // training before this course, all phases
 
-  // Of the model: the same for all phases.
+  // Of the model, made anew for each phase, which may freeze other tensors.
   std::unique_ptr<blocks::BlockTable> blocks_;
   v1::TensorTable table_;
   std::map<std::string, std::string> side_files_;
@@ -222,7 +232,7 @@ class JobRun {
   std::vector<v1::WorkUnit> prepared_;
   absl::Time course_began_;
   absl::Time step_began_;
-  absl::Time told_;          // the last step event
+  absl::Time told_;  // the last step event
   uint64_t told_tokens_ = 0;
   double tokens_per_second_ = 0;
 
@@ -232,20 +242,24 @@ class JobRun {
 
 absl::Status JobRun::PrepareText() {
   MILLRACE_RETURN_IF_ERROR(shelf_.CleanUp());
-  const std::string data = absl::StrCat(directory_, "/data");
   MILLRACE_RETURN_IF_ERROR(parts_.book->SetState(id_, v1::Job::PREPARING, [&](v1::Job* job) {
     if (job->started_unix_ms() == 0) job->set_started_unix_ms(absl::ToUnixMillis(parts_.now()));
     job->set_directory(directory_);
     job->clear_error();
   }));
-  const absl::Status prepared = text::TokenStore::Open(data).status();
-  if (prepared.ok()) return absl::OkStatus();  // by an earlier run
+  return PrepareInto(data_directory(), spec_);
+}
+
+// Prepares the text of `spec`, unless an earlier run has.
+absl::Status JobRun::PrepareInto(const std::string& folder, const v1::JobSpec& spec) {
+  const absl::Status prepared = text::TokenStore::Open(folder).status();
+  if (prepared.ok()) return absl::OkStatus();
   if (!absl::IsNotFound(prepared)) {
     Tell(Severity::kWarning, absl::StrCat("the token store is damaged and is made again: ", prepared.message()));
     std::error_code ignored;
-    std::filesystem::remove_all(data, ignored);
+    std::filesystem::remove_all(folder, ignored);
   }
-  MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec_, base_directory_, data));
+  MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec, base_directory_, folder));
   v1::JobEvent event;
   v1::DataEvent& about = *event.mutable_data();
   about.set_documents(report.documents);
@@ -262,11 +276,26 @@ absl::Status JobRun::PrepareText() {
 }
 
 absl::Status JobRun::OpenPhase(int index) {
-  phase_ = &spec_.phases(index);
+  phase_ = spec_.phases(index);
   phase_index_ = static_cast<uint32_t>(index);
-  MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, absl::StrCat(directory_, "/data")));
+  DataFolders folders{data_directory(), ""};
+  if (phase_->has_data()) {
+    folders.phase = absl::StrCat(directory_, "/phase-data/", phase_->name());
+    v1::JobSpec spec = spec_;
+    *spec.mutable_data() = phase_->data();
+    spec.mutable_tokenizer()->set_path(std::filesystem::absolute(folders.job).string() + "/" + kTokenizerFiles[0]);
+    MILLRACE_RETURN_IF_ERROR(PrepareInto(folders.phase, spec));
+  }
+  MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, folders));
+  if (phase_->stop().has_max_epochs()) {
+    const uint64_t steps = std::max<uint64_t>(1, planner_->StepsOf(phase_->stop().max_epochs()));
+    phase_->mutable_stop()->set_max_steps(phase_->stop().has_max_steps() ? std::min(steps, phase_->stop().max_steps())
+                                                                         : steps);
+  }
+  FillPhaseSteps(&*phase_);
   rules_ = std::make_unique<StopRules>(phase_->stop());
   evaluations_.clear();
+  blocks_.reset();
   reached_ = on_shelf_ = tokens_ = 0;
   return absl::OkStatus();
 }
@@ -304,10 +333,10 @@ absl::StatusOr<JobOutcome> JobRun::TrainPhase() {
     furthest = std::max(furthest, reached_);
     if (tries > kTries && absl::IsFailedPrecondition(outcome.status())) return outcome.status();
     const bool lost = parts_.members->shard_losses() != shard_losses_;
-    Tell(Severity::kWarning,
-         absl::StrCat("a shard was lost or does not answer at step ", reached_, lost ? "" : absl::StrCat(
-             ": ", outcome.status().message()), "; returns to the last checkpoint as soon as ", parts_.shards,
-             parts_.shards == 1 ? " shard is" : " shards are", " there"));
+    Tell(Severity::kWarning, absl::StrCat("a shard was lost or does not answer at step ", reached_,
+                                          lost ? "" : absl::StrCat(": ", outcome.status().message()),
+                                          "; returns to the last checkpoint as soon as ", parts_.shards,
+                                          parts_.shards == 1 ? " shard is" : " shards are", " there"));
     parts_.metrics->recoveries->Increment();
     if (!lost) control_.Pause(std::min(kLongestPause, kFirstPause * (1 << std::min(tries - 1, 10))));
   }
@@ -321,9 +350,9 @@ absl::Status JobRun::AwaitCluster() {
     if (Asked()) return absl::CancelledError("asked");
     const std::vector<Member> shards = parts_.members->Living(v1::SHARD);
     if (!there && !std::exchange(told, true)) {
-      Tell(Severity::kInfo, absl::StrCat("waits for ", parts_.shards, " shards (", shards.size(),
-                                         " are there) and at least 1 worker (", parts_.board->workers(),
-                                         " are there)"));
+      Tell(Severity::kInfo,
+           absl::StrCat("waits for ", parts_.shards, " shards (", shards.size(), " are there) and at least 1 worker (",
+                        parts_.board->workers(), " are there)"));
     }
     if (!there || shards.size() < parts_.shards) continue;
     addresses_.clear();
@@ -345,6 +374,7 @@ v1::PhaseContext JobRun::Context(uint64_t epoch) const {
   context.set_vocab_size(planner_->vocab_size());
   context.set_objective(phase_->objective());
   *context.mutable_optimizer() = phase_->optimizer();
+  *context.mutable_trainable() = phase_->trainable();
   return context;
 }
 
@@ -372,7 +402,7 @@ absl::Status JobRun::PlanModel() {
     side_files_.emplace(name, std::move(text));
   }
   for (const char* name : kTokenizerFiles) {
-    const std::string path = absl::StrCat(directory_, "/data/", name);
+    const std::string path = absl::StrCat(data_directory(), "/", name);
     if (!std::filesystem::exists(path)) continue;
     MILLRACE_ASSIGN_OR_RETURN(side_files_[name], ReadFile(path, 256 << 20));
   }
@@ -413,7 +443,8 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
     absl::StatusOr<std::unique_ptr<CheckpointReader>> opened = CheckpointReader::Open(from->directory);
     absl::Status good = opened.status();
     if (good.ok()) good = (*opened)->Verify();
-    if (good.ok() && !(*opened)->has_optimizer()) good = absl::DataLossError(absl::StrCat(kOptimizerFile, " is missing"));
+    if (good.ok() && !(*opened)->has_optimizer())
+      good = absl::DataLossError(absl::StrCat(kOptimizerFile, " is missing"));
     if (good.ok()) {
       reader = *std::move(opened);
     } else if (absl::IsDataLoss(good) || absl::IsNotFound(good)) {
@@ -435,25 +466,16 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
     for (const auto& evaluation : evaluations_) rules_->Add(evaluation.step, evaluation.loss);
     tokens_ = reader->manifest().tokens;
     seconds_before_ = std::max(seconds_before_, reader->manifest().seconds_training);
+    if (reader->manifest().data != planner_->data_fingerprint()) {
+      return absl::InternalError(absl::StrCat("checkpoint ", from->name, " was trained on other data (fingerprint ",
+                                              reader->manifest().data, ") than the phase has now (",
+                                              planner_->data_fingerprint(), ")"));
+    }
+    if (absl::Status fits = reader->CheckTable(*blocks_); !fits.ok()) return absl::InternalError(fits.message());
     MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(*reader, version, /*with_state=*/true));
     Tell(Severity::kInfo, absl::StrCat("goes on from checkpoint ", from->name));
-  } else if (phase_index_ > 0) {
-    const std::vector<ShelfEntry> entries = shelf_.List();
-    const ShelfEntry* const best = BestOfPhase(entries, spec_.phases(static_cast<int>(phase_index_) - 1).name());
-    if (best == nullptr) {
-      return absl::InternalError(absl::StrCat("phase ", phase_->name(), " starts from the best checkpoint of ",
-                                              spec_.phases(static_cast<int>(phase_index_) - 1).name(),
-                                              ", which is not there"));
-    }
-    MILLRACE_ASSIGN_OR_RETURN(reader, CheckpointReader::Open(best->directory));
-    if (absl::Status good = reader->Verify(); !good.ok()) {
-      return absl::InternalError(absl::StrCat("checkpoint ", best->name, ": ", good.message()));
-    }
-    MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(*reader, 0, /*with_state=*/false));
-    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from checkpoint ", best->name));
   } else {
-    MILLRACE_RETURN_IF_ERROR(Initialize());
-    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from new weights"));
+    MILLRACE_RETURN_IF_ERROR(Begin());
   }
   // What was told of later steps will be told again.
   MILLRACE_RETURN_IF_ERROR(parts_.book->Supersede(id_, phase_->name(), version));
@@ -467,13 +489,54 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
   return version;
 }
 
-absl::Status JobRun::LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state) {
-  if (reader.manifest().data != planner_->data_fingerprint()) {
-    return absl::InternalError(absl::StrCat("the checkpoint was trained on other data (fingerprint ",
-                                            reader.manifest().data, ") than is in ", directory_, "/data (",
-                                            planner_->data_fingerprint(), ")"));
+// Brings the shards to what the phase starts from, as version 0.
+absl::Status JobRun::Begin() {
+  std::optional<PhaseStart> start = ParsePhaseStart(phase_->from());
+  if (phase_->from().empty() && phase_index_ > 0) {
+    start = PhaseStart{spec_.phases(static_cast<int>(phase_index_) - 1).name(), "best"};
   }
-  if (absl::Status fits = reader.CheckTable(*blocks_); !fits.ok()) return absl::InternalError(fits.message());
+  if (!start.has_value() && phase_->from().empty()) {
+    MILLRACE_RETURN_IF_ERROR(Initialize());
+    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from new weights"));
+    return absl::OkStatus();
+  }
+  std::string folder = (std::filesystem::path(base_directory_) / phase_->from()).lexically_normal().string();
+  if (start.has_value()) {
+    MILLRACE_ASSIGN_OR_RETURN(folder, StartFolder(*start));
+  }
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::OpenModel(folder);
+  if (absl::IsNotFound(reader.status()) && !start.has_value()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("phase ", phase_->name(), " starts from ", phase_->from(), ", which holds no ", kModelFile, " (",
+                     folder, "); a checkpoint, or a folder that `millrace import` made, is wanted"));
+  }
+  absl::Status good = reader.status();
+  if (good.ok()) good = (*reader)->Verify();
+  if (good.ok()) good = (*reader)->CheckTable(*blocks_);
+  if (!good.ok()) {
+    return absl::InternalError(absl::StrCat("phase ", phase_->name(), " starts from ", folder, ": ", good.message()));
+  }
+  MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(**reader, 0, /*with_state=*/false));
+  Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from ", folder));
+  return absl::OkStatus();
+}
+
+// The folder of an earlier phase's checkpoint.
+absl::StatusOr<std::string> JobRun::StartFolder(const PhaseStart& start) const {
+  const std::vector<ShelfEntry> entries = shelf_.List();
+  const ShelfEntry* found = start.which == "best" ? BestOfPhase(entries, start.phase) : nullptr;
+  for (const ShelfEntry& entry : entries) {
+    if (entry.manifest.phase != start.phase) continue;
+    if (start.which == "last" || start.which == absl::StrCat(entry.manifest.step)) found = &entry;
+  }
+  if (found != nullptr) return found->directory;
+  return absl::InternalError(absl::StrCat(
+      "phase ", phase_->name(), " starts from ", start.phase, "@", start.which, ", a checkpoint that is not there; ",
+      start.phase, " has ",
+      absl::StrJoin(entries, ", ", [](std::string* out, const ShelfEntry& entry) { out->append(entry.name); })));
+}
+
+absl::Status JobRun::LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state) {
   return Annotate(fleet_->Load(version,
                                [&](uint32_t block, v1::LoadRequest* request) {
                                  return reader.ReadBlock(*blocks_, block, with_state, request);
@@ -565,9 +628,10 @@ absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::
     sum += result.loss_sum();
     predictions += result.predictions();
   }
-  if (predictions != planner_->training_predictions()) {
+  const uint64_t wanted = planner_->training_predictions(version);
+  if (predictions != wanted) {
     return absl::InternalError(absl::StrCat("step ", version + 1, ": workers report ", predictions,
-                                            " predictions where the units have ", planner_->training_predictions()));
+                                            " predictions where the units have ", wanted));
   }
   if (!std::isfinite(sum)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -578,31 +642,42 @@ absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::
   return sum / static_cast<double>(predictions);
 }
 
-// Takes the evaluation of `version` in; returns whether it is the best so far.
-absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results) {
+// Nats a token of an evaluation at `version`, of `wanted` predictions.
+absl::StatusOr<double> JobRun::HeldOutLoss(uint64_t version, absl::Span<const v1::WorkResult> results,
+                                           uint64_t wanted) const {
   double sum = 0;
   uint64_t predictions = 0;
   for (const v1::WorkResult& result : results) {
     sum += result.loss_sum();
     predictions += result.predictions();
   }
-  if (predictions != planner_->evaluation_predictions() || predictions == 0) {
+  if (predictions != wanted || predictions == 0) {
     return absl::InternalError(absl::StrCat("evaluation at step ", version, ": workers report ", predictions,
-                                            " predictions where the units have ",
-                                            planner_->evaluation_predictions()));
+                                            " predictions where the units have ", wanted));
   }
   if (!std::isfinite(sum)) {
     return absl::InvalidArgumentError(absl::StrCat("the held-out loss is not finite at step ", version, " of phase ",
                                                    phase_->name(), " (", sum, "); the last checkpoint is of step ",
                                                    on_shelf_));
   }
+  return sum / static_cast<double>(predictions);
+}
+
+// Takes the evaluation of `version` in; returns whether it is the best so far.
+absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results) {
   CheckpointManifest::Evaluation evaluation;
   evaluation.step = version;
-  evaluation.loss = sum / static_cast<double>(predictions);
-  evaluation.tokens = predictions;
+  evaluation.tokens = planner_->evaluation_predictions();
+  MILLRACE_ASSIGN_OR_RETURN(evaluation.loss,
+                            HeldOutLoss(version, results.subspan(0, planner_->evaluation_units()), evaluation.tokens));
   evaluation.bytes = planner_->evaluation_bytes();
-  evaluation.bits_per_byte =
-      evaluation.bytes == 0 ? 0 : sum / std::numbers::ln2 / static_cast<double>(evaluation.bytes);
+  evaluation.bits_per_byte = evaluation.bytes == 0 ? 0
+                                                   : evaluation.loss * static_cast<double>(evaluation.tokens) /
+                                                         std::numbers::ln2 / static_cast<double>(evaluation.bytes);
+  if (const uint64_t retained = planner_->retained_predictions(); retained > 0) {
+    MILLRACE_ASSIGN_OR_RETURN(evaluation.retained_loss,
+                              HeldOutLoss(version, results.subspan(planner_->evaluation_units()), retained));
+  }
   const bool best = rules_->Add(version, evaluation.loss);
   evaluations_.push_back(evaluation);
 
@@ -616,6 +691,7 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
   about.set_tokens(evaluation.tokens);
   about.set_bytes(evaluation.bytes);
   about.set_best(best);
+  if (evaluation.retained_loss.has_value()) about.set_retained_loss(*evaluation.retained_loss);
   parts_.book->Append(id_, std::move(event));
   parts_.book->Update(id_, [&](v1::Job* job) {
     job->set_held_out_loss(evaluation.loss);
@@ -624,8 +700,12 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
   });
   parts_.metrics->held_out_loss->Set(evaluation.loss);
   Log(Severity::kInfo, "evaluated",
-      {{"job", id_}, {"phase", phase_->name()}, {"step", version}, {"loss", evaluation.loss},
-       {"bits_per_byte", evaluation.bits_per_byte}, {"best", best}});
+      {{"job", id_},
+       {"phase", phase_->name()},
+       {"step", version},
+       {"loss", evaluation.loss},
+       {"bits_per_byte", evaluation.bits_per_byte},
+       {"best", best}});
   return best;
 }
 
@@ -644,7 +724,7 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   MILLRACE_ASSIGN_OR_RETURN(const double learning_rate, fleet_->Commit(version, clip_factor));
 
   reached_ = version + 1;
-  const uint64_t step_tokens = planner_->training_predictions();
+  const uint64_t step_tokens = planner_->training_predictions(version);
   tokens_ += step_tokens;
   const absl::Time now = parts_.now();
   CoordinatorMetrics& metrics = *parts_.metrics;

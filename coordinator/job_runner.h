@@ -19,10 +19,10 @@ namespace millrace::coordinator {
 
 // What a run works with; all outlive it.
 struct RunnerParts {
-  std::string directory;                        // the coordinator's
-  uint32_t shards = 1;                          // how many a job waits for
+  std::string directory;  // the coordinator's
+  uint32_t shards = 1;    // how many a job waits for
   JobBook* book = nullptr;
-  JobStore* store = nullptr;                    // for epochs
+  JobStore* store = nullptr;  // for epochs
   Members* members = nullptr;
   WorkBoard* board = nullptr;
   FleetConnector connect;

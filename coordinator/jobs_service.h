@@ -1,10 +1,10 @@
 // Serves users: jobs, their events and their checkpoints.
 #pragma once
 
+#include <grpcpp/grpcpp.h>
+
 #include <atomic>
 #include <string>
-
-#include <grpcpp/grpcpp.h>
 
 #include "coordinator/job_book.h"
 #include "coordinator/job_queue.h"
@@ -31,7 +31,10 @@ class JobsService : public v1::Jobs::Service {
                                grpc::ServerWriter<v1::FileChunk>*) override;
 
   // Ends the streams, before the server shuts down.
-  void Close() { closed_ = true; book_->Wake(); }
+  void Close() {
+    closed_ = true;
+    book_->Wake();
+  }
 
  private:
   const std::string directory_;

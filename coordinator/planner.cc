@@ -12,30 +12,35 @@ namespace millrace::coordinator {
 // x86-64 is little-endian: tokens travel as they lie in memory.
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
-struct Planner::Impl {
-  text::Batches batches;
-  uint32_t unit_microbatches;
-  // Evaluated alike each time.
-  std::vector<v1::WorkUnit> evaluation;
-};
-
 namespace {
+
+// Evaluation microbatches are many and cheap: a unit takes several, so that it is worth its way.
+constexpr uint64_t kEvaluationMicrobatches = 4;
 
 void Fill(const text::TokenBatch& batch, uint32_t index, v1::Microbatch* microbatch) {
   microbatch->set_index(index);
   microbatch->set_rows(batch.rows);
   microbatch->set_columns(batch.columns);
   microbatch->set_tokens(batch.tokens.data(), batch.tokens.size() * sizeof(uint32_t));
+  microbatch->set_scored(batch.scored.data(), batch.scored.size());
+  microbatch->set_starts(batch.starts.data(), batch.starts.size() * sizeof(uint32_t));
 }
 
-}  // namespace
+// Appends the units that evaluate on `source`.
+void AddEvaluation(const text::BatchSource& source, const std::string& objective, std::vector<v1::WorkUnit>* units) {
+  for (uint64_t index = 0; index < source.evaluation_microbatches(); ++index) {
+    if (index % kEvaluationMicrobatches == 0) {
+      v1::WorkUnit& unit = units->emplace_back();
+      unit.set_kind(v1::WorkUnit::EVALUATE);
+      unit.set_unit(static_cast<uint32_t>(units->size() - 1));
+      unit.set_loss_denominator(static_cast<double>(source.evaluation_predictions()));
+      unit.set_objective(objective);
+    }
+    Fill(source.Evaluation(index), static_cast<uint32_t>(index), units->back().add_microbatches());
+  }
+}
 
-Planner::Planner(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Planner::~Planner() = default;
-
-absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, uint32_t phase_index,
-                                                       const std::string& data_directory) {
-  MILLRACE_ASSIGN_OR_RETURN(std::shared_ptr<const text::TokenStore> store, text::TokenStore::Open(data_directory));
+text::BatchOptions OptionsOf(const v1::JobSpec& job, uint32_t phase_index) {
   const v1::PhaseSpec& phase = job.phases(static_cast<int>(phase_index));
   text::BatchOptions options;
   options.seed = job.seed();
@@ -44,34 +49,59 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
   options.global_batch = phase.global_batch();
   options.microbatch = phase.microbatch();
   options.max_evaluation_tokens = phase.evaluate().max_tokens();
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenText(const std::string& folder,
+                                                            const text::BatchOptions& options) {
+  MILLRACE_ASSIGN_OR_RETURN(std::shared_ptr<const text::TokenStore> store, text::TokenStore::Open(folder));
   MILLRACE_ASSIGN_OR_RETURN(text::Batches batches, text::Batches::Create(std::move(store), options));
-  auto impl = std::make_unique<Impl>(Impl{std::move(batches), phase.unit_microbatches(), {}});
-  // Evaluation microbatches are many and cheap: a unit takes several, so that it is worth its way.
-  constexpr uint64_t kEvaluationMicrobatches = 4;
-  for (uint64_t index = 0; index < impl->batches.evaluation_microbatches(); ++index) {
-    if (index % kEvaluationMicrobatches == 0) {
-      v1::WorkUnit& unit = impl->evaluation.emplace_back();
-      unit.set_kind(v1::WorkUnit::EVALUATE);
-      unit.set_unit(static_cast<uint32_t>(impl->evaluation.size() - 1));
-      unit.set_loss_denominator(static_cast<double>(impl->batches.evaluation_predictions()));
-    }
-    Fill(impl->batches.Evaluation(index), static_cast<uint32_t>(index), impl->evaluation.back().add_microbatches());
+  return std::make_unique<text::Batches>(std::move(batches));
+}
+
+}  // namespace
+
+struct Planner::Impl {
+  std::unique_ptr<text::BatchSource> source;
+  std::unique_ptr<text::BatchSource> retained;  // null: the source is the job's text
+  uint32_t unit_microbatches = 1;
+  // Evaluated alike each time.
+  std::vector<v1::WorkUnit> evaluation;
+  uint32_t evaluation_units = 0;
+};
+
+Planner::Planner(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Planner::~Planner() = default;
+
+absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, uint32_t phase_index,
+                                                       const DataFolders& folders) {
+  const v1::PhaseSpec& phase = job.phases(static_cast<int>(phase_index));
+  const text::BatchOptions options = OptionsOf(job, phase_index);
+  auto impl = std::make_unique<Impl>();
+  impl->unit_microbatches = phase.unit_microbatches();
+  MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenText(folders.phase.empty() ? folders.job : folders.phase, options));
+  AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
+  impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
+  if (!folders.phase.empty()) {
+    MILLRACE_ASSIGN_OR_RETURN(impl->retained, OpenText(folders.job, options));
+    AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
   }
   return std::unique_ptr<Planner>(new Planner(std::move(impl)));
 }
 
 std::vector<v1::WorkUnit> Planner::Training(uint64_t epoch, uint64_t version) {
   std::vector<v1::WorkUnit> units(training_units());
-  for (uint32_t index = 0; index < impl_->batches.training_microbatches(); ++index) {
+  for (uint32_t index = 0; index < impl_->source->training_microbatches(); ++index) {
     v1::WorkUnit& unit = units[index / impl_->unit_microbatches];
-    Fill(impl_->batches.Training(version, index), index, unit.add_microbatches());
+    Fill(impl_->source->Training(version, index), index, unit.add_microbatches());
   }
+  const auto predictions = static_cast<double>(training_predictions(version));
   for (uint32_t i = 0; i < units.size(); ++i) {
     units[i].set_kind(v1::WorkUnit::TRAIN);
     units[i].set_epoch(epoch);
     units[i].set_version(version);
     units[i].set_unit(i);
-    units[i].set_loss_denominator(static_cast<double>(training_predictions()));
+    units[i].set_loss_denominator(predictions);
   }
   return units;
 }
@@ -85,11 +115,16 @@ std::vector<v1::WorkUnit> Planner::Evaluation(uint64_t epoch, uint64_t version) 
   return units;
 }
 
-uint32_t Planner::training_units() const { return impl_->batches.training_microbatches() / impl_->unit_microbatches; }
-uint64_t Planner::training_predictions() const { return impl_->batches.training_predictions(); }
-uint64_t Planner::evaluation_predictions() const { return impl_->batches.evaluation_predictions(); }
-uint64_t Planner::evaluation_bytes() const { return impl_->batches.evaluation_bytes(); }
-uint32_t Planner::vocab_size() const { return impl_->batches.store().vocab_size(); }
-const std::string& Planner::data_fingerprint() const { return impl_->batches.store().fingerprint(); }
+uint32_t Planner::training_units() const { return impl_->source->training_microbatches() / impl_->unit_microbatches; }
+uint32_t Planner::evaluation_units() const { return impl_->evaluation_units; }
+uint64_t Planner::training_predictions(uint64_t version) const { return impl_->source->training_predictions(version); }
+uint64_t Planner::evaluation_predictions() const { return impl_->source->evaluation_predictions(); }
+uint64_t Planner::retained_predictions() const {
+  return impl_->retained == nullptr ? 0 : impl_->retained->evaluation_predictions();
+}
+uint64_t Planner::StepsOf(double epochs) const { return impl_->source->StepsOf(epochs); }
+uint64_t Planner::evaluation_bytes() const { return impl_->source->evaluation_bytes(); }
+uint32_t Planner::vocab_size() const { return impl_->source->vocab_size(); }
+const std::string& Planner::data_fingerprint() const { return impl_->source->fingerprint(); }
 
 }  // namespace millrace::coordinator

@@ -12,23 +12,33 @@
 
 namespace millrace::coordinator {
 
+// Where a phase's data lies, prepared.
+struct DataFolders {
+  std::string job;    // the job's text
+  std::string phase;  // the phase's own; empty: it learns from the job's
+};
+
 // Plans one phase of a job. Units are a function of the data, the job, the phase and the step alone. Not thread-safe.
 class Planner {
  public:
-  // `data_directory` holds what text::PrepareData made for the job.
   static absl::StatusOr<std::unique_ptr<Planner>> Open(const v1::JobSpec& job, uint32_t phase_index,
-                                                       const std::string& data_directory);
+                                                       const DataFolders& folders);
   ~Planner();
 
   // Units of the step after `version`.
   std::vector<v1::WorkUnit> Training(uint64_t epoch, uint64_t version);
-  // Units that score the held-out text at `version`.
+  // Units that score what is held out at `version`: first evaluation_units() of the phase's data; then, if that is not
+  // the job's, those of the job's text.
   std::vector<v1::WorkUnit> Evaluation(uint64_t epoch, uint64_t version) const;
 
   uint32_t training_units() const;
-  // Predictions of a step, and of an evaluation, in all.
-  uint64_t training_predictions() const;
+  uint32_t evaluation_units() const;
+  // Predictions of the step after `version`, and of an evaluation, in all; of the job's text, if that is scored too.
+  uint64_t training_predictions(uint64_t version) const;
   uint64_t evaluation_predictions() const;
+  uint64_t retained_predictions() const;
+  // Steps in which the data is seen so many times.
+  uint64_t StepsOf(double epochs) const;
   // Bytes of the text that an evaluation predicts.
   uint64_t evaluation_bytes() const;
   uint32_t vocab_size() const;

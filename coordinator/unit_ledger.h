@@ -45,11 +45,11 @@ class UnitLedger {
   std::optional<Lease> Take(const std::string& holder, absl::Time now);
 
   enum class Verdict {
-    kAccepted,   // counts
-    kRepeated,   // the unit was done already
-    kStale,      // of units that are no longer wanted, or not a result of that lease
-    kWaitsAgain, // the holder failed; another attempt follows
-    kFailed,     // the unit cannot be done: see failure()
+    kAccepted,    // counts
+    kRepeated,    // the unit was done already
+    kStale,       // of units that are no longer wanted, or not a result of that lease
+    kWaitsAgain,  // the holder failed; another attempt follows
+    kFailed,      // the unit cannot be done: see failure()
   };
   Verdict Report(const v1::WorkResult& result, absl::Time now);
 
@@ -86,11 +86,11 @@ class UnitLedger {
 
   const Limits limits_;
   std::vector<Entry> entries_;
-  std::set<size_t> waiting_;           // entries to be handed out
-  std::set<size_t> delayed_;           // entries waiting for not_before
-  std::map<uint64_t, Held> held_;      // by lease
+  std::set<size_t> waiting_;       // entries to be handed out
+  std::set<size_t> delayed_;       // entries waiting for not_before
+  std::map<uint64_t, Held> held_;  // by lease
   size_t done_ = 0;
-  uint64_t last_lease_ = 0;            // never reused, across Offers
+  uint64_t last_lease_ = 0;  // never reused, across Offers
   absl::Duration longest_ = absl::ZeroDuration();
   std::string failure_;
 };

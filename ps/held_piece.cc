@@ -25,6 +25,7 @@ HeldPiece::HeldPiece(const blocks::BlockTable* table, uint32_t first_block, uint
                      const optim::Optimizer* optimizer, uint32_t units, uint32_t weight_bits)
     : table_(table), first_block_(first_block), trainable_(optimizer != nullptr), weight_bits_(weight_bits) {
   const blocks::TensorInfo& tensor = table->TensorOf(table->blocks()[first_block]);
+  multiplier_ = tensor.learning_rate_multiplier;
   about_.role = tensor.role;
   about_.decays = tensor.shape.size() >= 2;
   for (uint32_t i = 0; i < block_count; ++i) about_.size += table->blocks()[first_block + i].size;
@@ -203,7 +204,8 @@ void HeldPiece::Step(const kernels::Compute& compute, const StepRule& rule, uint
         part.sum->Clear();
       }
     });
-    rule.optimizer->Update(compute, about_, rule.step, rule.factor, gradient, weights_.data(), state_.data());
+    rule.optimizer->Update(compute, about_, rule.step, rule.factor * multiplier_, gradient, weights_.data(),
+                           state_.data());
   }
   version_ = version + 1;
 }

@@ -60,15 +60,16 @@ class HeldPiece {
   // Frees what is held. Everything below says that there is no such version.
   void Drop();
 
-  // Copies weights, as bfloat16 if they are pulled at 16 bits, to `weights`, which has room for them, and coding; false, and nothing is copied, if the block is not at `version`.
+  // Copies weights, as bfloat16 if they are pulled at 16 bits, to `weights`, which has room for them, and coding;
+  // false, and nothing is copied, if the block is not at `version`.
   bool Read(uint32_t part, uint64_t version, char* weights, v1::Coding* coding) const;
   size_t pulled_bytes(uint32_t part) const { return weight_bits_ / 8 * static_cast<size_t>(parts_[part].size); }
   // The same with state.
   bool Read(uint32_t part, uint64_t version, v1::SnapshotReply* reply) const;
 
   // Adds a unit's gradient: false if it has been added before. FAILED_PRECONDITION if the block is not at the request's
-  // version; INVALID_ARGUMENT unless coding and `values`, whatever the request's own, are what the block takes. Requires
-  // a trainable piece and a unit below `units`.
+  // version; INVALID_ARGUMENT unless coding and `values`, whatever the request's own, are what the block takes.
+  // Requires a trainable piece and a unit below `units`.
   absl::StatusOr<bool> Add(uint32_t part, const v1::PushRequest& request, absl::string_view values);
   // DATA_LOSS naming the block, unless the checksum is that of the request's values.
   absl::Status CheckSum(uint32_t part, const v1::PushRequest& request) const;
@@ -104,6 +105,7 @@ class HeldPiece {
   const uint32_t weight_bits_;
   optim::Piece about_;      // constant after construction
   int64_t state_size_ = 0;  // likewise
+  double multiplier_ = 1;   // likewise, on the learning rate
 
   // Held for writing by loads and steps; for reading by whatever copies weights or adds gradients (sums have their
   // own).

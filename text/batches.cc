@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "common/checksum.h"
@@ -96,6 +97,10 @@ TokenBatch Batches::Training(uint64_t step, uint32_t index) const {
     }
   }
   return batch;
+}
+
+uint64_t Batches::StepsOf(double epochs) const {
+  return static_cast<uint64_t>(std::ceil(epochs * static_cast<double>(windows_) / options_.global_batch));
 }
 
 uint64_t Batches::evaluation_microbatches() const {

@@ -16,6 +16,7 @@
 
 #include "absl/status/statusor.h"
 #include "common/philox.h"
+#include "text/batch_source.h"
 #include "text/token_store.h"
 
 namespace millrace::text {
@@ -44,38 +45,29 @@ struct BatchOptions {
   uint64_t max_evaluation_tokens = 0;  // predictions scored, from the start; 0: all
 };
 
-// Sequences that go through the model together: row r predicts tokens[r][c + 1] from tokens[r][0..c].
-struct TokenBatch {
-  uint32_t rows = 0;
-  uint32_t columns = 0;          // tokens a row, the last one's target included
-  std::vector<uint32_t> tokens;  // [rows, columns]
-  uint64_t bytes = 0;            // of text, of the predicted tokens
-
-  uint64_t predictions() const { return uint64_t{rows} * (columns - 1); }
-};
-
 // Constant after Create: any thread.
-class Batches {
+class Batches : public BatchSource {
  public:
   // INVALID_ARGUMENT if a part of the store is too short for the context, saying what would be possible.
   static absl::StatusOr<Batches> Create(std::shared_ptr<const TokenStore> store, const BatchOptions& options);
 
-  uint32_t training_microbatches() const { return options_.global_batch / options_.microbatch; }
-  // Predictions of a step.
-  uint64_t training_predictions() const { return uint64_t{options_.global_batch} * options_.context; }
   // Windows of an epoch.
   uint64_t windows() const { return windows_; }
-  // Microbatch `index` of the step that makes version step + 1 (steps count from 0 here).
-  // Requires index < training_microbatches().
-  TokenBatch Training(uint64_t step, uint32_t index) const;
 
-  uint64_t evaluation_microbatches() const;
-  // In all of the evaluation.
-  uint64_t evaluation_predictions() const { return evaluation_predictions_; }
-  uint64_t evaluation_bytes() const { return evaluation_bytes_; }
-  // Requires index < evaluation_microbatches().
-  TokenBatch Evaluation(uint64_t index) const;
+  uint32_t training_microbatches() const override { return options_.global_batch / options_.microbatch; }
+  uint64_t training_predictions(uint64_t /*step*/) const override {
+    return uint64_t{options_.global_batch} * options_.context;
+  }
+  TokenBatch Training(uint64_t step, uint32_t index) const override;
+  uint64_t StepsOf(double epochs) const override;
 
+  uint64_t evaluation_microbatches() const override;
+  uint64_t evaluation_predictions() const override { return evaluation_predictions_; }
+  uint64_t evaluation_bytes() const override { return evaluation_bytes_; }
+  TokenBatch Evaluation(uint64_t index) const override;
+
+  uint32_t vocab_size() const override { return store_->vocab_size(); }
+  const std::string& fingerprint() const override { return store_->fingerprint(); }
   const TokenStore& store() const { return *store_; }
 
  private:

@@ -22,18 +22,24 @@ Parameters::~Parameters() {
 void Parameters::Fetch(uint64_t version) {
   if (version == version_) return;
   version_ = version;
+  using Which = client::ShardGroup::Which;
+  const Which which = holds_frozen_ ? Which::kTrainable : Which::kAll;
   {
     absl::MutexLock lock(&mutex_);
     missing_.assign(blocks_->groups(), 0);
-    for (uint32_t group = 0; group < blocks_->groups(); ++group) missing_[group] = blocks_->BlocksOfGroup(group).size();
+    for (const blocks::Block& block : blocks_->blocks()) {
+      if (which == Which::kAll || blocks_->TensorOf(block).trainable) ++missing_[block.group];
+    }
     ended_ = false;
     status_ = absl::OkStatus();
   }
-  fetching_ = std::thread([this, version] {
-    const absl::Status pulled =
-        group_->Pull(version, [this](uint32_t block, absl::string_view bytes, const blocks::Coding& coding) {
+  fetching_ = std::thread([this, version, which] {
+    const absl::Status pulled = group_->Pull(
+        version,
+        [this](uint32_t block, absl::string_view bytes, const blocks::Coding& coding) {
           return Take(block, bytes, coding);
-        });
+        },
+        which);
     absl::MutexLock lock(&mutex_);
     status_ = pulled;
     ended_ = true;
@@ -68,7 +74,11 @@ absl::Status Parameters::Settle() {
   if (!fetching_.joinable()) return absl::OkStatus();
   fetching_.join();
   absl::MutexLock lock(&mutex_);
-  if (!status_.ok()) version_ = kNone;
+  if (status_.ok()) {
+    holds_frozen_ = true;
+  } else {
+    version_ = kNone;
+  }
   return status_;
 }
 

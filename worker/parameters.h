@@ -24,7 +24,7 @@ class Parameters {
              uint32_t weight_bits, float* weights);
   ~Parameters();
 
-  // Starts to fetch `version`, unless it is held. Then Await, then Settle.
+  // Starts to fetch `version`, unless it is held. Then Await, then Settle. Frozen tensors are fetched the first time.
   void Fetch(uint64_t version);
   // Waits until the weights of a tensor group are there.
   absl::Status Await(uint32_t group);
@@ -46,6 +46,7 @@ class Parameters {
   float* const weights_;
   std::vector<blocks::Coding> codings_;  // by block; each written once a fetch, before its group counts as there
   uint64_t version_ = kNone;             // own thread only
+  bool holds_frozen_ = false;            // likewise
   std::thread fetching_;
 
   absl::Mutex mutex_;

@@ -1,5 +1,7 @@
 #include "worker/phase.h"
 
+#include <fnmatch.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -29,10 +31,49 @@ constexpr uint64_t kMaxMicrobatches = uint64_t{1} << 20;  // of a step
 // Tokens of a microbatch: bounds what a unit makes the worker allocate.
 constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
 
-// The list of tensors as the shards see it.
-v1::TensorTable TableOf(const model::TensorList& tensors) {
+bool Matches(const std::string& pattern, const std::string& name) {
+  return fnmatch(pattern.c_str(), name.c_str(), /*flags=*/0) == 0;
+}
+
+// Which tensors are trained, and how fast. `groups`: of the model. INVALID_ARGUMENT for a pattern that matches no
+// tensor, and if nothing is left to train.
+absl::Status Choose(const v1::TrainableSpec& spec, uint32_t groups, v1::TensorTable* table) {
+  const auto each = [table](const std::string& pattern, absl::FunctionRef<void(v1::Tensor&)> act) -> absl::Status {
+    bool matched = false;
+    for (v1::Tensor& tensor : *table->mutable_tensors()) {
+      if (!Matches(pattern, tensor.name())) continue;
+      matched = true;
+      act(tensor);
+    }
+    if (matched) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("trainable: no tensor is called '", pattern,
+                                                   "'; the model has tensors such as ", table->tensors(0).name(),
+                                                   " and ", table->tensors(table->tensors_size() / 2).name()));
+  };
+  if (spec.has_last_layers()) {
+    // Groups: the embeddings, the layers, and what follows them.
+    for (v1::Tensor& tensor : *table->mutable_tensors()) {
+      tensor.set_trainable(tensor.group() + spec.last_layers() + 1 >= groups);
+    }
+  }
+  for (const std::string& pattern : spec.freeze()) {
+    MILLRACE_RETURN_IF_ERROR(each(pattern, [](v1::Tensor& tensor) { tensor.set_trainable(false); }));
+  }
+  for (const v1::LearningRateSpec& rate : spec.learning_rates()) {
+    MILLRACE_RETURN_IF_ERROR(each(rate.pattern(), [&rate](v1::Tensor& tensor) {
+      if (tensor.learning_rate_multiplier() == 0) tensor.set_learning_rate_multiplier(rate.multiplier());
+    }));
+  }
+  for (const v1::Tensor& tensor : table->tensors()) {
+    if (tensor.trainable()) return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("trainable: everything is frozen; nothing is left to train");
+}
+
+// The model's tensors as the shards see them, in a phase.
+absl::StatusOr<v1::TensorTable> TableOf(const model::Decoder& decoder, const v1::TrainableSpec& trainable) {
   v1::TensorTable table;
-  for (const model::TensorSpec& spec : tensors.tensors()) {
+  for (const model::TensorSpec& spec : decoder.tensors().tensors()) {
     v1::Tensor* const tensor = table.add_tensors();
     tensor->set_name(spec.name);
     for (const int64_t extent : spec.shape) tensor->add_shape(extent);
@@ -51,6 +92,7 @@ v1::TensorTable TableOf(const model::TensorList& tensors) {
     tensor->set_rows_are_inputs(spec.rows_are_inputs);
     tensor->set_group(spec.group);
   }
+  MILLRACE_RETURN_IF_ERROR(Choose(trainable, decoder.groups(), &table));
   return table;
 }
 
@@ -158,7 +200,7 @@ class PhaseSeat::Epoch {
   static absl::StatusOr<std::unique_ptr<Epoch>> Create(const kernels::Compute* compute, Model* model,
                                                        const v1::PhaseContext& context,
                                                        std::shared_ptr<client::ShardGroup> group) {
-    const v1::TensorTable table = TableOf(model->decoder().tensors());
+    MILLRACE_ASSIGN_OR_RETURN(v1::TensorTable table, TableOf(model->decoder(), context.trainable()));
     MILLRACE_ASSIGN_OR_RETURN(blocks::BlockTable blocks, blocks::BlockTable::Create(table));
     if (group != nullptr && context.table().SerializeAsString() != table.SerializeAsString()) {
       return absl::InternalError("the coordinator's table of tensors is not what this build makes of the model");
@@ -170,13 +212,14 @@ class PhaseSeat::Epoch {
     if (group != nullptr) {
       MILLRACE_ASSIGN_OR_RETURN(weights, model->Weights());
     }
-    return std::unique_ptr<Epoch>(new Epoch(compute, model, context, std::move(blocks), std::move(group), weights));
+    return std::unique_ptr<Epoch>(
+        new Epoch(compute, model, context, std::move(table), std::move(blocks), std::move(group), weights));
   }
 
   uint64_t number() const { return context_.epoch(); }
 
   void Plan(v1::WorkResult* result) const {
-    *result->mutable_table() = TableOf(model_->decoder().tensors());
+    *result->mutable_table() = table_;
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
@@ -241,11 +284,12 @@ class PhaseSeat::Epoch {
   }
 
  private:
-  Epoch(const kernels::Compute* compute, Model* model, const v1::PhaseContext& context, blocks::BlockTable blocks,
-        std::shared_ptr<client::ShardGroup> group, float* weights)
+  Epoch(const kernels::Compute* compute, Model* model, const v1::PhaseContext& context, v1::TensorTable table,
+        blocks::BlockTable blocks, std::shared_ptr<client::ShardGroup> group, float* weights)
       : compute_(compute),
         model_(model),
         context_(context),
+        table_(std::move(table)),
         blocks_(std::move(blocks)),
         group_(std::move(group)),
         weights_(weights) {
@@ -305,7 +349,10 @@ class PhaseSeat::Epoch {
   // Codes the gradients of a group's blocks and hands them over; the last block of the forward pass first.
   absl::Status Send(uint32_t group, uint64_t version, const float* gradients, client::GradientPush* push) {
     // The codings came with the weights: a group's are there since its forward pass.
-    const absl::Span<const uint32_t> indices = blocks_.BlocksOfGroup(group);
+    std::vector<uint32_t> indices;
+    for (const uint32_t index : blocks_.BlocksOfGroup(group)) {
+      if (blocks_.TensorOf(blocks_.blocks()[index]).trainable) indices.push_back(index);
+    }
     std::vector<std::string> coded(indices.size());
     std::vector<absl::StatusOr<uint64_t>> clipped(indices.size(), uint64_t{0});
     compute_->ParallelFor(static_cast<int64_t>(indices.size()), 1, [&](int64_t begin, int64_t end) {
@@ -320,7 +367,6 @@ class PhaseSeat::Epoch {
     });
     for (size_t i = indices.size(); i-- > 0;) {
       const blocks::Block& block = blocks_.blocks()[indices[i]];
-      if (!blocks_.TensorOf(block).trainable) continue;
       if (!clipped[i].ok()) {
         return absl::InvalidArgumentError(
             absl::StrCat("the gradient is not finite at step ", version + 1, " of phase ", context_.phase(), " in ",
@@ -336,6 +382,7 @@ class PhaseSeat::Epoch {
   const kernels::Compute* const compute_;
   Model* const model_;
   const v1::PhaseContext context_;
+  const v1::TensorTable table_;
   const blocks::BlockTable blocks_;
   const std::shared_ptr<client::ShardGroup> group_;
   float* const weights_;  // the model's; null without a group

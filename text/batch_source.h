@@ -1,0 +1,54 @@
+// What a phase learns from, as microbatches: a function of (data, seed, phase, step, index) alone.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace millrace::text {
+
+// Sequences that go through the model together: row r predicts tokens[r][c + 1] from those of its sequence up to c.
+struct TokenBatch {
+  uint32_t rows = 0;
+  uint32_t columns = 0;          // tokens a row, the last one's target included
+  std::vector<uint32_t> tokens;  // [rows, columns]
+  // [rows, columns]: 1 for a token that is a target which counts, never in column 0. Empty: all but column 0.
+  std::vector<uint8_t> scored;
+  // [rows, columns]: the column at which the token's sequence begins in its row. Empty: each row is one sequence.
+  std::vector<uint32_t> starts;
+  uint64_t bytes = 0;  // of text, of the predicted tokens
+
+  uint64_t predictions() const {
+    if (scored.empty()) return uint64_t{rows} * (columns - 1);
+    uint64_t count = 0;
+    for (const uint8_t counts : scored) count += counts;
+    return count;
+  }
+};
+
+// Constant: any thread. Steps count from 0: step s makes version s + 1.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+
+  virtual uint32_t training_microbatches() const = 0;
+  // Of the whole step.
+  virtual uint64_t training_predictions(uint64_t step) const = 0;
+  // Requires index < training_microbatches().
+  virtual TokenBatch Training(uint64_t step, uint32_t index) const = 0;
+  // The least number of steps in which all there is to train on is seen `epochs` times.
+  virtual uint64_t StepsOf(double epochs) const = 0;
+
+  virtual uint64_t evaluation_microbatches() const = 0;
+  // In all of the evaluation.
+  virtual uint64_t evaluation_predictions() const = 0;
+  virtual uint64_t evaluation_bytes() const = 0;
+  // Requires index < evaluation_microbatches().
+  virtual TokenBatch Evaluation(uint64_t index) const = 0;
+
+  virtual uint32_t vocab_size() const = 0;
+  // Of the data and the tokenizer: what training on them is a function of.
+  virtual const std::string& fingerprint() const = 0;
+};
+
+}  // namespace millrace::text
