@@ -43,21 +43,43 @@ void SoftmaxRowsBackward(const float* y, float* dy, int64_t rows, int64_t column
   }
 }
 
-void CrossEntropyRows(const Compute& compute, float* logits, const uint32_t* targets, int64_t rows, int64_t columns,
-                      float gradient_scale, float* loss) {
+// With z = logits / temperature: d loss / dz = p - onehot; d entropy / dz = -p (log p + entropy).
+void CrossEntropyRows(const Compute& compute, float* logits, int64_t rows, int64_t columns, const CrossEntropy& about) {
+  const float inverse_temperature = 1.0f / about.temperature;
+  const bool with_entropy = about.entropy != nullptr || about.d_entropy != nullptr;
   compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scratch;
+    if (with_entropy) scratch.resize(std::max(scratch.size(), static_cast<size_t>(columns)));
+    float* const shifted = scratch.data();
     for (int64_t r = begin; r < end; ++r) {
       float* const row = logits + r * columns;
+      const uint32_t target = about.targets[r];
+      if (about.temperature != 1.0f) {
+        for (int64_t c = 0; c < columns; ++c) row[c] = row[c] * inverse_temperature;
+      }
       const float largest = Max(row, columns);
-      const float of_target = row[targets[r]] - largest;
+      const float of_target = row[target] - largest;
+      if (with_entropy) {
+        for (int64_t c = 0; c < columns; ++c) shifted[c] = row[c] - largest;
+      }
       for (int64_t c = 0; c < columns; ++c) row[c] = ExpOf(row[c] - largest);
       const float sum = Sum(row, columns);
+      const float log_sum = LogOf(sum);
       // Where a logit is not a number, neither is the loss; Max and clamping would hide it.
-      loss[r] = LogOf(sum) - of_target + 0.0f * (sum - sum);
-      if (gradient_scale == 0.0f) continue;
-      const float factor = gradient_scale / sum;
-      for (int64_t c = 0; c < columns; ++c) row[c] = row[c] * factor;
-      row[targets[r]] -= gradient_scale;
+      about.loss[r] = log_sum - of_target + 0.0f * (sum - sum);
+      const float entropy = with_entropy ? log_sum - Dot(row, shifted, columns) / sum : 0.0f;
+      if (about.entropy != nullptr) about.entropy[r] = entropy;
+      if (about.d_loss == nullptr) continue;
+      const float d_loss = about.d_loss[r] * inverse_temperature;
+      const float factor = d_loss / sum;
+      if (about.d_entropy == nullptr) {
+        for (int64_t c = 0; c < columns; ++c) row[c] = row[c] * factor;
+      } else {
+        const float d_entropy = about.d_entropy[r] * inverse_temperature / sum;
+        const float around = log_sum - entropy;
+        for (int64_t c = 0; c < columns; ++c) row[c] = row[c] * (factor - d_entropy * (shifted[c] - around));
+      }
+      row[target] -= d_loss;
     }
   });
 }
@@ -86,7 +108,7 @@ void LayerNormRows(const Compute& compute, const float* x, const float* gain, co
 void LayerNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* mean,
                            const float* rstd, const float* dy, int64_t rows, int64_t columns, float* dx, float* dgain,
                            float* dbias) {
-  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+  compute.ParallelFor(dx == nullptr ? 0 : rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
     scratch.resize(std::max(scratch.size(), static_cast<size_t>(2 * columns)));
     float* const h = scratch.data();
@@ -106,14 +128,14 @@ void LayerNormRowsBackward(const Compute& compute, const float* x, const float* 
       for (int64_t c = 0; c < columns; ++c) to[c] += s * (g[c] - mean_g - h[c] * mean_gh);
     }
   });
+  if (dbias != nullptr) AddRows(compute, dy, rows, columns, dbias);
+  if (dgain == nullptr) return;
   compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
     for (int64_t r = 0; r < rows; ++r) {
       const float* const in = x + r * columns;
       const float* const out = dy + r * columns;
       const float m = mean[r], s = rstd[r];
       for (int64_t c = begin; c < end; ++c) dgain[c] = __builtin_fmaf(out[c], (in[c] - m) * s, dgain[c]);
-      if (dbias == nullptr) continue;
-      for (int64_t c = begin; c < end; ++c) dbias[c] += out[c];
     }
   });
 }
@@ -135,7 +157,7 @@ void RmsNormRows(const Compute& compute, const float* x, const float* gain, floa
 // With h = x rstd and g = dy gain: dx = rstd (g - h mean(g h)).
 void RmsNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* rstd, const float* dy,
                          int64_t rows, int64_t columns, float* dx, float* dgain) {
-  compute.ParallelFor(rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
+  compute.ParallelFor(dx == nullptr ? 0 : rows, RowGrain(columns), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
     scratch.resize(std::max(scratch.size(), static_cast<size_t>(columns)));
     float* const g = scratch.data();
@@ -150,6 +172,7 @@ void RmsNormRowsBackward(const Compute& compute, const float* x, const float* ga
       for (int64_t c = 0; c < columns; ++c) to[c] += s * (g[c] - in[c] * s * mean_gh);
     }
   });
+  if (dgain == nullptr) return;
   compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
     for (int64_t r = 0; r < rows; ++r) {
       const float* const in = x + r * columns;

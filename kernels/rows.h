@@ -16,17 +16,23 @@ void SoftmaxRows(float* x, int64_t rows, int64_t columns, float scale, bool caus
 // dx = scale * y * (dy - sum(dy * y)), in place of dy; one thread.
 void SoftmaxRowsBackward(const float* y, float* dy, int64_t rows, int64_t columns, float scale);
 
-// loss[r] = log(sum over c of exp(logits[r, c])) - logits[r, target[r]], in nats.
-// If `gradient_scale` is not 0, logits become gradient_scale * (softmax - onehot), else they are left as they are not
-// needed any more (destroyed).
-void CrossEntropyRows(const Compute& compute, float* logits, const uint32_t* targets, int64_t rows, int64_t columns,
-                      float gradient_scale, float* loss);
+// What is wanted of rows of logits, whose distributions are p[r] = softmax(logits[r] / temperature).
+struct CrossEntropy {
+  const uint32_t* targets = nullptr;  // [rows]
+  float temperature = 1;              // above 0
+  float* loss = nullptr;              // [rows]: -log p[r, target[r]], in nats
+  float* entropy = nullptr;           // [rows]: -sum over c of p[r, c] log p[r, c], in nats; null: not wanted
+  const float* d_loss = nullptr;      // [rows]: derivatives of the whole by `loss`; null: no gradients are wanted
+  const float* d_entropy = nullptr;   // [rows]: by `entropy`; null: zeros. Requires d_loss
+};
+// The logits become their gradients if there is a d_loss, else they are destroyed.
+void CrossEntropyRows(const Compute& compute, float* logits, int64_t rows, int64_t columns, const CrossEntropy& about);
 
 // LayerNorm (Ba, Kiros, Hinton 2016): y = (x - mean) * rstd * gain + bias; bias may be null. mean and rstd [rows] are
 // kept for the backward pass.
 void LayerNormRows(const Compute& compute, const float* x, const float* gain, const float* bias, float epsilon,
                    int64_t rows, int64_t columns, float* y, float* mean, float* rstd);
-// dx += …; dgain and dbias (may be null) += ….
+// dx += …; dgain += …; dbias += …; each may be null: not wanted.
 void LayerNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* mean,
                            const float* rstd, const float* dy, int64_t rows, int64_t columns, float* dx, float* dgain,
                            float* dbias);
@@ -34,6 +40,7 @@ void LayerNormRowsBackward(const Compute& compute, const float* x, const float* 
 // RMSNorm (Zhang and Sennrich 2019): y = x * rstd * gain with rstd = 1 / sqrt(mean of squares + epsilon).
 void RmsNormRows(const Compute& compute, const float* x, const float* gain, float epsilon, int64_t rows,
                  int64_t columns, float* y, float* rstd);
+// dx += …; dgain += …; each may be null: not wanted.
 void RmsNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* rstd, const float* dy,
                          int64_t rows, int64_t columns, float* dx, float* dgain);
 

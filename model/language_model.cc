@@ -177,7 +177,7 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
     if (tokenizer_->end_of_text() == id) return absl::OkStatus();
     copy = logits;
     float loss = 0;
-    kernels::CrossEntropyRows(*compute_, copy.data(), &id, 1, vocab, 0.0f, &loss);
+    kernels::CrossEntropyRows(*compute_, copy.data(), 1, vocab, {.targets = &id, .loss = &loss});
     if (!each(id, -loss)) return absl::OkStatus();
     ids.push_back(id);
   }

@@ -70,6 +70,9 @@ class Decoder::Memory {
  public:
   Arena arena;
   bool for_training = false;
+  // Of the pass: each token's position, and the sequences of packed rows.
+  std::vector<uint32_t> positions;
+  std::vector<Sequence> sequences;
   int64_t capacity = 0;  // tokens
   int64_t max_columns = 0;
   std::vector<LayerMemory> layers;  // one if not for training
@@ -278,8 +281,10 @@ namespace {
 const float* At(const TensorList& tensors, const float* weights, int index) {
   return index < 0 ? nullptr : weights + tensors[index].offset;
 }
-float* At(const TensorList& tensors, float* weights, int index) {
-  return index < 0 ? nullptr : weights + tensors[index].offset;
+// Null for a tensor that is not trained.
+float* GradientAt(const TensorList& tensors, float* gradients, int index, Trainable trainable) {
+  if (index < 0 || (trainable != nullptr && !(*trainable)[static_cast<size_t>(index)])) return nullptr;
+  return gradients + tensors[index].offset;
 }
 
 }  // namespace
@@ -317,8 +322,8 @@ void Decoder::ForwardMlp(const kernels::Compute& compute, const float* weights, 
 }
 
 void Decoder::ForwardLayer(const kernels::Compute& compute, const float* weights, size_t index,
-                           const AttentionShape& shape, const Noise& noise, bool keep, const LayerMemory& memory,
-                           float* branch, float* output) const {
+                           const AttentionShape& shape, const uint32_t* positions, const Noise& noise, bool keep,
+                           const LayerMemory& memory, float* branch, float* output) const {
   const Layer& layer = layers_[index];
   const int64_t tokens = shape.tokens(), hidden = tokens * hidden_size_;
   NormForward(compute, norm_kind_, memory.input, At(tensors_, weights, layer.attention_norm.gain),
@@ -329,7 +334,7 @@ void Decoder::ForwardLayer(const kernels::Compute& compute, const float* weights
   float* const k = q + hidden_size_;
   float* const v = k + kv_heads_ * head_size_;
   // Queries and keys lie side by side.
-  if (!gpt2()) ApplyRope(compute, rope_, tokens, shape.columns, 0, heads_ + kv_heads_, q, shape.stride, false);
+  if (!gpt2()) ApplyRope(compute, rope_, tokens, positions, heads_ + kv_heads_, q, shape.stride, false);
   AttentionForward(compute, shape, q, k, v, DropoutAt(noise, index, kAttention), keep, memory.probabilities,
                    memory.attended);
   LinearForward(compute, Shape(hidden_size_, hidden_size_), memory.attended, tokens,
@@ -346,28 +351,32 @@ void Decoder::ForwardLayer(const kernels::Compute& compute, const float* weights
   AddInto(compute, memory.middle, branch, hidden, output);
 }
 
-// memory.d_residual: the gradient of the layer's output becomes that of its input.
+// memory.d_residual: the gradient of the layer's output becomes that of its input, if a tensor below is trained.
+// Tensors are numbered in the order of the forward pass: what lies below one has smaller numbers.
 void Decoder::BackwardLayer(const kernels::Compute& compute, const float* weights, size_t index,
-                            const AttentionShape& shape, const Noise& noise, const LayerMemory& kept,
-                            const Memory& memory, float* gradients) const {
+                            const AttentionShape& shape, const Noise& noise, Trainable trainable,
+                            const LayerMemory& kept, const Memory& memory, float* gradients) const {
   const Layer& layer = layers_[index];
   const int64_t tokens = shape.tokens(), hidden = tokens * hidden_size_;
+  const int lowest = LowestTrained(trainable);
+  const auto gradient_of = [&](int tensor) { return GradientAt(tensors_, gradients, tensor, trainable); };
   const auto backward = [&](const LinearTensors& linear, int64_t inputs, int64_t outputs, const float* x,
                             const float* dy, int64_t dy_stride, float* dx, bool accumulate) {
     LinearBackward(compute, Shape(inputs, outputs), x, tokens, At(tensors_, weights, linear.weight), dy, dy_stride, dx,
-                   accumulate, At(tensors_, gradients, linear.weight), At(tensors_, gradients, linear.bias));
+                   accumulate, gradient_of(linear.weight), gradient_of(linear.bias));
   };
   const auto norm_backward = [&](const NormTensors& norm, const float* x, const float* mean, const float* rstd) {
     NormBackward(compute, norm_kind_, x, At(tensors_, weights, norm.gain), mean, rstd, memory.d_normed, tokens,
-                 hidden_size_, memory.d_residual, At(tensors_, gradients, norm.gain),
-                 At(tensors_, gradients, norm.bias));
+                 hidden_size_, lowest < norm.gain ? memory.d_residual : nullptr, gradient_of(norm.gain),
+                 gradient_of(norm.bias));
   };
 
   // x += down(activation(up(norm(x))))
   Copy(compute, memory.d_residual, hidden, memory.branch);
   ApplyDropout(compute, DropoutAt(noise, index, kMlpOutput), hidden, memory.branch);
   backward(layer.down, intermediate_size_, hidden_size_, kept.activated, memory.branch, hidden_size_,
-           memory.d_activated, false);
+           lowest < layer.down.weight ? memory.d_activated : nullptr, false);
+  if (lowest >= layer.down.weight) return;
   compute.ParallelFor(tokens * intermediate_size_, kGrain, [&](int64_t begin, int64_t end) {
     if (gpt2()) {
       kernels::GeluBackward(kept.up + begin, memory.d_activated + begin, memory.d_up + begin, end - begin);
@@ -376,51 +385,96 @@ void Decoder::BackwardLayer(const kernels::Compute& compute, const float* weight
                               memory.d_up + begin, end - begin);
     }
   });
-  backward(layer.up, hidden_size_, intermediate_size_, kept.mlp_normed, memory.d_up, intermediate_size_,
-           memory.d_normed, false);
+  const int first_of_mlp = gpt2() ? layer.up.weight : layer.gate.weight;
+  float* const d_mlp_normed = lowest < first_of_mlp ? memory.d_normed : nullptr;
+  backward(layer.up, hidden_size_, intermediate_size_, kept.mlp_normed, memory.d_up, intermediate_size_, d_mlp_normed,
+           false);
   if (!gpt2()) {
     backward(layer.gate, hidden_size_, intermediate_size_, kept.mlp_normed, memory.d_gate, intermediate_size_,
-             memory.d_normed, true);
+             d_mlp_normed, true);
   }
+  if (lowest >= first_of_mlp) return;
   norm_backward(layer.mlp_norm, kept.middle, kept.mlp_mean, kept.mlp_rstd);
+  if (lowest >= layer.mlp_norm.gain) return;
 
   // x += proj(attention(norm(x)))
   Copy(compute, memory.d_residual, hidden, memory.branch);
   ApplyDropout(compute, DropoutAt(noise, index, kAttentionOutput), hidden, memory.branch);
   backward(layer.attention_output, hidden_size_, hidden_size_, kept.attended, memory.branch, hidden_size_,
-           memory.d_attended, false);
+           lowest < layer.attention_output.weight ? memory.d_attended : nullptr, false);
+  if (lowest >= layer.attention_output.weight) return;
   const int64_t kv_size = kv_heads_ * head_size_;
   float* const dq = memory.d_qkv;
   float* const dk = dq + hidden_size_;
   float* const dv = dk + kv_size;
   AttentionBackward(compute, shape, kept.qkv, kept.qkv + hidden_size_, kept.qkv + hidden_size_ + kv_size,
                     DropoutAt(noise, index, kAttention), kept.probabilities, memory.d_attended, dq, dk, dv);
+  float* const d_normed = lowest < layer.query.weight ? memory.d_normed : nullptr;
   if (gpt2()) {
-    backward(layer.query, hidden_size_, 3 * hidden_size_, kept.normed, dq, qkv_size(), memory.d_normed, false);
+    backward(layer.query, hidden_size_, 3 * hidden_size_, kept.normed, dq, qkv_size(), d_normed, false);
   } else {
-    ApplyRope(compute, rope_, tokens, shape.columns, 0, heads_ + kv_heads_, dq, shape.stride, true);
-    backward(layer.query, hidden_size_, hidden_size_, kept.normed, dq, qkv_size(), memory.d_normed, false);
-    backward(layer.key, hidden_size_, kv_size, kept.normed, dk, qkv_size(), memory.d_normed, true);
-    backward(layer.value, hidden_size_, kv_size, kept.normed, dv, qkv_size(), memory.d_normed, true);
+    ApplyRope(compute, rope_, tokens, memory.positions.data(), heads_ + kv_heads_, dq, shape.stride, true);
+    backward(layer.query, hidden_size_, hidden_size_, kept.normed, dq, qkv_size(), d_normed, false);
+    backward(layer.key, hidden_size_, kv_size, kept.normed, dk, qkv_size(), d_normed, true);
+    backward(layer.value, hidden_size_, kv_size, kept.normed, dv, qkv_size(), d_normed, true);
   }
-  norm_backward(layer.attention_norm, kept.input, kept.mean, kept.rstd);
+  if (d_normed != nullptr) norm_backward(layer.attention_norm, kept.input, kept.mean, kept.rstd);
 }
 
 // ---- the whole ----
 
-namespace {
+int Decoder::LowestTrained(Trainable trainable) const {
+  int lowest = 0;
+  while (trainable != nullptr && lowest < tensors_.size() && !(*trainable)[static_cast<size_t>(lowest)]) ++lowest;
+  return lowest;
+}
 
-AttentionShape ShapeOf(const TokenMatrix& tokens, int64_t heads, int64_t kv_heads, int64_t head_size,
-                       kernels::Precision precision) {
+bool Decoder::NeedsOutputGradient(Trainable trainable) const {
+  return LowestTrained(trainable) < (output_embedding_ == input_embedding_ ? tensors_.size() : output_embedding_);
+}
+
+absl::Status Decoder::TakeSequences(const TokenMatrix& tokens, Memory* memory) const {
+  memory->positions.resize(static_cast<size_t>(tokens.tokens()));
+  memory->sequences.clear();
+  for (int64_t row = 0; row < tokens.rows; ++row) {
+    uint32_t start = 0;
+    for (int64_t column = 0; column < tokens.columns; ++column) {
+      const int64_t token = row * tokens.columns + column;
+      if (tokens.starts != nullptr) {
+        const uint32_t given = tokens.starts[row * tokens.row_stride + column];
+        const bool begins = static_cast<int64_t>(given) == column;
+        if (!begins && (column == 0 || given != start)) {
+          return absl::InvalidArgumentError(absl::StrCat("row ", row, ", column ", column,
+                                                         ": a sequence cannot begin at column ", given,
+                                                         " there; that of the token before or ", column, " can"));
+        }
+        start = given;
+        if (begins) memory->sequences.push_back({token, 0});
+        ++memory->sequences.back().length;
+      }
+      memory->positions[static_cast<size_t>(token)] = static_cast<uint32_t>(column) - start;
+    }
+  }
+  return absl::OkStatus();
+}
+
+AttentionShape Decoder::ShapeOf(const TokenMatrix& tokens, const Memory& memory) const {
   AttentionShape shape;
   shape.rows = tokens.rows;
   shape.columns = tokens.columns;
-  shape.heads = heads;
-  shape.kv_heads = kv_heads;
-  shape.head_size = head_size;
-  shape.stride = (heads + 2 * kv_heads) * head_size;
-  shape.precision = precision;
+  shape.sequences = memory.sequences;
+  shape.heads = heads_;
+  shape.kv_heads = kv_heads_;
+  shape.head_size = head_size_;
+  shape.stride = qkv_size();
+  shape.precision = precision_;
   return shape;
+}
+
+namespace {
+
+Lookup LookupOf(const TokenMatrix& tokens, const std::vector<uint32_t>& positions) {
+  return {tokens.ids, tokens.rows, tokens.columns, tokens.row_stride, positions.data()};
 }
 
 }  // namespace
@@ -434,13 +488,14 @@ absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, c
                                                    " tokens do not fit a model with context ", context_,
                                                    " and memory for ", memory->capacity, " tokens"));
   }
+  MILLRACE_RETURN_IF_ERROR(TakeSequences(tokens, memory));
   const kernels::FlushDenormals flush;
-  const AttentionShape shape = ShapeOf(tokens, heads_, kv_heads_, head_size_, precision_);
+  const AttentionShape shape = ShapeOf(tokens, *memory);
   const int64_t hidden = tokens.tokens() * hidden_size_;
   MILLRACE_RETURN_IF_ERROR(need(0));
   float* x = memory->layers[0].input;
-  EmbeddingForward(compute, At(tensors_, weights, input_embedding_), At(tensors_, weights, position_embedding_),
-                   tokens.ids, tokens.rows, tokens.columns, tokens.row_stride, 0, hidden_size_, x);
+  EmbeddingForward(compute, LookupOf(tokens, memory->positions), At(tensors_, weights, input_embedding_),
+                   At(tensors_, weights, position_embedding_), hidden_size_, x);
   ApplyDropout(compute, DropoutAt(noise, 0, kEmbeddings), hidden, x);
   for (size_t i = 0; i < layers_.size(); ++i) {
     MILLRACE_RETURN_IF_ERROR(need(static_cast<uint32_t>(i) + 1));
@@ -452,7 +507,8 @@ absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, c
                : x == memory->other_input ? memory->layers[0].input
                                           : memory->other_input;
     }
-    ForwardLayer(compute, weights, i, shape, noise, memory->for_training, layer, memory->branch, output);
+    ForwardLayer(compute, weights, i, shape, memory->positions.data(), noise, memory->for_training, layer,
+                 memory->branch, output);
     x = output;
   }
   MILLRACE_RETURN_IF_ERROR(need(last_group()));
@@ -462,23 +518,33 @@ absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, c
 }
 
 absl::Status Decoder::Backward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
-                               const Noise& noise, float* gradients, GroupHook final, Memory* memory) const {
+                               const Noise& noise, Trainable trainable, float* gradients, GroupHook final,
+                               Memory* memory) const {
   const kernels::FlushDenormals flush;
-  const AttentionShape shape = ShapeOf(tokens, heads_, kv_heads_, head_size_, precision_);
+  const AttentionShape shape = ShapeOf(tokens, *memory);
   const int64_t hidden = tokens.tokens() * hidden_size_;
-  std::fill_n(memory->d_residual, hidden, 0.0f);
-  NormBackward(compute, norm_kind_, memory->last, At(tensors_, weights, last_norm_.gain), memory->last_mean,
-               memory->last_rstd, memory->d_outputs, tokens.tokens(), hidden_size_, memory->d_residual,
-               At(tensors_, gradients, last_norm_.gain), At(tensors_, gradients, last_norm_.bias));
+  const int lowest = LowestTrained(trainable);
+  const auto gradient_of = [&](int tensor) { return GradientAt(tensors_, gradients, tensor, trainable); };
+  if (NeedsOutputGradient(trainable)) {
+    std::fill_n(memory->d_residual, hidden, 0.0f);
+    NormBackward(compute, norm_kind_, memory->last, At(tensors_, weights, last_norm_.gain), memory->last_mean,
+                 memory->last_rstd, memory->d_outputs, tokens.tokens(), hidden_size_,
+                 lowest < last_norm_.gain ? memory->d_residual : nullptr, gradient_of(last_norm_.gain),
+                 gradient_of(last_norm_.bias));
+  }
   MILLRACE_RETURN_IF_ERROR(final(last_group()));
   for (size_t i = layers_.size(); i-- > 0;) {
-    BackwardLayer(compute, weights, i, shape, noise, memory->layers[i], *memory, gradients);
+    const int first_above = i + 1 < layers_.size() ? layers_[i + 1].attention_norm.gain : last_norm_.gain;
+    if (lowest < first_above) {
+      BackwardLayer(compute, weights, i, shape, noise, trainable, memory->layers[i], *memory, gradients);
+    }
     MILLRACE_RETURN_IF_ERROR(final(static_cast<uint32_t>(i) + 1));
   }
-  ApplyDropout(compute, DropoutAt(noise, 0, kEmbeddings), hidden, memory->d_residual);
-  EmbeddingBackward(compute, tokens.ids, tokens.rows, tokens.columns, tokens.row_stride, hidden_size_,
-                    memory->d_residual, At(tensors_, gradients, input_embedding_),
-                    At(tensors_, gradients, position_embedding_));
+  if (lowest < layers_[0].attention_norm.gain) {
+    ApplyDropout(compute, DropoutAt(noise, 0, kEmbeddings), hidden, memory->d_residual);
+    EmbeddingBackward(compute, LookupOf(tokens, memory->positions), hidden_size_, memory->d_residual,
+                      gradient_of(input_embedding_), gradient_of(position_embedding_));
+  }
   return final(0);
 }
 
@@ -505,12 +571,15 @@ const float* Decoder::Extend(const kernels::Compute& compute, const float* weigh
   const kernels::FlushDenormals flush;
   const auto count = static_cast<int64_t>(ids.size());
   const int64_t past = cache->tokens, kv_size = kv_heads_ * head_size_, hidden = count * hidden_size_;
-  AttentionShape shape = ShapeOf({nullptr, 1, count, 0}, heads_, kv_heads_, head_size_, precision_);
   Memory& memory = *cache->memory;
+  const AttentionShape shape = ShapeOf({}, memory);
   const LayerMemory& layer_memory = memory.layers[0];
   float* const x = layer_memory.input;
-  EmbeddingForward(compute, At(tensors_, weights, input_embedding_), At(tensors_, weights, position_embedding_),
-                   ids.data(), 1, count, count, past, hidden_size_, x);
+  memory.positions.clear();
+  for (int64_t i = 0; i < count; ++i) memory.positions.push_back(static_cast<uint32_t>(past + i));
+  EmbeddingForward(compute, {ids.data(), 1, count, count, memory.positions.data()},
+                   At(tensors_, weights, input_embedding_), At(tensors_, weights, position_embedding_), hidden_size_,
+                   x);
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     NormForward(compute, norm_kind_, x, At(tensors_, weights, layer.attention_norm.gain),
@@ -518,13 +587,14 @@ const float* Decoder::Extend(const kernels::Compute& compute, const float* weigh
                 layer_memory.mean, layer_memory.rstd);
     float* const q = layer_memory.qkv;
     Project(compute, weights, layer, layer_memory.normed, count, q);
-    if (!gpt2()) ApplyRope(compute, rope_, count, count, past, heads_ + kv_heads_, q, shape.stride, false);
+    if (!gpt2()) ApplyRope(compute, rope_, count, memory.positions.data(), heads_ + kv_heads_, q, shape.stride, false);
     for (int64_t token = 0; token < count; ++token) {
       const float* const k = q + token * shape.stride + hidden_size_;
       std::copy_n(k, kv_size, cache->keys[i] + (past + token) * kv_size);
       std::copy_n(k + kv_size, kv_size, cache->values[i] + (past + token) * kv_size);
     }
-    AttentionExtend(compute, shape, q, cache->keys[i], cache->values[i], past, count, layer_memory.attended);
+    const Continuation continuation = {0, count, past, cache->keys[i], cache->values[i]};
+    AttentionExtend(compute, shape, q, {&continuation, 1}, layer_memory.attended);
     LinearForward(compute, Shape(hidden_size_, hidden_size_), layer_memory.attended, count,
                   At(tensors_, weights, layer.attention_output.weight),
                   At(tensors_, weights, layer.attention_output.bias), memory.branch, hidden_size_);

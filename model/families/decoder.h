@@ -34,12 +34,15 @@
 
 namespace millrace::model {
 
-// Sequences of equal length, [rows, columns] token ids, row after row.
+// Rows of token ids, [rows, columns]. Each is one sequence, or holds several one after another, which do not see each
+// other and whose positions each count from 0: to a sequence it is as if it were alone, bit for bit.
 struct TokenMatrix {
   const uint32_t* ids = nullptr;
   int64_t rows = 0;
   int64_t columns = 0;
   int64_t row_stride = 0;  // ids from one row to the next
+  // [rows, columns], laid out as the ids: the column at which the token's sequence begins. Null: each row is one.
+  const uint32_t* starts = nullptr;
 
   int64_t tokens() const { return rows * columns; }
 };
@@ -48,6 +51,9 @@ struct TokenMatrix {
 using GroupHook = absl::FunctionRef<absl::Status(uint32_t group)>;
 // For passes whose weights are there and whose gradients nobody waits for.
 inline absl::Status IgnoreGroup(uint32_t) { return absl::OkStatus(); }
+
+// Which tensors are trained, by their index in the model's list. Null: all.
+using Trainable = const std::vector<bool>*;
 
 // Where randomness of a pass comes from: dropout is off without it.
 struct Noise {
@@ -87,18 +93,23 @@ class Decoder {
   absl::StatusOr<OwnedMemory> NewMemory(int64_t tokens, int64_t columns, bool for_training) const;
 
   // Returns the normalised outputs [tokens, hidden_size] in `memory`. Calls `need` with each group before its weights
-  // are used. `weights` is laid out as tensors() says. Requires ids below vocab_size.
+  // are used. `weights` is laid out as tensors() says. INVALID_ARGUMENT for tokens that do not fit and for starts that
+  // cannot be. Requires ids below vocab_size.
   absl::StatusOr<const float*> Forward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
                                        const Noise& noise, GroupHook need, Memory* memory) const;
 
   // Where the gradient of Forward's outputs is to be written before Backward, [tokens, hidden_size].
   float* OutputGradient(Memory* memory) const;
 
-  // After Forward with the same arguments in memory for training: adds the gradients of all tensors to `gradients`
-  // (laid out as the weights), and calls `final` with each group once nothing more is added to it: the last group
-  // first. What the objective adds to the output embedding must be there before.
+  // After Forward with the same arguments in memory for training: adds the gradients of the trainable tensors to
+  // `gradients` (laid out as the weights), and calls `final` with each group once nothing more is added to it: the last
+  // group first, all of them. What the objective adds to the output embedding must be there before. Nothing is computed
+  // for tensors that are not trained, nor below the first one that is; the others' bits do not depend on that.
   absl::Status Backward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
-                        const Noise& noise, float* gradients, GroupHook final, Memory* memory) const;
+                        const Noise& noise, Trainable trainable, float* gradients, GroupHook final,
+                        Memory* memory) const;
+  // Whether Backward uses the gradient of the outputs: whether a tensor below the output embedding is trained.
+  bool NeedsOutputGradient(Trainable trainable) const;
 
   // RESOURCE_EXHAUSTED if there is not so much memory.
   absl::StatusOr<OwnedCache> NewCache() const;
@@ -142,6 +153,9 @@ class Decoder {
   LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool residual);
   NormTensors AddNorm(const std::string& name, uint32_t group);
   bool gpt2() const { return spec_.family() == "gpt2"; }
+  // Fills memory->positions and memory->sequences. INVALID_ARGUMENT for starts that cannot be.
+  absl::Status TakeSequences(const TokenMatrix& tokens, Memory* memory) const;
+  AttentionShape ShapeOf(const TokenMatrix& tokens, const Memory& memory) const;
   int64_t qkv_size() const { return (heads_ + 2 * kv_heads_) * head_size_; }
 
   Linear Shape(int64_t inputs, int64_t outputs) const { return {inputs, outputs, gpt2(), precision_}; }
@@ -153,9 +167,13 @@ class Decoder {
   void ForwardMlp(const kernels::Compute& compute, const float* weights, const Layer& layer, int64_t tokens,
                   const LayerMemory& memory, float* output) const;
   void ForwardLayer(const kernels::Compute& compute, const float* weights, size_t index, const AttentionShape& shape,
-                    const Noise& noise, bool keep, const LayerMemory& memory, float* branch, float* output) const;
+                    const uint32_t* positions, const Noise& noise, bool keep, const LayerMemory& memory, float* branch,
+                    float* output) const;
   void BackwardLayer(const kernels::Compute& compute, const float* weights, size_t index, const AttentionShape& shape,
-                     const Noise& noise, const LayerMemory& kept, const Memory& memory, float* gradients) const;
+                     const Noise& noise, Trainable trainable, const LayerMemory& kept, const Memory& memory,
+                     float* gradients) const;
+  // The first tensor that is trained, or their number.
+  int LowestTrained(Trainable trainable) const;
 
   const v1::ModelSpec spec_;
   const uint32_t vocab_size_;

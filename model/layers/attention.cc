@@ -23,9 +23,8 @@ thread_local Scratch gradient_scratch;
 
 float ScoreScale(int64_t head_size) { return 1.0f / std::sqrt(static_cast<float>(head_size)); }
 
-// One head of one sequence.
+// Products of one head.
 struct Head {
-  int64_t columns, size, stride;
   kernels::Precision precision;
 
   // c[rows of block, n] = a[block, k] b[k, n].
@@ -38,10 +37,22 @@ struct Head {
   }
 };
 
-// Which elements of dropout's site belong to a head: its [columns, columns], padded to a multiple of 4.
-uint64_t FirstElement(const AttentionShape& shape, int64_t row, int64_t head) {
-  const int64_t elements = (shape.columns * shape.columns + 3) / 4 * 4;
-  return static_cast<uint64_t>((row * shape.heads + head) * elements);
+int64_t Sequences(const AttentionShape& shape) {
+  return shape.sequences.empty() ? shape.rows : static_cast<int64_t>(shape.sequences.size());
+}
+
+Sequence SequenceAt(const AttentionShape& shape, int64_t index) {
+  return shape.sequences.empty() ? Sequence{index * shape.columns, shape.columns}
+                                 : shape.sequences[static_cast<size_t>(index)];
+}
+
+// Which elements of dropout's site belong to a head of a sequence. A head's [columns, columns] of a row are padded to a
+// multiple of 4, and sequences begin at multiples of 4 there.
+uint64_t FirstElement(const AttentionShape& shape, const Sequence& sequence, int64_t head) {
+  const auto padded = [](int64_t elements) { return (elements + 3) / 4 * 4; };
+  const int64_t row = sequence.first / shape.columns, start = sequence.first % shape.columns;
+  return static_cast<uint64_t>((row * shape.heads + head) * padded(shape.columns * shape.columns) +
+                               padded(start * shape.columns));
 }
 
 }  // namespace
@@ -49,17 +60,18 @@ uint64_t FirstElement(const AttentionShape& shape, int64_t row, int64_t head) {
 void AttentionForward(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* k,
                       const float* v, const Dropout& dropout, bool keep, float* probabilities, float* out) {
   const kernels::Compute one_thread(compute.isa(), 1);
-  const int64_t columns = shape.columns, size = shape.head_size, group = shape.heads / shape.kv_heads;
-  const int64_t width = shape.heads * size;
-  const Head head = {columns, size, shape.stride, shape.precision};
-  compute.ParallelFor(shape.rows * shape.heads, 1, [&](int64_t begin, int64_t end) {
+  const int64_t size = shape.head_size, group = shape.heads / shape.kv_heads, width = shape.heads * size;
+  const Head head = {shape.precision};
+  compute.ParallelFor(Sequences(shape) * shape.heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i / shape.heads, h = i % shape.heads;
-      const float* const queries = q + row * columns * shape.stride + h * size;
-      const float* const keys = k + row * columns * shape.stride + h / group * size;
-      const float* const values = v + row * columns * shape.stride + h / group * size;
-      float* const p = keep ? probabilities + i * columns * columns : probabilities_scratch.Get(columns * columns);
-      float* const o = out + row * columns * width + h * size;
+      const Sequence sequence = SequenceAt(shape, i / shape.heads);
+      const int64_t h = i % shape.heads, columns = sequence.length;
+      const float* const queries = q + sequence.first * shape.stride + h * size;
+      const float* const keys = k + sequence.first * shape.stride + h / group * size;
+      const float* const values = v + sequence.first * shape.stride + h / group * size;
+      float* const p = keep ? probabilities + sequence.first * shape.heads * shape.columns + h * columns * columns
+                            : probabilities_scratch.Get(columns * columns);
+      float* const o = out + sequence.first * width + h * size;
       for (int64_t r = 0; r < columns; r += kRowBlock) {
         const int64_t m = std::min(kRowBlock, columns - r), n = r + m;
         head.Run(one_thread, m, n, size, {queries + r * shape.stride, shape.stride, 1},
@@ -69,7 +81,7 @@ void AttentionForward(const kernels::Compute& compute, const AttentionShape& sha
       const float* used = p;
       if (dropout.rate > 0.0f) {
         float* const dropped = dropped_scratch.Get(columns * columns);
-        ApplyDropout(dropout, FirstElement(shape, row, h), columns * columns, p, dropped);
+        ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * columns, p, dropped);
         used = dropped;
       }
       for (int64_t r = 0; r < columns; r += kRowBlock) {
@@ -87,13 +99,13 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
                        const float* v, const Dropout& dropout, const float* probabilities, const float* dout, float* dq,
                        float* dk, float* dv) {
   const kernels::Compute one_thread(compute.isa(), 1);
-  const int64_t columns = shape.columns, size = shape.head_size, group = shape.heads / shape.kv_heads;
+  const int64_t size = shape.head_size, group = shape.heads / shape.kv_heads;
   const int64_t width = shape.heads * size, stride = shape.stride;
-  const Head head = {columns, size, stride, shape.precision};
-  compute.ParallelFor(shape.rows * shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
+  const Head head = {shape.precision};
+  compute.ParallelFor(Sequences(shape) * shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t row = i / shape.kv_heads, kv = i % shape.kv_heads;
-      const int64_t base = row * columns * stride;
+      const Sequence sequence = SequenceAt(shape, i / shape.kv_heads);
+      const int64_t kv = i % shape.kv_heads, columns = sequence.length, base = sequence.first * stride;
       const float* const keys = k + base + kv * size;
       const float* const values = v + base + kv * size;
       float* const key_gradients = dk + base + kv * size;
@@ -101,12 +113,12 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
       for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
         const bool accumulate = h > kv * group;
         const float* const queries = q + base + h * size;
-        const float* const p = probabilities + (row * shape.heads + h) * columns * columns;
-        const float* const output_gradients = dout + row * columns * width + h * size;
+        const float* const p = probabilities + sequence.first * shape.heads * shape.columns + h * columns * columns;
+        const float* const output_gradients = dout + sequence.first * width + h * size;
         const float* used = p;
         if (dropout.rate > 0.0f) {
           float* const dropped = dropped_scratch.Get(columns * columns);
-          ApplyDropout(dropout, FirstElement(shape, row, h), columns * columns, p, dropped);
+          ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * columns, p, dropped);
           used = dropped;
         }
         float* const ds = gradient_scratch.Get(columns * columns);
@@ -118,7 +130,7 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
           for (int64_t j = 0; j < m; ++j) std::fill(block + j * columns + n, block + (j + 1) * columns, 0.0f);
         }
         if (dropout.rate > 0.0f) {
-          ApplyDropout(dropout, FirstElement(shape, row, h), columns * columns, ds, ds);
+          ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * columns, ds, ds);
         }
         kernels::SoftmaxRowsBackward(p, ds, columns, columns, ScoreScale(size));
         for (int64_t r = 0; r < columns; r += kRowBlock) {
@@ -137,20 +149,22 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
   });
 }
 
-void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* keys,
-                     const float* values, int64_t past, int64_t count, float* out) {
+void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shape, const float* q,
+                     absl::Span<const Continuation> continuations, float* out) {
   const kernels::Compute one_thread(compute.isa(), 1);
   const int64_t size = shape.head_size, group = shape.heads / shape.kv_heads, kv_stride = shape.kv_heads * size;
-  const int64_t width = shape.heads * size, total = past + count;
-  const Head head = {total, size, shape.stride, shape.precision};
-  compute.ParallelFor(shape.heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t h = begin; h < end; ++h) {
-      const int64_t offset = h / group * size;
-      float* const p = probabilities_scratch.Get(count * total);
-      head.Run(one_thread, count, total, size, {q + h * size, shape.stride, 1},
-               Operand{keys + offset, kv_stride, 1}.Transposed(), p, total);
-      kernels::SoftmaxRows(p, count, total, ScoreScale(size), /*causal=*/true, past + 1);
-      head.Run(one_thread, count, size, total, {p, total, 1}, {values + offset, kv_stride, 1}, out + h * size, width);
+  const int64_t width = shape.heads * size;
+  const Head head = {shape.precision};
+  compute.ParallelFor(static_cast<int64_t>(continuations.size()) * shape.heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Continuation& about = continuations[static_cast<size_t>(i / shape.heads)];
+      const int64_t h = i % shape.heads, offset = h / group * size, total = about.past + about.count;
+      float* const p = probabilities_scratch.Get(about.count * total);
+      head.Run(one_thread, about.count, total, size, {q + about.first * shape.stride + h * size, shape.stride, 1},
+               Operand{about.keys + offset, kv_stride, 1}.Transposed(), p, total);
+      kernels::SoftmaxRows(p, about.count, total, ScoreScale(size), /*causal=*/true, about.past + 1);
+      head.Run(one_thread, about.count, size, total, {p, total, 1}, {about.values + offset, kv_stride, 1},
+               out + about.first * width + h * size, width);
     }
   });
 }

@@ -8,15 +8,24 @@
 
 #include <cstdint>
 
+#include "absl/types/span.h"
 #include "kernels/compute.h"
 #include "kernels/product.h"
 #include "model/layers/dropout.h"
 
 namespace millrace::model {
 
+// Tokens that see each other, one after another: [first, first + length) of all.
+struct Sequence {
+  int64_t first = 0;
+  int64_t length = 0;
+};
+
 struct AttentionShape {
-  int64_t rows = 0;     // sequences
-  int64_t columns = 0;  // tokens a sequence
+  int64_t rows = 0;
+  int64_t columns = 0;  // tokens a row
+  // Of rows that hold several; they cover all tokens and none crosses the end of a row. Empty: each row is one.
+  absl::Span<const Sequence> sequences;
   int64_t heads = 0;
   int64_t kv_heads = 0;  // divides heads; head h looks at keys and values h / (heads / kv_heads)
   int64_t head_size = 0;
@@ -27,8 +36,9 @@ struct AttentionShape {
 };
 
 // q: `heads` heads a token, k and v: `kv_heads` heads, each of tokens `stride` apart. Keeps P before dropout in
-// `probabilities` [rows, heads, columns, columns] if `keep`; else one [columns, columns] a thread is used and
-// `probabilities` may be null. out: [tokens, heads * head_size].
+// `probabilities` [rows, heads, columns, columns] if `keep` (that of a sequence is the [heads, length, length] at
+// first * heads * columns); else one [length, length] a thread is used and `probabilities` may be null.
+// out: [tokens, heads * head_size]. Without dropout a sequence's bits are the same alone and beside others.
 void AttentionForward(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* k,
                       const float* v, const Dropout& dropout, bool keep, float* probabilities, float* out);
 
@@ -37,10 +47,19 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
                        const float* v, const Dropout& dropout, const float* probabilities, const float* dout, float* dq,
                        float* dk, float* dv);
 
-// Queries of `count` tokens at positions [past, past + count) of one sequence look at its keys and values
-// [past + count, kv_heads, head_size]. q: `stride` apart; out: [count, heads * head_size]. The same bits as
-// AttentionForward's without dropout.
-void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* keys,
-                     const float* values, int64_t past, int64_t count, float* out);
+// Tokens that a sequence goes on with: its positions [past, past + count), which are tokens [first, first + count) of
+// those that are computed together.
+struct Continuation {
+  int64_t first = 0;
+  int64_t count = 0;
+  int64_t past = 0;
+  const float* keys = nullptr;    // [past + count, kv_heads, head_size]
+  const float* values = nullptr;  // the same
+};
+
+// Queries of each continuation look at its keys and values. q: `stride` apart; out: [tokens, heads * head_size]. The
+// same bits as AttentionForward's without dropout. Of `shape`, rows, columns and sequences have no part in this.
+void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shape, const float* q,
+                     absl::Span<const Continuation> continuations, float* out);
 
 }  // namespace millrace::model

@@ -35,6 +35,8 @@ void LinearBackward(const kernels::Compute& compute, const Linear& linear, const
     product.precision = linear.precision;
     kernels::Multiply(compute, product);
   }
+  if (dbias != nullptr) kernels::AddRows(compute, dy, rows, linear.outputs, dbias);
+  if (dweight == nullptr) return;
   Product product = {.m = linear.inputs_first ? linear.inputs : linear.outputs,
                      .n = linear.inputs_first ? linear.outputs : linear.inputs,
                      .k = rows};
@@ -45,7 +47,6 @@ void LinearBackward(const kernels::Compute& compute, const Linear& linear, const
   product.accumulate = true;
   product.precision = linear.precision;
   kernels::Multiply(compute, product);
-  if (dbias != nullptr) kernels::AddRows(compute, dy, rows, linear.outputs, dbias);
 }
 
 }  // namespace millrace::model

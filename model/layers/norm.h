@@ -19,7 +19,7 @@ struct NormTensors {
 void NormForward(const kernels::Compute& compute, NormKind kind, const float* x, const float* gain, const float* bias,
                  float epsilon, int64_t rows, int64_t columns, float* y, float* mean, float* rstd);
 
-// dx += …; dgain += …; dbias += … (null: none).
+// dx += …; dgain += …; dbias += …; null: none, or not wanted.
 void NormBackward(const kernels::Compute& compute, NormKind kind, const float* x, const float* gain, const float* mean,
                   const float* rstd, const float* dy, int64_t rows, int64_t columns, float* dx, float* dgain,
                   float* dbias);

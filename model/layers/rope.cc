@@ -21,12 +21,12 @@ RopeTable::RopeTable(int64_t context, int64_t head_size, double theta) : half(he
 }
 
 // (a, b) -> (a cos - b sin, b cos + a sin); back with the opposite angle.
-void ApplyRope(const kernels::Compute& compute, const RopeTable& table, int64_t tokens, int64_t columns,
-               int64_t first_position, int64_t heads, float* x, int64_t stride, bool backward) {
+void ApplyRope(const kernels::Compute& compute, const RopeTable& table, int64_t tokens, const uint32_t* positions,
+               int64_t heads, float* x, int64_t stride, bool backward) {
   const int64_t half = table.half;
   compute.ParallelFor(tokens, 16, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
-      const int64_t position = first_position + token % columns;
+      const int64_t position = positions[token];
       const float* const cosine = table.cosines.data() + position * half;
       const float* const sine = table.sines.data() + position * half;
       for (int64_t head = 0; head < heads; ++head) {

@@ -20,9 +20,9 @@ struct RopeTable {
   RopeTable(int64_t context, int64_t head_size, double theta);
 };
 
-// In place, the first `heads` heads of each token's row; rows are `stride` apart. Token i is at position
-// first_position + i % columns. `backward`: turns gradients back.
-void ApplyRope(const kernels::Compute& compute, const RopeTable& table, int64_t tokens, int64_t columns,
-               int64_t first_position, int64_t heads, float* x, int64_t stride, bool backward);
+// In place, the first `heads` heads of each token's row; rows are `stride` apart. positions: [tokens]. `backward`:
+// turns gradients back.
+void ApplyRope(const kernels::Compute& compute, const RopeTable& table, int64_t tokens, const uint32_t* positions,
+               int64_t heads, float* x, int64_t stride, bool backward);
 
 }  // namespace millrace::model

@@ -1,30 +1,17 @@
-// Learns to predict the next token: cross-entropy of the decoder's logits, and its gradients.
+// Learns to predict tokens: cross-entropy of the decoder's logits, and its gradients. What pre-training and supervised
+// fine-tuning minimise; the latter scores some tokens only.
 //
-//   loss = sum over predictions of -log softmax(E h_t)[token t + 1],   h: the decoder's outputs, E: output embedding
-//
-// Logits are made for some rows at a time and not kept: only their gradients' products are. The chains of fused
-// multiply-adds go on from piece to piece, so that the piece's size changes no bit.
+//   loss = sum over the targets that count of -log softmax(E h_t)[token t + 1]
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/types/span.h"
-#include "model/families/decoder.h"
+#include "model/objectives/token_scores.h"
 
 namespace millrace::model {
-
-// Sequences with their targets: row r predicts ids[r][c + 1] from ids[r][0 … c], for c < columns - 1.
-struct Batch {
-  const uint32_t* ids = nullptr;  // [rows, columns]
-  int64_t rows = 0;
-  int64_t columns = 0;       // the last token of a row is a target only
-  int64_t first_scored = 0;  // predictions from columns before this one do not count
-
-  int64_t predictions() const { return rows * (columns - 1 - first_scored); }
-};
 
 // Holds the memory of its passes; one thread at a time.
 class CausalLm {
@@ -34,32 +21,23 @@ class CausalLm {
   static absl::StatusOr<CausalLm> Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
                                          int64_t columns, bool for_training);
 
-  // The loss in nats, summed over the predictions that count, in f64 in their order. Log-probabilities of all
-  // predictions [rows, columns - 1] go to `log_probabilities` if it is not null.
-  // INVALID_ARGUMENT for ids beyond the vocabulary and batches that do not fit.
+  // The loss in nats, summed over the targets that count, in f64 in their order. Their log-probabilities
+  // [batch.predictions()] go to `log_probabilities` if it is not null.
+  // INVALID_ARGUMENT as TokenScores::Forward's.
   absl::StatusOr<double> Loss(const float* weights, const Batch& batch, GroupHook need,
                               float* log_probabilities = nullptr);
 
-  // The same for a batch that counts whole, and adds `scale` times the loss's gradients to `gradients`, laid out as
-  // the weights. `final` is called with each group once nothing more is added to it. Requires memory for training.
+  // The same, and adds `scale` times the loss's gradients by the trainable tensors to `gradients`, laid out as the
+  // weights. `final` is called with each group once nothing more is added to it. Requires memory for training.
   absl::StatusOr<double> Gradients(const float* weights, const Batch& batch, const Noise& noise, float scale,
-                                   GroupHook need, float* gradients, GroupHook final);
+                                   GroupHook need, float* gradients, GroupHook final, Trainable trainable = nullptr);
 
  private:
-  CausalLm(const Decoder* decoder, const kernels::Compute* compute) : decoder_(decoder), compute_(compute) {}
+  explicit CausalLm(TokenScores scores) : scores_(std::move(scores)) {}
 
-  absl::Status Check(const Batch& batch) const;
-  // targets_: of the predictions [begin, begin + count), row after row.
-  void TakeTargets(const Batch& batch, int64_t begin, int64_t count);
-
-  const Decoder* const decoder_;
-  const kernels::Compute* const compute_;
-  Decoder::OwnedMemory memory_;
-  int64_t piece_ = 0;  // rows of logits at a time; even
-  Arena arena_;
-  float* logits_ = nullptr;  // [piece, vocab_size]
-  float* losses_ = nullptr;  // [piece]
-  std::vector<uint32_t> targets_;
+  TokenScores scores_;
+  std::vector<float> log_probabilities_;
+  std::vector<float> derivatives_;
 };
 
 }  // namespace millrace::model

@@ -65,7 +65,8 @@ Doubles RmsNormTruth(const Doubles& x, const Doubles& gain) {
   for (int64_t r = 0; r < kRows; ++r) {
     double squares = 0;
     for (int64_t c = 0; c < kColumns; ++c) squares += std::pow(x[r * kColumns + c], 2) / kColumns;
-    for (int64_t c = 0; c < kColumns; ++c) y[r * kColumns + c] = x[r * kColumns + c] / std::sqrt(squares + 1e-5) * gain[c];
+    for (int64_t c = 0; c < kColumns; ++c)
+      y[r * kColumns + c] = x[r * kColumns + c] / std::sqrt(squares + 1e-5) * gain[c];
   }
   return y;
 }
@@ -84,30 +85,42 @@ Doubles SoftmaxTruth(const Doubles& x, double scale, bool causal, int64_t first_
 class Rows : public ::testing::TestWithParam<int> {
  protected:
   const Compute compute_{DetectIsa(), GetParam()};
-  const Floats x_ = Numbers(1, kRows * kColumns, 2), dy_ = Numbers(2, kRows * kColumns);
+  const Floats x_ = Numbers(1, kRows*kColumns, 2), dy_ = Numbers(2, kRows*kColumns);
   const Floats gain_ = Numbers(3, kColumns), bias_ = Numbers(4, kColumns);
   Floats y_ = Floats(kRows * kColumns), dx_ = Floats(kRows * kColumns, 0.0f);
   Floats mean_ = Floats(kRows), rstd_ = Floats(kRows), dgain_ = Floats(kColumns, 0.0f), dbias_ = Floats(kColumns, 0.0f);
 };
 
 TEST_P(Rows, LayerNorm) {
-  LayerNormRows(compute_, x_.data(), gain_.data(), bias_.data(), 1e-5f, kRows, kColumns, y_.data(), mean_.data(), rstd_.data());
+  LayerNormRows(compute_, x_.data(), gain_.data(), bias_.data(), 1e-5f, kRows, kColumns, y_.data(), mean_.data(),
+                rstd_.data());
   ExpectNear(y_, LayerNormTruth(Wide(x_), Wide(gain_), Wide(bias_)), 1e-5);
   LayerNormRowsBackward(compute_, x_.data(), gain_.data(), mean_.data(), rstd_.data(), dy_.data(), kRows, kColumns,
                         dx_.data(), dgain_.data(), dbias_.data());
-  ExpectNear(dx_, Gradient([&](const Doubles& x) { return LayerNormTruth(x, Wide(gain_), Wide(bias_)); }, Wide(x_), dy_), 1e-4);
-  ExpectNear(dgain_, Gradient([&](const Doubles& gain) { return LayerNormTruth(Wide(x_), gain, Wide(bias_)); }, Wide(gain_), dy_), 1e-4);
-  ExpectNear(dbias_, Gradient([&](const Doubles& bias) { return LayerNormTruth(Wide(x_), Wide(gain_), bias); }, Wide(bias_), dy_), 1e-4);
-  LayerNormRows(compute_, x_.data(), gain_.data(), nullptr, 1e-5f, kRows, kColumns, y_.data(), mean_.data(), rstd_.data());
+  ExpectNear(dx_,
+             Gradient([&](const Doubles& x) { return LayerNormTruth(x, Wide(gain_), Wide(bias_)); }, Wide(x_), dy_),
+             1e-4);
+  ExpectNear(
+      dgain_,
+      Gradient([&](const Doubles& gain) { return LayerNormTruth(Wide(x_), gain, Wide(bias_)); }, Wide(gain_), dy_),
+      1e-4);
+  ExpectNear(
+      dbias_,
+      Gradient([&](const Doubles& bias) { return LayerNormTruth(Wide(x_), Wide(gain_), bias); }, Wide(bias_), dy_),
+      1e-4);
+  LayerNormRows(compute_, x_.data(), gain_.data(), nullptr, 1e-5f, kRows, kColumns, y_.data(), mean_.data(),
+                rstd_.data());
   ExpectNear(y_, LayerNormTruth(Wide(x_), Wide(gain_), Doubles(kColumns, 0.0)), 1e-5);
 }
 
 TEST_P(Rows, RmsNorm) {
   RmsNormRows(compute_, x_.data(), gain_.data(), 1e-5f, kRows, kColumns, y_.data(), rstd_.data());
   ExpectNear(y_, RmsNormTruth(Wide(x_), Wide(gain_)), 1e-5);
-  RmsNormRowsBackward(compute_, x_.data(), gain_.data(), rstd_.data(), dy_.data(), kRows, kColumns, dx_.data(), dgain_.data());
+  RmsNormRowsBackward(compute_, x_.data(), gain_.data(), rstd_.data(), dy_.data(), kRows, kColumns, dx_.data(),
+                      dgain_.data());
   ExpectNear(dx_, Gradient([&](const Doubles& x) { return RmsNormTruth(x, Wide(gain_)); }, Wide(x_), dy_), 1e-4);
-  ExpectNear(dgain_, Gradient([&](const Doubles& gain) { return RmsNormTruth(Wide(x_), gain); }, Wide(gain_), dy_), 1e-4);
+  ExpectNear(dgain_, Gradient([&](const Doubles& gain) { return RmsNormTruth(Wide(x_), gain); }, Wide(gain_), dy_),
+             1e-4);
 }
 
 TEST_P(Rows, Softmax) {
@@ -130,14 +143,53 @@ TEST_P(Rows, CrossEntropy) {
     return loss;
   };
   Floats logits = x_, loss(kRows);
-  CrossEntropyRows(compute_, logits.data(), targets.data(), kRows, kColumns, 0.25f, loss.data());
+  const Floats d_loss = {0.25f, -1, 0, 2, 0.5f, 1};
+  CrossEntropyRows(compute_, logits.data(), kRows, kColumns,
+                   {.targets = targets.data(), .loss = loss.data(), .d_loss = d_loss.data()});
   ExpectNear(loss, losses(Wide(x_)), 1e-5);
-  ExpectNear(logits, Gradient(losses, Wide(x_), Floats(kRows, 0.25f)), 1e-5);
+  ExpectNear(logits, Gradient(losses, Wide(x_), d_loss), 1e-5);
   Floats bad = x_;
   bad[kColumns + 3] = NAN;
-  CrossEntropyRows(compute_, bad.data(), targets.data(), kRows, kColumns, 0, loss.data());
+  CrossEntropyRows(compute_, bad.data(), kRows, kColumns, {.targets = targets.data(), .loss = loss.data()});
   EXPECT_TRUE(std::isnan(loss[1]));
   EXPECT_TRUE(std::isfinite(loss[0]));
+}
+
+TEST_P(Rows, EntropyAndTemperature) {
+  const std::vector<uint32_t> targets = {0, 20, 3, 9, 9, 1};
+  const Floats d_loss = {0.25f, -1, 0, 2, 0.5f, 1}, d_entropy = {1, 0.5f, -2, 0, 1, -1};
+  for (const float temperature : {1.0f, 0.7f, 1.5f}) {
+    const double inverse = 1 / static_cast<double>(temperature);
+    const auto losses = [&](const Doubles& x) {
+      const Doubles p = SoftmaxTruth(x, inverse, false, 0);
+      Doubles loss;
+      for (int64_t r = 0; r < kRows; ++r) loss.push_back(-std::log(p[r * kColumns + targets[static_cast<size_t>(r)]]));
+      return loss;
+    };
+    const auto entropies = [&](const Doubles& x) {
+      Doubles entropy(kRows, 0.0);
+      const Doubles p = SoftmaxTruth(x, inverse, false, 0);
+      for (size_t i = 0; i < p.size(); ++i) entropy[i / kColumns] -= p[i] * std::log(p[i]);
+      return entropy;
+    };
+    Floats logits = x_, loss(kRows), entropy(kRows);
+    kernels::CrossEntropy about = {.targets = targets.data(), .temperature = temperature, .loss = loss.data()};
+    about.entropy = entropy.data();
+    about.d_loss = d_loss.data();
+    about.d_entropy = d_entropy.data();
+    CrossEntropyRows(compute_, logits.data(), kRows, kColumns, about);
+    ExpectNear(loss, losses(Wide(x_)), 1e-5);
+    ExpectNear(entropy, entropies(Wide(x_)), 1e-5);
+    Doubles both = Gradient(losses, Wide(x_), d_loss);
+    const Doubles of_entropy = Gradient(entropies, Wide(x_), d_entropy);
+    for (size_t i = 0; i < both.size(); ++i) both[i] += of_entropy[i];
+    ExpectNear(logits, both, 1e-5);
+    // What else is asked for changes no bit of the loss.
+    Floats again = x_, alone(kRows);
+    CrossEntropyRows(compute_, again.data(), kRows, kColumns,
+                     {.targets = targets.data(), .temperature = temperature, .loss = alone.data()});
+    EXPECT_EQ(alone, loss);
+  }
 }
 
 TEST_P(Rows, SumsOverRows) {

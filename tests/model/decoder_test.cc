@@ -184,7 +184,9 @@ TEST(CausalLmTest, ThePieceOfLogitsChangesNoBit) {
     product.c_stride = kLargeVocab;
     product.precision = decoder->precision();
     kernels::MultiplyAsDefined(product);
-    kernels::CrossEntropyRows(compute, logits.data(), targets.data(), kTokens, kLargeVocab, 0.01f, losses.data());
+    const std::vector<float> d_loss(kTokens, 0.01f);
+    kernels::CrossEntropyRows(compute, logits.data(), kTokens, kLargeVocab,
+                              {.targets = targets.data(), .loss = losses.data(), .d_loss = d_loss.data()});
     kernels::Product gradient = {.m = kLargeVocab, .n = decoder->hidden_size(), .k = kTokens};
     gradient.a = kernels::Operand{logits.data(), kLargeVocab, 1}.Transposed();
     gradient.b = {*outputs, decoder->hidden_size(), 1};
