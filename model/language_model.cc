@@ -28,6 +28,10 @@ LanguageModel::~LanguageModel() = default;
 absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::string& directory,
                                                                    const kernels::Compute* compute, Weights weights) {
   MILLRACE_ASSIGN_OR_RETURN(const Configuration configuration, ReadConfig(directory));
+  if (configuration.head != Head::kLanguage) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(directory, "/config.json: a model with a scalar head (a reward model) predicts no text"));
+  }
   auto model = std::unique_ptr<LanguageModel>(new LanguageModel);
   model->compute_ = compute;
   absl::StatusOr<std::unique_ptr<Decoder>> decoder = Decoder::Create(configuration.spec, configuration.vocab_size);

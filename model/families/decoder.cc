@@ -105,12 +105,12 @@ class Decoder::Cache {
 void Decoder::Free::operator()(Memory* memory) const { delete memory; }
 void Decoder::Free::operator()(Cache* cache) const { delete cache; }
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const v1::ModelSpec& spec, uint32_t vocab_size) {
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const v1::ModelSpec& spec, uint32_t vocab_size, Head head) {
   MILLRACE_RETURN_IF_ERROR(CheckSpec(spec, vocab_size));
-  return std::unique_ptr<Decoder>(new Decoder(spec, vocab_size));
+  return std::unique_ptr<Decoder>(new Decoder(spec, vocab_size, head));
 }
 
-Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size)
+Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head)
     : spec_(spec),
       vocab_size_(vocab_size),
       hidden_size_(spec.hidden_size()),
@@ -123,7 +123,7 @@ Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size)
       dropout_(static_cast<float>(spec.dropout())),
       precision_(spec.precision() == "bf16" ? kernels::Precision::kBf16 : kernels::Precision::kF32),
       norm_kind_(spec.family() == "gpt2" ? NormKind::kLayer : NormKind::kRms) {
-  AddTensors();
+  AddTensors(head);
   if (!gpt2()) rope_ = RopeTable(context_, head_size_, spec.rope_theta());
 }
 
@@ -171,23 +171,23 @@ NormTensors Decoder::AddNorm(const std::string& name, uint32_t group) {
   return tensors;
 }
 
-void Decoder::AddTensors() {
-  const auto table = [this](const std::string& name, int64_t rows, uint32_t group) {
+void Decoder::AddTensors(Head head) {
+  const auto table = [this](const std::string& name, int64_t rows, uint32_t group, double std) {
     TensorSpec spec;
     spec.name = name;
     spec.shape = {rows, hidden_size_};
     spec.role = Role::kEmbedding;
     spec.group = group;
     spec.start = Start::kNormal;
-    spec.start_std = static_cast<float>(spec_.init_std());
+    spec.start_std = static_cast<float>(std);
     return tensors_.Add(std::move(spec));
   };
   const int64_t kv_size = kv_heads_ * head_size_;
   if (gpt2()) {
-    input_embedding_ = table("transformer.wte.weight", vocab_size_, 0);
-    position_embedding_ = table("transformer.wpe.weight", context_, 0);
+    input_embedding_ = table("transformer.wte.weight", vocab_size_, 0, spec_.init_std());
+    position_embedding_ = table("transformer.wpe.weight", context_, 0, spec_.init_std());
   } else {
-    input_embedding_ = table("model.embed_tokens.weight", vocab_size_, 0);
+    input_embedding_ = table("model.embed_tokens.weight", vocab_size_, 0, spec_.init_std());
   }
   for (uint32_t i = 0; i < spec_.layers(); ++i) {
     Layer& layer = layers_.emplace_back();
@@ -214,7 +214,14 @@ void Decoder::AddTensors() {
     }
   }
   last_norm_ = AddNorm(gpt2() ? "transformer.ln_f" : "model.norm", last_group());
-  output_embedding_ = spec_.tied_embeddings() ? input_embedding_ : table("lm_head.weight", vocab_size_, last_group());
+  if (head == Head::kScalar) {
+    // Stiennon et al. 2020, "Learning to summarize from human feedback".
+    score_ = table("score.weight", 1, last_group(), 1.0 / std::sqrt(static_cast<double>(hidden_size_ + 1)));
+  } else if (spec_.tied_embeddings()) {
+    output_embedding_ = input_embedding_;
+  } else {
+    output_embedding_ = table("lm_head.weight", vocab_size_, last_group(), spec_.init_std());
+  }
 }
 
 // ---- memory ----
@@ -430,7 +437,21 @@ int Decoder::LowestTrained(Trainable trainable) const {
 }
 
 bool Decoder::NeedsOutputGradient(Trainable trainable) const {
-  return LowestTrained(trainable) < (output_embedding_ == input_embedding_ ? tensors_.size() : output_embedding_);
+  const int head = score_ >= 0 ? score_ : output_embedding_;
+  return LowestTrained(trainable) < (head == input_embedding_ ? tensors_.size() : head);
+}
+
+absl::Status Decoder::CheckIds(const TokenMatrix& tokens) const {
+  for (int64_t row = 0; row < tokens.rows; ++row) {
+    for (int64_t column = 0; column < tokens.columns; ++column) {
+      const uint32_t id = tokens.ids[row * tokens.row_stride + column];
+      if (id >= vocab_size_) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("token id ", id, " is not below the vocabulary's ", vocab_size_));
+      }
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Decoder::TakeSequences(const TokenMatrix& tokens, Memory* memory) const {

@@ -8,8 +8,8 @@
 //     x += proj(GELU(fc(LayerNorm(x))))                x += down(SwiGLU(gate, up of RMSNorm(x)))
 //   LayerNorm(x)                                     RMSNorm(x)
 //
-// Logits are the product of that with the output embedding, which is the input embedding if they are tied; objectives/
-// compute it. Tensors carry Hugging Face's names and layout.
+// Logits are the product of that with the output embedding, which is the input embedding if they are tied; a scalar
+// head has one row of its own instead. objectives/ compute them. Tensors carry Hugging Face's names and layout.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,7 @@
 #include "kernels/compute.h"
 #include "kernels/product.h"
 #include "model/arena.h"
+#include "model/families/head.h"
 #include "model/layers/attention.h"
 #include "model/layers/linear.h"
 #include "model/layers/norm.h"
@@ -63,7 +64,8 @@ struct Noise {
 class Decoder {
  public:
   // INVALID_ARGUMENT names the field that does not fit. Requires a spec with its defaults.
-  static absl::StatusOr<std::unique_ptr<Decoder>> Create(const v1::ModelSpec& spec, uint32_t vocab_size);
+  static absl::StatusOr<std::unique_ptr<Decoder>> Create(const v1::ModelSpec& spec, uint32_t vocab_size,
+                                                         Head head = Head::kLanguage);
 
   const v1::ModelSpec& spec() const { return spec_; }
   uint32_t vocab_size() const { return vocab_size_; }
@@ -73,8 +75,11 @@ class Decoder {
   // Groups of tensors: 0 the embeddings, 1 … layers, and the rest.
   uint32_t groups() const { return static_cast<uint32_t>(layers_.size()) + 2; }
   uint32_t last_group() const { return groups() - 1; }
-  // [vocab_size, hidden_size]: the tensor that makes logits of outputs; its group is 0 if tied, else the last.
+  // [vocab_size, hidden_size]: the tensor that makes logits of outputs; its group is 0 if tied, else the last. -1 with
+  // a scalar head.
   int output_embedding() const { return output_embedding_; }
+  // [1, hidden_size]: the tensor of a scalar head, in the last group; else -1.
+  int score() const { return score_; }
   int input_embedding() const { return input_embedding_; }
 
   // What a pass keeps, for up to `tokens` tokens in sequences of up to `columns`.
@@ -98,6 +103,9 @@ class Decoder {
   absl::StatusOr<const float*> Forward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
                                        const Noise& noise, GroupHook need, Memory* memory) const;
 
+  // INVALID_ARGUMENT for an id that is not below vocab_size.
+  absl::Status CheckIds(const TokenMatrix& tokens) const;
+
   // Where the gradient of Forward's outputs is to be written before Backward, [tokens, hidden_size].
   float* OutputGradient(Memory* memory) const;
 
@@ -108,7 +116,7 @@ class Decoder {
   absl::Status Backward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
                         const Noise& noise, Trainable trainable, float* gradients, GroupHook final,
                         Memory* memory) const;
-  // Whether Backward uses the gradient of the outputs: whether a tensor below the output embedding is trained.
+  // Whether Backward uses the gradient of the outputs: whether a tensor below the head's is trained.
   bool NeedsOutputGradient(Trainable trainable) const;
 
   // RESOURCE_EXHAUSTED if there is not so much memory.
@@ -148,8 +156,8 @@ class Decoder {
     float* activated = nullptr;      // [tokens, intermediate]
   };
 
-  Decoder(const v1::ModelSpec& spec, uint32_t vocab_size);
-  void AddTensors();
+  Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head);
+  void AddTensors(Head head);
   LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool residual);
   NormTensors AddNorm(const std::string& name, uint32_t group);
   bool gpt2() const { return spec_.family() == "gpt2"; }
@@ -185,6 +193,7 @@ class Decoder {
   int input_embedding_ = -1;
   int position_embedding_ = -1;
   int output_embedding_ = -1;
+  int score_ = -1;
   NormTensors last_norm_;
   std::vector<Layer> layers_;
   RopeTable rope_;  // empty for GPT-2

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
@@ -12,6 +13,9 @@ namespace millrace::model {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+// How architectures with a head for labels end.
+constexpr char kClassifier[] = "ForSequenceClassification";
 
 // Reads fields of one object; the first mistake is kept.
 class Fields {
@@ -49,6 +53,13 @@ class Fields {
     }
     return object_[name].get<bool>();
   }
+  // Nothing where no single token is named.
+  std::optional<uint32_t> Token(const char* name) const {
+    if (!Has(name)) return std::nullopt;
+    const Json& value = object_[name];
+    if (!value.is_number_integer() || value < 0 || value >= std::numeric_limits<int32_t>::max()) return std::nullopt;
+    return value.get<uint32_t>();
+  }
   // What changes the computation in a way that is not supported.
   void MustBe(const char* name, const Json& only) {
     if (Has(name) && object_[name] != only) {
@@ -72,6 +83,22 @@ class Fields {
   const std::string file_;
   absl::Status status_;
 };
+
+Head ReadHead(Fields* fields, const Json& config) {
+  if (!fields->Has("architectures") || !config["architectures"].is_array() || config["architectures"].empty() ||
+      !config["architectures"][0].is_string() ||
+      !absl::EndsWith(config["architectures"][0].get<std::string>(), kClassifier)) {
+    return Head::kLanguage;
+  }
+  // transformers' default is two labels.
+  fields->MustBe("num_labels", 1);
+  const bool named = fields->Has("id2label");
+  if (named ? !config["id2label"].is_object() || config["id2label"].size() != 1 : !fields->Has("num_labels")) {
+    fields->Wrong("id2label",
+                  "must have one entry: of classifiers, those with one label (reward models) are supported");
+  }
+  return Head::kScalar;
+}
 
 void ReadGpt2(Fields* fields, v1::ModelSpec* spec) {
   spec->set_layers(fields->Count("n_layer"));
@@ -127,9 +154,10 @@ void ReadLlama(Fields* fields, const Json& config, v1::ModelSpec* spec) {
 
 std::string PrintConfig(const Configuration& configuration) {
   const v1::ModelSpec& spec = configuration.spec;
+  const bool scalar = configuration.head == Head::kScalar;
   Json json;
   if (spec.family() == "gpt2") {
-    json["architectures"] = {"GPT2LMHeadModel"};
+    json["architectures"] = {absl::StrCat("GPT2", scalar ? kClassifier : "LMHeadModel")};
     json["model_type"] = "gpt2";
     json["vocab_size"] = configuration.vocab_size;
     json["n_positions"] = spec.context();
@@ -145,7 +173,7 @@ std::string PrintConfig(const Configuration& configuration) {
     json["attn_pdrop"] = spec.dropout();
     if (!spec.bias()) json["bias"] = false;
   } else {
-    json["architectures"] = {"LlamaForCausalLM"};
+    json["architectures"] = {absl::StrCat("Llama", scalar ? kClassifier : "ForCausalLM")};
     json["model_type"] = "llama";
     json["vocab_size"] = configuration.vocab_size;
     json["max_position_embeddings"] = spec.context();
@@ -164,9 +192,15 @@ std::string PrintConfig(const Configuration& configuration) {
   }
   json["initializer_range"] = spec.init_std();
   json["tie_word_embeddings"] = spec.tied_embeddings();
-  const Json id = configuration.end_of_text.has_value() ? Json(*configuration.end_of_text) : Json(nullptr);
-  json["bos_token_id"] = id;
-  json["eos_token_id"] = id;
+  const auto id = [](std::optional<uint32_t> token) { return token.has_value() ? Json(*token) : Json(nullptr); };
+  json["bos_token_id"] = id(configuration.end_of_text);
+  json["eos_token_id"] = id(configuration.end_of_text);
+  if (scalar || configuration.padding.has_value()) json["pad_token_id"] = id(configuration.padding);
+  if (scalar) {
+    // As many labels as there are names.
+    json["id2label"] = {{"0", "LABEL_0"}};
+    json["label2id"] = {{"LABEL_0", 0}};
+  }
   json["use_cache"] = true;
   // What products were computed in while training; the weights are f32.
   json["torch_dtype"] = "float32";
@@ -214,10 +248,9 @@ absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_v
       fields.MustBe("millrace_precision", "f32");
     }
   }
-  if (fields.Has("eos_token_id") && config["eos_token_id"].is_number_integer() && config["eos_token_id"] >= 0 &&
-      config["eos_token_id"] < std::numeric_limits<int32_t>::max()) {
-    configuration.end_of_text = config["eos_token_id"].get<uint32_t>();
-  }
+  configuration.end_of_text = fields.Token("eos_token_id");
+  configuration.padding = fields.Token("pad_token_id");
+  configuration.head = ReadHead(&fields, config);
   MILLRACE_RETURN_IF_ERROR(fields.status());
   return configuration;
 }

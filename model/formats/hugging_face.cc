@@ -164,8 +164,10 @@ absl::Status WriteModel(const std::string& directory, const Configuration& confi
     bytes.append(reinterpret_cast<const char*>(memory + spec.offset), static_cast<size_t>(spec.size) * sizeof(float));
   }
   MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(directory, "/", kWeightsFile), bytes));
-  MILLRACE_RETURN_IF_ERROR(
-      WriteFileAtomically(absl::StrCat(directory, "/generation_config.json"), PrintGenerationConfig()));
+  if (configuration.head == Head::kLanguage) {
+    MILLRACE_RETURN_IF_ERROR(
+        WriteFileAtomically(absl::StrCat(directory, "/generation_config.json"), PrintGenerationConfig()));
+  }
   return WriteFileAtomically(absl::StrCat(directory, "/", kConfigFile), PrintConfig(configuration));
 }
 

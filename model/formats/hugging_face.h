@@ -20,8 +20,8 @@ absl::StatusOr<Configuration> ReadConfig(const std::string& directory);
 // INVALID_ARGUMENT naming file and tensor; so is a value that is not finite. DATA_LOSS for a damaged file.
 absl::Status ReadWeights(const std::string& directory, const TensorList& tensors, float* memory);
 
-// Writes `directory`/model.safetensors with f32 tensors in the list's order, config.json and generation_config.json,
-// each atomically. The folder must exist.
+// Writes `directory`/model.safetensors with f32 tensors in the list's order, config.json and, for a language model,
+// generation_config.json, each atomically. The folder must exist.
 absl::Status WriteModel(const std::string& directory, const Configuration& configuration, const TensorList& tensors,
                         const float* memory);
 

@@ -26,6 +26,9 @@ int64_t Batch::predictions() const {
 
 absl::StatusOr<TokenScores> TokenScores::Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
                                                 int64_t columns, bool for_training) {
+  if (decoder->output_embedding() < 0) {
+    return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
+  }
   TokenScores made(decoder, compute);
   MILLRACE_ASSIGN_OR_RETURN(made.memory_, decoder->NewMemory(tokens, columns, for_training));
   const auto vocab = static_cast<int64_t>(decoder->vocab_size());
@@ -48,15 +51,12 @@ absl::Status TokenScores::TakeTargets(const Batch& batch) {
     return absl::InvalidArgumentError(absl::StrCat("a batch of ", batch.rows, " x ", batch.columns,
                                                    " tokens, scored from ", batch.first_scored, ", predicts nothing"));
   }
+  MILLRACE_RETURN_IF_ERROR(decoder_->CheckIds({batch.ids, batch.rows, batch.columns, batch.columns}));
   places_.clear();
   targets_.clear();
   for (int64_t row = 0; row < batch.rows; ++row) {
     for (int64_t column = 0; column < batch.columns; ++column) {
       const int64_t at = row * batch.columns + column;
-      if (batch.ids[at] >= decoder_->vocab_size()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("token id ", batch.ids[at], " is not below the vocabulary's ", decoder_->vocab_size()));
-      }
       if (batch.Counts(row, column)) {
         places_.push_back(row * (batch.columns - 1) + column - 1);
         targets_.push_back(batch.ids[at]);

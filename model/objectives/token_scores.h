@@ -44,7 +44,7 @@ struct Batch {
 class TokenScores {
  public:
   // For batches of up to `tokens` = rows * (columns - 1) in rows of up to `columns` - 1. Both outlive this.
-  // RESOURCE_EXHAUSTED if there is not so much memory.
+  // INVALID_ARGUMENT for a decoder with a scalar head; RESOURCE_EXHAUSTED if there is not so much memory.
   static absl::StatusOr<TokenScores> Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
                                             int64_t columns, bool for_training);
 

@@ -45,11 +45,15 @@ TEST(ConfigJson, ComesBackAsItWasWritten) {
       if (written.spec.family() == "gpt2") written.spec.set_bias(other);
       written.vocab_size = 300;
       if (other) written.end_of_text = 0;
+      if (other) written.padding = 3;
+      written.head = (written.spec.family() == "gpt2") == other ? Head::kScalar : Head::kLanguage;
       const auto read = ParseConfig(PrintConfig(written), "config.json");
       ASSERT_TRUE(read.ok()) << read.status();
       EXPECT_EQ(read->spec.DebugString(), written.spec.DebugString());
       EXPECT_EQ(read->vocab_size, 300u);
       EXPECT_EQ(read->end_of_text, written.end_of_text);
+      EXPECT_EQ(read->padding, written.padding);
+      EXPECT_EQ(read->head, written.head);
     }
   }
 }
@@ -76,6 +80,40 @@ TEST(ConfigJson, SaysWhatTransformersReads) {
     EXPECT_TRUE(gpt2.contains(field) && GoldenConfig("gpt2").contains(field)) << field;
   }
   EXPECT_TRUE(json::parse(PrintGenerationConfig()).is_object());
+}
+
+TEST(ConfigJson, OfAScalarHeadIsAClassifierOfOneLabel) {
+  Configuration configuration;
+  configuration.vocab_size = 300;
+  configuration.head = Head::kScalar;
+  configuration.padding = 7;
+  for (const char* family : {"gpt2", "llama"}) {
+    configuration.spec = TinySpec(family);
+    json written = json::parse(PrintConfig(configuration));
+    EXPECT_EQ(
+        written["architectures"],
+        json::array({absl::StrCat(family == std::string("gpt2") ? "GPT2" : "Llama", "ForSequenceClassification")}));
+    EXPECT_EQ(written["id2label"], json::parse(R"({"0": "LABEL_0"})"));
+    EXPECT_EQ(written["label2id"], json::parse(R"({"LABEL_0": 0})"));
+    EXPECT_EQ(written["pad_token_id"], 7);
+    // Older files count the labels.
+    written.erase("id2label");
+    written["num_labels"] = 1;
+    EXPECT_EQ(ParseConfig(written.dump(), "x")->head, Head::kScalar);
+    const auto refused = [&](const char* says) {
+      const auto read = ParseConfig(written.dump(), "x");
+      EXPECT_EQ(read.status().code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_THAT(std::string(read.status().message()), HasSubstr(says));
+    };
+    written["num_labels"] = 3;
+    refused("num_labels is 3");
+    written.erase("num_labels");
+    refused("id2label must have one entry");  // transformers takes two labels for meant
+    written["id2label"] = {{"0", "NO"}, {"1", "YES"}};
+    refused("id2label must have one entry");
+    written["id2label"] = 5;
+    refused("id2label must have one entry");
+  }
 }
 
 TEST(ConfigJson, FillsInTransformersDefaults) {
@@ -278,6 +316,41 @@ class Weights : public ::testing::Test {
   std::vector<float> weights_, memory_;
   File file_;
 };
+
+TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
+  for (const char* family : {"gpt2", "llama"}) {
+    const TemporaryFolder folder;
+    Configuration configuration;
+    configuration.spec = TinySpec(family);
+    configuration.vocab_size = kVocab;
+    configuration.head = Head::kScalar;
+    const auto decoder = *Decoder::Create(configuration.spec, kVocab, Head::kScalar);
+    const std::vector<float> weights = RandomWeights(decoder->tensors(), 3);
+    ASSERT_TRUE(WriteModel(folder.path(), configuration, decoder->tensors(), weights.data()).ok());
+    EXPECT_EQ(ReadConfig(folder.path())->head, Head::kScalar);
+    const auto file = SafetensorsFile::Open(folder / "model.safetensors");
+    ASSERT_TRUE(file.ok()) << file.status();
+    const SafetensorsEntry* const score = (*file)->header().Find("score.weight");
+    ASSERT_NE(score, nullptr);
+    EXPECT_EQ(score->shape, (std::vector<int64_t>{1, 24}));
+    std::vector<float> read(weights.size(), 0.0f);
+    ASSERT_TRUE(ReadWeights(folder.path(), decoder->tensors(), read.data()).ok());
+    for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+      EXPECT_EQ(0, std::memcmp(read.data() + tensor.offset, weights.data() + tensor.offset,
+                               static_cast<size_t>(tensor.size) * sizeof(float)))
+          << tensor.name;
+    }
+    // Neither kind of folder passes for the other.
+    const auto language = *Decoder::Create(configuration.spec, kVocab);
+    EXPECT_THAT(std::string(ReadWeights(folder.path(), language->tensors(), read.data()).message()),
+                HasSubstr("'score.weight' is not one of this architecture's"));
+    configuration.head = Head::kLanguage;
+    const std::vector<float> of_language = RandomWeights(language->tensors(), 3);
+    ASSERT_TRUE(WriteModel(folder.path(), configuration, language->tensors(), of_language.data()).ok());
+    EXPECT_THAT(std::string(ReadWeights(folder.path(), decoder->tensors(), read.data()).message()),
+                HasSubstr("'score.weight' is missing"));
+  }
+}
 
 TEST_F(Weights, ComeBackAsTheyWereWritten) {
   for (const char* family : {"gpt2", "llama"}) {

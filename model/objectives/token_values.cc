@@ -1,0 +1,43 @@
+#include "model/objectives/token_values.h"
+
+#include "absl/strings/str_cat.h"
+#include "common/status.h"
+#include "model/layers/linear.h"
+
+namespace millrace::model {
+
+absl::StatusOr<TokenValues> TokenValues::Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
+                                                int64_t columns, bool for_training) {
+  if (decoder->score() < 0) return absl::InvalidArgumentError("a model without a scalar head has no values");
+  TokenValues made(decoder, compute);
+  MILLRACE_ASSIGN_OR_RETURN(made.memory_, decoder->NewMemory(tokens, columns, for_training));
+  return made;
+}
+
+absl::Status TokenValues::Forward(const float* weights, const TokenMatrix& tokens, const Noise& noise, GroupHook need,
+                                  absl::Span<float> values) {
+  MILLRACE_RETURN_IF_ERROR(decoder_->CheckIds(tokens));
+  weights_ = weights;
+  tokens_ = tokens;
+  noise_ = noise;
+  MILLRACE_ASSIGN_OR_RETURN(outputs_, decoder_->Forward(*compute_, weights, tokens, noise, need, memory_.get()));
+  const kernels::FlushDenormals flush;
+  LinearForward(*compute_, Projection(), outputs_, tokens.tokens(),
+                weights + decoder_->tensors()[decoder_->score()].offset, nullptr, values.data(), 1);
+  return absl::OkStatus();
+}
+
+absl::Status TokenValues::Backward(absl::Span<const float> d_values, Trainable trainable, float* gradients,
+                                   GroupHook final) {
+  const int64_t offset = decoder_->tensors()[decoder_->score()].offset;
+  const bool trained = trainable == nullptr || (*trainable)[static_cast<size_t>(decoder_->score())];
+  {
+    const kernels::FlushDenormals flush;
+    LinearBackward(*compute_, Projection(), outputs_, tokens_.tokens(), weights_ + offset, d_values.data(), 1,
+                   decoder_->NeedsOutputGradient(trainable) ? decoder_->OutputGradient(memory_.get()) : nullptr, false,
+                   trained ? gradients + offset : nullptr, nullptr);
+  }
+  return decoder_->Backward(*compute_, weights_, tokens_, noise_, trainable, gradients, final, memory_.get());
+}
+
+}  // namespace millrace::model
