@@ -7,6 +7,9 @@
 
 namespace millrace::text {
 
+// In place of a pair's margin: neither response is better.
+inline constexpr float kTie = -1;
+
 // Sequences that go through the model together: row r predicts tokens[r][c + 1] from those of its sequence up to c.
 struct TokenBatch {
   uint32_t rows = 0;
@@ -16,7 +19,10 @@ struct TokenBatch {
   std::vector<uint8_t> scored;
   // [rows, columns]: the column at which the token's sequence begins in its row. Empty: each row is one sequence.
   std::vector<uint32_t> starts;
-  uint64_t bytes = 0;  // of text, of the predicted tokens
+  // What the objective knows of each row; empty: nothing. Pairs, whose rows are chosen, rejected, chosen, …: the
+  // margin, at least 0, or kTie, in both rows of the pair. Labelled: +1 for a response that is wanted, else -1.
+  std::vector<float> row_values;  // [rows]
+  uint64_t bytes = 0;             // of text, of the predicted tokens
 
   uint64_t predictions() const {
     if (scored.empty()) return uint64_t{rows} * (columns - 1);

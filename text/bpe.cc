@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
+#include "text/added_tokens_json.h"
 #include "text/pre_tokenizer.h"
 #include "text/unicode.h"
 
@@ -39,7 +40,6 @@ absl::StatusOr<std::unique_ptr<BpeTokenizer>> BpeTokenizer::Create(BpeVocabulary
     if (token.id >= v.tokens.size())
       return absl::InvalidArgumentError(absl::StrCat("added token ", token.id, " is beyond the vocabulary"));
     tokenizer->is_added_[token.id] = true;
-    tokenizer->added_[token.normalized].push_back(&token);
     if (token.content == kEndOfText) tokenizer->end_of_text_ = token.id;
   }
   absl::flat_hash_map<absl::string_view, uint32_t> ids;
@@ -174,55 +174,9 @@ absl::Status BpeTokenizer::EncodeOrdinary(absl::string_view text, std::vector<ui
   return EncodeWith(text, &cache, ids);
 }
 
-absl::Status BpeTokenizer::EncodeAround(absl::string_view text, bool normalized, std::vector<uint32_t>* ids) const {
-  const auto rest = [&](absl::string_view part) {
-    if (part.empty()) return absl::OkStatus();
-    return normalized ? EncodeOrdinary(part, ids) : EncodeAround(part, true, ids);
-  };
-  const std::vector<const AddedToken*>& tokens = added_[normalized];
-  std::array<bool, 256> starts = {};
-  for (const AddedToken* token : tokens) starts[static_cast<uint8_t>(token->content[0])] = true;
-  size_t begin = 0;
-  for (size_t at = 0; !tokens.empty() && at < text.size();) {
-    const AddedToken* match = nullptr;  // the longest here
-    if (starts[static_cast<uint8_t>(text[at])]) {
-      for (const AddedToken* token : tokens) {
-        if ((match == nullptr || token->content.size() > match->content.size()) &&
-            text.substr(at, token->content.size()) == token->content) {
-          match = token;
-        }
-      }
-    }
-    if (match == nullptr) {
-      ++at;
-      continue;
-    }
-    MILLRACE_RETURN_IF_ERROR(rest(text.substr(begin, at - begin)));
-    ids->push_back(match->id);
-    begin = at += match->content.size();
-  }
-  return rest(text.substr(begin));
-}
-
-absl::StatusOr<std::vector<uint32_t>> BpeTokenizer::Encode(absl::string_view text) const {
-  std::vector<uint32_t> ids;
-  MILLRACE_RETURN_IF_ERROR(EncodeAround(text, false, &ids));
-  return ids;
-}
-
 std::string BpeTokenizer::TokenBytes(uint32_t id) const { return id < vocab_size() ? vocabulary_.tokens[id] : ""; }
 
 std::string BpeTokenizer::ToJson() const {
-  Json added = Json::array();
-  for (const AddedToken& token : vocabulary_.added) {
-    added.push_back({{"id", token.id},
-                     {"content", token.content},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", token.normalized},
-                     {"special", token.special}});
-  }
   const Json byte_level = {
       {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
   Json vocab = Json::object();
@@ -238,7 +192,7 @@ std::string BpeTokenizer::ToJson() const {
   const Json json = {{"version", "1.0"},
                      {"truncation", nullptr},
                      {"padding", nullptr},
-                     {"added_tokens", added},
+                     {"added_tokens", AddedTokensJson(vocabulary_.added)},
                      {"normalizer", nullptr},
                      {"pre_tokenizer", byte_level},
                      {"post_processor", nullptr},

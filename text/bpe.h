@@ -15,15 +15,6 @@
 
 namespace millrace::text {
 
-// A token matched in the text before any splitting.
-struct AddedToken {
-  uint32_t id = 0;
-  std::string content;
-  bool special = true;
-  // Matched after those that are not.
-  bool normalized = false;
-};
-
 // What a tokenizer.json of this kind says.
 struct BpeVocabulary {
   // Bytes of each token, and the empty string for an id that does not exist: [vocab_size]. Added tokens included.
@@ -38,11 +29,11 @@ class BpeTokenizer final : public Tokenizer {
   // INVALID_ARGUMENT if two tokens have the same bytes or a merge names or makes a token that does not exist.
   static absl::StatusOr<std::unique_ptr<BpeTokenizer>> Create(BpeVocabulary vocabulary);
 
-  absl::StatusOr<std::vector<uint32_t>> Encode(absl::string_view text) const override;
   absl::Status EncodeOrdinary(absl::string_view text, std::vector<uint32_t>* ids) const override;
   uint32_t vocab_size() const override { return static_cast<uint32_t>(vocabulary_.tokens.size()); }
   std::string TokenBytes(uint32_t id) const override;
   bool IsSpecial(uint32_t id) const override { return id < is_added_.size() && is_added_[id]; }
+  absl::Span<const AddedToken> added_tokens() const override { return vocabulary_.added; }
   std::optional<uint32_t> end_of_text() const override { return end_of_text_; }
   std::string kind() const override { return "bpe"; }
   std::string ToJson() const override;
@@ -59,14 +50,11 @@ class BpeTokenizer final : public Tokenizer {
   explicit BpeTokenizer(BpeVocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {}
   absl::Status EncodeWith(absl::string_view text, Cache* cache, std::vector<uint32_t>* ids) const;
   absl::Status EncodeWord(absl::string_view word, std::vector<uint32_t>* ids) const;
-  // Splits at added tokens of the given pass (AddedToken::normalized), then calls the next pass or EncodeOrdinary.
-  absl::Status EncodeAround(absl::string_view text, bool normalized, std::vector<uint32_t>* ids) const;
 
   const BpeVocabulary vocabulary_;
   absl::flat_hash_map<uint64_t, Merge> merges_;  // by left << 32 | right
   std::array<int64_t, 256> byte_ids_ = {};       // -1: the vocabulary lacks the byte
   std::vector<bool> is_added_;
-  std::array<std::vector<const AddedToken*>, 2> added_;  // by AddedToken::normalized
   std::optional<uint32_t> end_of_text_;
   // Words that were encoded before. A call that finds it taken uses one of its own.
   mutable absl::Mutex cache_mutex_;

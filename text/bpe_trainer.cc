@@ -177,6 +177,16 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> TrainBpe(const BpeTraining& training,
       if (const int64_t made_count = pairs[pair].count; made_count >= min_count) queue.push({made_count, pair});
     }
   }
+  std::vector<std::string> more;
+  for (const std::string& content : training.special_tokens) {
+    if (content != kEndOfText) more.push_back(content);
+  }
+  MILLRACE_ASSIGN_OR_RETURN(const std::vector<AddedToken> added,
+                            SpecialTokens(more, static_cast<uint32_t>(vocabulary.tokens.size())));
+  for (const AddedToken& token : added) {
+    vocabulary.tokens.push_back(token.content);
+    vocabulary.added.push_back(token);
+  }
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<BpeTokenizer> tokenizer, BpeTokenizer::Create(std::move(vocabulary)));
   return std::unique_ptr<Tokenizer>(std::move(tokenizer));
 }

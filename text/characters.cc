@@ -5,6 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
+#include "text/added_tokens_json.h"
 #include "text/unicode.h"
 
 namespace millrace::text {
@@ -12,7 +13,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 }
 
-CharacterTokenizer::CharacterTokenizer(std::vector<uint32_t> characters) : characters_(std::move(characters)) {
+CharacterTokenizer::CharacterTokenizer(std::vector<uint32_t> characters, std::vector<AddedToken> added)
+    : characters_(std::move(characters)), added_(std::move(added)) {
   for (uint32_t id = 0; id < characters_.size(); ++id) ids_[characters_[id]] = id;
 }
 
@@ -34,26 +36,21 @@ absl::Status CharacterTokenizer::EncodeOrdinary(absl::string_view text, std::vec
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<uint32_t>> CharacterTokenizer::Encode(absl::string_view text) const {
-  std::vector<uint32_t> ids;
-  MILLRACE_RETURN_IF_ERROR(EncodeOrdinary(text, &ids));
-  return ids;
-}
-
 std::string CharacterTokenizer::TokenBytes(uint32_t id) const {
   std::string bytes;
   if (id < characters_.size()) AppendUtf8(characters_[id], &bytes);
+  if (IsSpecial(id)) bytes = added_[id - characters_.size()].content;
   return bytes;
 }
 
 std::string CharacterTokenizer::ToJson() const {
   Json vocab = Json::object();
-  for (uint32_t id = 0; id < vocab_size(); ++id) vocab.push_back({TokenBytes(id), id});
+  for (uint32_t id = 0; id < characters_.size(); ++id) vocab.push_back({TokenBytes(id), id});
   const Json json = {
       {"version", "1.0"},
       {"truncation", nullptr},
       {"padding", nullptr},
-      {"added_tokens", Json::array()},
+      {"added_tokens", AddedTokensJson(added_)},
       {"normalizer", nullptr},
       {"pre_tokenizer",
        {{"type", "Split"}, {"pattern", {{"Regex", "[\\s\\S]"}}}, {"behavior", "Isolated"}, {"invert", false}}},
@@ -64,7 +61,8 @@ std::string CharacterTokenizer::ToJson() const {
   return json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-absl::StatusOr<std::unique_ptr<Tokenizer>> TrainCharacters(const ForEachText& texts) {
+absl::StatusOr<std::unique_ptr<Tokenizer>> TrainCharacters(const ForEachText& texts,
+                                                           const std::vector<std::string>& special_tokens) {
   std::vector<bool> seen(0x110000, false);
   MILLRACE_RETURN_IF_ERROR(texts([&seen](absl::string_view text) {
     for (size_t at = 0; at < text.size();) {
@@ -82,7 +80,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> TrainCharacters(const ForEachText& te
     if (seen[code]) characters.push_back(code);
   }
   if (characters.empty()) return absl::InvalidArgumentError("no text to take characters from");
-  return std::make_unique<CharacterTokenizer>(std::move(characters));
+  MILLRACE_ASSIGN_OR_RETURN(std::vector<AddedToken> added,
+                            SpecialTokens(special_tokens, static_cast<uint32_t>(characters.size())));
+  return std::make_unique<CharacterTokenizer>(std::move(characters), std::move(added));
 }
 
 }  // namespace millrace::text

@@ -108,52 +108,6 @@ absl::Status ReadMarkup(ByteStream* stream, const SourceFile& file, const Corpus
   return Give(markup, 0, file, checked);
 }
 
-absl::Status ReadJsonLines(ByteStream* stream, const SourceFile& file, const CorpusSink& sink) {
-  std::string pending;
-  std::vector<char> chunk(kChunkBytes);
-  uint64_t line_number = 0;
-  uint64_t offset = 0;
-  const auto give = [&](absl::string_view line) {
-    ++line_number;
-    const uint64_t line_offset = offset;
-    offset += line.size() + 1;
-    if (line_number == 1) absl::ConsumePrefix(&line, kByteOrderMark);
-    if (line.find_first_not_of(" \t\r") == absl::string_view::npos) return absl::OkStatus();
-    if (const std::optional<size_t> bad = FirstInvalidUtf8(line)) {
-      sink.skip(absl::StrCat(file.shown, ":", line_number, ": ", NotUtf8(line, *bad, line_offset)));
-      return absl::OkStatus();
-    }
-    const absl::StatusOr<std::string> text = FieldOfJsonLine(line, file.field);
-    if (!text.ok()) {
-      sink.skip(absl::StrCat(file.shown, ":", line_number, ": ", text.status().message()));
-      return absl::OkStatus();
-    }
-    if (text->empty()) {
-      sink.skip(absl::StrCat(file.shown, ":", line_number, ": empty"));
-      return absl::OkStatus();
-    }
-    return sink.document(*text);
-  };
-  for (;;) {
-    MILLRACE_ASSIGN_OR_RETURN(const size_t count, stream->Read(chunk.data(), chunk.size()));
-    if (count == 0) break;
-    absl::string_view rest(chunk.data(), count);
-    for (size_t end; (end = rest.find('\n')) != absl::string_view::npos; rest.remove_prefix(end + 1)) {
-      absl::StrAppend(&pending, rest.substr(0, end));
-      MILLRACE_RETURN_IF_ERROR(give(pending));
-      pending.clear();
-    }
-    absl::StrAppend(&pending, rest);
-    if (pending.size() > kMaxDocumentBytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(file.shown, ":", line_number + 1, ": a line of more than ", kMaxDocumentBytes, " bytes"));
-    }
-  }
-  if (!pending.empty()) MILLRACE_RETURN_IF_ERROR(give(pending));
-  if (line_number == 0) sink.skip(absl::StrCat(file.shown, ": empty"));
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 absl::StatusOr<std::string> FieldOfJsonLine(absl::string_view line, absl::string_view field) {
@@ -177,19 +131,58 @@ absl::StatusOr<std::string> FieldOfJsonLine(absl::string_view line, absl::string
   return std::move(value.get_ref<std::string&>());
 }
 
-absl::Status ReadDocuments(const SourceFile& file, const CorpusOptions& options, const CorpusSink& sink) {
-  absl::StatusOr<std::unique_ptr<ByteStream>> stream = OpenByteStream(file.path);
-  if (!stream.ok()) return stream.status();
-  switch (file.format) {
-    case Format::kText:
-      return ReadText(stream->get(), file, options, sink);
-    case Format::kMarkdown:
-    case Format::kHtml:
-      return ReadMarkup(stream->get(), file, options, sink);
-    case Format::kJsonLines:
-      return ReadJsonLines(stream->get(), file, sink);
+absl::Status ReadLines(const SourceFile& file, const LineSink& line_sink,
+                       const std::function<void(std::string)>& skip) {
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<ByteStream> stream, OpenByteStream(file.path));
+  std::string pending;
+  std::vector<char> chunk(kChunkBytes);
+  uint64_t line_number = 0;
+  uint64_t offset = 0;
+  const auto give = [&](absl::string_view line) {
+    ++line_number;
+    const uint64_t line_offset = offset;
+    offset += line.size() + 1;
+    if (line_number == 1) absl::ConsumePrefix(&line, kByteOrderMark);
+    if (line.find_first_not_of(" \t\r") == absl::string_view::npos) return absl::OkStatus();
+    if (const std::optional<size_t> bad = FirstInvalidUtf8(line)) {
+      skip(absl::StrCat(file.shown, ":", line_number, ": ", NotUtf8(line, *bad, line_offset)));
+      return absl::OkStatus();
+    }
+    return line_sink(line, line_number);
+  };
+  for (;;) {
+    MILLRACE_ASSIGN_OR_RETURN(const size_t count, stream->Read(chunk.data(), chunk.size()));
+    if (count == 0) break;
+    absl::string_view rest(chunk.data(), count);
+    for (size_t end; (end = rest.find('\n')) != absl::string_view::npos; rest.remove_prefix(end + 1)) {
+      absl::StrAppend(&pending, rest.substr(0, end));
+      MILLRACE_RETURN_IF_ERROR(give(pending));
+      pending.clear();
+    }
+    absl::StrAppend(&pending, rest);
+    if (pending.size() > kMaxDocumentBytes) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(file.shown, ":", line_number + 1, ": a line of more than ", kMaxDocumentBytes, " bytes"));
+    }
   }
-  return absl::InternalError("unknown format");
+  if (!pending.empty()) MILLRACE_RETURN_IF_ERROR(give(pending));
+  if (line_number == 0) skip(absl::StrCat(file.shown, ": empty"));
+  return absl::OkStatus();
+}
+
+absl::Status ReadDocuments(const SourceFile& file, const CorpusOptions& options, const CorpusSink& sink) {
+  if (file.format == Format::kJsonLines) {
+    const auto line = [&](absl::string_view json, uint64_t number) {
+      const absl::StatusOr<std::string> text = FieldOfJsonLine(json, file.field);
+      if (text.ok() && !text->empty()) return sink.document(*text);
+      sink.skip(absl::StrCat(file.shown, ":", number, ": ", text.ok() ? "empty" : text.status().message()));
+      return absl::OkStatus();
+    };
+    return ReadLines(file, line, sink.skip);
+  }
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<ByteStream> stream, OpenByteStream(file.path));
+  return file.format == Format::kText ? ReadText(stream.get(), file, options, sink)
+                                      : ReadMarkup(stream.get(), file, options, sink);
 }
 
 absl::Status ParagraphCutter::Emit(size_t size) {

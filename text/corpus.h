@@ -34,6 +34,11 @@ struct CorpusSink {
 // JSON or lacks the field, is skipped. Errors: the file cannot be read or unpacked, or a document is too long.
 absl::Status ReadDocuments(const SourceFile& file, const CorpusOptions& options, const CorpusSink& sink);
 
+// Gives every line of a JSON Lines file that is not blank, without its end, and its number from 1 to `line`. A line
+// that is not UTF-8, and a file without lines, go to `skip`. Errors as ReadDocuments.
+using LineSink = std::function<absl::Status(absl::string_view line, uint64_t number)>;
+absl::Status ReadLines(const SourceFile& file, const LineSink& line, const std::function<void(std::string)>& skip);
+
 // The JSON Lines rule for one line: the string at `field`, dots reaching into objects. INVALID_ARGUMENT saying what is
 // wrong.
 absl::StatusOr<std::string> FieldOfJsonLine(absl::string_view line, absl::string_view field);

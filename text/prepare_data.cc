@@ -1,7 +1,6 @@
 // The way from sources to a token store: find and fingerprint the files, clean and split their documents onto disk,
 // make or load the tokenizer, encode, and write the manifest last.
 #include <errno.h>
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -12,15 +11,15 @@
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/checksum.h"
 #include "common/files.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
-#include "text/byte_stream.h"
 #include "text/clean.h"
 #include "text/corpus.h"
+#include "text/new_file.h"
+#include "text/source_inputs.h"
 #include "text/sources.h"
 #include "text/token_store.h"
 #include "text/unicode.h"
@@ -33,64 +32,6 @@ using Json = nlohmann::ordered_json;
 
 // Raised when the rules that lead from the same sources to other tokens change.
 constexpr int kRules = 1;
-constexpr size_t kBufferBytes = 1 << 20;
-
-// A file written in one go beside its place; Commit moves it there. Removed if that never happens.
-class NewFile {
- public:
-  static absl::StatusOr<std::unique_ptr<NewFile>> Create(std::string path) {
-    auto file = std::unique_ptr<NewFile>(new NewFile(std::move(path)));
-    file->file_ = open(file->beside().c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-    if (file->file_ < 0) return absl::ErrnoToStatus(errno, absl::StrCat("creating ", file->beside()));
-    return file;
-  }
-  ~NewFile() {
-    if (file_ >= 0) close(file_);
-    if (!committed_) unlink(beside().c_str());
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-
-  std::string beside() const { return path_ + ".new"; }
-
-  absl::Status Append(absl::string_view bytes) {
-    absl::StrAppend(&buffer_, bytes);
-    return buffer_.size() < kBufferBytes ? absl::OkStatus() : Flush();
-  }
-  absl::Status Flush() {
-    absl::string_view rest = buffer_;
-    while (!rest.empty()) {
-      const ssize_t count = write(file_, rest.data(), rest.size());
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) return absl::ErrnoToStatus(errno, absl::StrCat("writing ", beside()));
-      rest.remove_prefix(static_cast<size_t>(count));
-    }
-    buffer_.clear();
-    return absl::OkStatus();
-  }
-  // Requires a flushed file that holds so much.
-  absl::Status Overwrite(absl::string_view bytes, off_t offset) {
-    if (pwrite(file_, bytes.data(), bytes.size(), offset) == static_cast<ssize_t>(bytes.size()))
-      return absl::OkStatus();
-    return absl::ErrnoToStatus(errno, absl::StrCat("writing ", beside()));
-  }
-  absl::Status Commit() {
-    MILLRACE_RETURN_IF_ERROR(Flush());
-    if (fsync(file_) != 0 || rename(beside().c_str(), path_.c_str()) != 0) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("writing ", path_));
-    }
-    committed_ = true;
-    return absl::OkStatus();
-  }
-
- private:
-  explicit NewFile(std::string path) : path_(std::move(path)) {}
-
-  const std::string path_;
-  int file_ = -1;
-  bool committed_ = false;
-  std::string buffer_;
-};
 
 // Cleaned documents one after another in a file.
 struct Spool {
@@ -142,42 +83,11 @@ class Preparation {
     if (report_.skips.size() < kMaxSkips) report_.skips.push_back(std::move(why));
   }
 
-  absl::StatusOr<std::string> Sha256OfFile(const std::string& path) {
-    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<ByteStream> stream, OpenPackedStream(path));
-    Sha256 sum;
-    std::vector<char> buffer(kBufferBytes);
-    for (;;) {
-      MILLRACE_ASSIGN_OR_RETURN(const size_t count, stream->Read(buffer.data(), buffer.size()));
-      if (count == 0) return sum.HexDigest();
-      sum.Update(absl::string_view(buffer.data(), count));
-    }
-  }
-
   // Everything that the store is a function of.
   absl::Status Fingerprint() {
-    const v1::DataSpec& data = job_.data();
-    if (!(data.held_out() > 0 && data.held_out() < 1)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("data.held_out is ", data.held_out(), "; it must lie between 0 and 1"));
-    }
-    if (data.split().order() != "hash" && data.split().order() != "file") {
-      return absl::InvalidArgumentError(absl::StrCat("data.split.order is '", data.split().order(), "'; hash or file"));
-    }
-    MILLRACE_ASSIGN_OR_RETURN(SourceFiles found, FindSources(data, base_dir_));
+    MILLRACE_ASSIGN_OR_RETURN(SourceInputs found, FindInputs(job_.data(), base_dir_));
     for (std::string& why : found.skips) Skip(std::move(why));
-    Json sources = Json::array();
-    for (SourceFile& file : found.files) {
-      const absl::StatusOr<std::string> sum = Sha256OfFile(file.path);
-      if (!sum.ok() && file.explicitly_named) return sum.status();
-      if (!sum.ok()) {
-        Skip(std::string(sum.status().message()));
-        continue;
-      }
-      sources.push_back(
-          {{"path", file.shown}, {"format", static_cast<int>(file.format)}, {"field", file.field}, {"sha256", *sum}});
-      files_.push_back(std::move(file));
-    }
-    const v1::CleanSpec& clean = data.clean();
+    files_ = std::move(found.files);
     Json tokenizer = {{"type", job_.tokenizer().type()}};
     if (!job_.tokenizer().path().empty()) {
       const fs::path given(job_.tokenizer().path());
@@ -192,20 +102,11 @@ class Preparation {
     } else if (job_.tokenizer().type() != "char") {
       return absl::InvalidArgumentError(absl::StrCat("tokenizer.type is '", job_.tokenizer().type(), "'; bpe or char"));
     }
-    inputs_ = {{"rules", kRules},
-               {"sources", sources},
-               {"clean",
-                {{"unicode", clean.unicode()},
-                 {"strip_markup", clean.strip_markup()},
-                 {"lowercase", clean.lowercase()},
-                 {"punctuation", clean.punctuation()},
-                 {"control", clean.control()},
-                 {"dedup", clean.dedup()}}},
-               {"held_out", data.held_out()},
-               {"split", {{"order", data.split().order()}, {"window_bytes", data.split().window_bytes()}}},
-               {"tokenizer", tokenizer}};
-    // Paths may hold any bytes; the manifest is UTF-8. What is compared is what would be written.
-    inputs_ = Json::parse(inputs_.dump(-1, ' ', false, Json::error_handler_t::replace));
+    if (tokenizer_path_.empty() && !special_tokens().empty()) tokenizer["special_tokens"] = special_tokens();
+    inputs_ = {{"rules", kRules}};
+    inputs_.update(found.json);
+    inputs_["tokenizer"] = tokenizer;
+    inputs_ = AsWritten(inputs_);
     return absl::OkStatus();
   }
 
@@ -219,6 +120,9 @@ class Preparation {
     return report;
   }
 
+  std::vector<std::string> special_tokens() const {
+    return {job_.tokenizer().special_tokens().begin(), job_.tokenizer().special_tokens().end()};
+  }
   bool by_hash() const { return job_.data().split().order() == "hash"; }
 
   // Cleans every document into spools_[0] (train, or everything if split in file order) and spools_[1] (held out).
@@ -244,7 +148,7 @@ class Preparation {
           ++report_.duplicates;
           return absl::OkStatus();
         }
-        return spools_[by_hash() && IsHeldOut(sum)].Add(document);
+        return spools_[by_hash() && IsHeldOut(sum, data.held_out())].Add(document);
       };
       const absl::Status status = ReadDocuments(file, options, sink);
       if (!status.ok()) return status;
@@ -255,13 +159,6 @@ class Preparation {
                        report_.skips.empty() ? "" : ", the first: ", report_.skips.empty() ? "" : report_.skips[0]));
     }
     return absl::OkStatus();
-  }
-
-  // By the first 64 bits of the document's SHA-256, as a fraction of 1.
-  bool IsHeldOut(const std::string& sum) const {
-    uint64_t bits = 0;
-    if (!absl::SimpleHexAtoi(absl::string_view(sum).substr(0, 16), &bits)) return false;
-    return static_cast<double>(bits) * 0x1p-64 < job_.data().held_out();
   }
 
   absl::Status Split() {
@@ -318,16 +215,24 @@ class Preparation {
   absl::Status MakeTokenizer() {
     if (!tokenizer_path_.empty()) {
       MILLRACE_ASSIGN_OR_RETURN(tokenizer_, LoadTokenizer(tokenizer_path_));
+      for (const std::string& content : special_tokens()) {
+        if (tokenizer_->AddedId(content)) continue;
+        return absl::InvalidArgumentError(absl::StrCat("tokenizer.special_tokens: ", tokenizer_path_, " lacks '",
+                                                       content, "', and a given tokenizer is used as it is"));
+      }
     } else if (job_.tokenizer().type() == "bpe") {
       // Learnt from the train part alone.
-      MILLRACE_ASSIGN_OR_RETURN(tokenizer_, TrainBpe({.vocab_size = job_.tokenizer().vocab_size()},
-                                                     [this](const auto& each) { return parts_[0].ForEach(each); }));
+      MILLRACE_ASSIGN_OR_RETURN(
+          tokenizer_, TrainBpe({.vocab_size = job_.tokenizer().vocab_size(), .special_tokens = special_tokens()},
+                               [this](const auto& each) { return parts_[0].ForEach(each); }));
     } else {
       // The alphabet is that of the whole text, as nanoGPT has it: a character may occur in the held-out part alone.
-      MILLRACE_ASSIGN_OR_RETURN(tokenizer_, TrainCharacters([this](const auto& each) -> absl::Status {
-                                  MILLRACE_RETURN_IF_ERROR(parts_[0].ForEach(each));
-                                  return parts_[1].ForEach(each);
-                                }));
+      MILLRACE_ASSIGN_OR_RETURN(tokenizer_, TrainCharacters(
+                                                [this](const auto& each) -> absl::Status {
+                                                  MILLRACE_RETURN_IF_ERROR(parts_[0].ForEach(each));
+                                                  return parts_[1].ForEach(each);
+                                                },
+                                                special_tokens()));
     }
     report_.vocab_size = tokenizer_->vocab_size();
     return absl::OkStatus();

@@ -2,6 +2,7 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <set>
 
@@ -10,6 +11,7 @@
 #include "common/files.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
+#include "text/added_tokens_json.h"
 #include "text/bpe.h"
 #include "text/characters.h"
 #include "text/pre_tokenizer.h"
@@ -201,9 +203,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseCharacters(const Json& json) {
   }
   if (TypeOf(Field(json, "decoder")) != "Fuse")
     return NotSupported("decoder", Field(json, "decoder"), "for WordLevel, Fuse");
-  const Json& added = Field(json, "added_tokens");
-  if (!added.is_null() && !(added.is_array() && added.empty()))
-    return NotSupported("added_tokens", added, "for WordLevel, none");
+  MILLRACE_ASSIGN_OR_RETURN(std::vector<AddedToken> added, ReadAddedTokens(Field(json, "added_tokens")));
   const Json& post_processor = Field(json, "post_processor");
   if (!AddsNoTokens(post_processor)) {
     return NotSupported("post_processor", post_processor, "for WordLevel, null or a template that adds no tokens");
@@ -221,7 +221,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> ParseCharacters(const Json& json) {
       return absl::InvalidArgumentError(absl::StrCat("model.vocab: \"", names[id], "\" is given twice"));
     characters.push_back(character.code);
   }
-  return std::make_unique<CharacterTokenizer>(std::move(characters));
+  for (size_t i = 0; i < added.size(); ++i) {
+    if (added[i].id != characters.size() + i) {
+      return absl::InvalidArgumentError(absl::StrCat("added_tokens[", i, "].id is ", added[i].id,
+                                                     "; behind the characters of model.vocab it must be ",
+                                                     characters.size() + i));
+    }
+  }
+  return std::make_unique<CharacterTokenizer>(std::move(characters), std::move(added));
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> ParseUnnamed(absl::string_view text) {
@@ -246,6 +253,94 @@ std::string Tokenizer::Decode(absl::Span<const uint32_t> ids) const {
   std::string text;
   for (const uint32_t id : ids) text += TokenBytes(id);
   return text;
+}
+
+absl::Status Tokenizer::EncodeAround(absl::string_view text, absl::Span<const uint8_t> ordinary, bool normalized,
+                                     std::vector<uint32_t>* ids) const {
+  const auto rest = [&](size_t begin, size_t end) {
+    if (begin == end) return absl::OkStatus();
+    const absl::string_view part = text.substr(begin, end - begin);
+    if (normalized) return EncodeOrdinary(part, ids);
+    return EncodeAround(part, ordinary.empty() ? ordinary : ordinary.subspan(begin, end - begin), true, ids);
+  };
+  std::vector<const AddedToken*> tokens;
+  std::array<bool, 256> starts = {};
+  for (const AddedToken& token : added_tokens()) {
+    if (token.normalized != normalized) continue;
+    tokens.push_back(&token);
+    starts[static_cast<uint8_t>(token.content[0])] = true;
+  }
+  size_t begin = 0;
+  for (size_t at = 0; !tokens.empty() && at < text.size();) {
+    const AddedToken* match = nullptr;  // the longest here
+    if (starts[static_cast<uint8_t>(text[at])]) {
+      for (const AddedToken* token : tokens) {
+        const size_t size = token->content.size();
+        if ((match != nullptr && size <= match->content.size()) || text.substr(at, size) != token->content) continue;
+        const absl::Span<const uint8_t> marks = ordinary.empty() ? ordinary : ordinary.subspan(at, size);
+        if (std::find(marks.begin(), marks.end(), 1) == marks.end()) match = token;
+      }
+    }
+    if (match == nullptr) {
+      ++at;
+      continue;
+    }
+    MILLRACE_RETURN_IF_ERROR(rest(begin, at));
+    ids->push_back(match->id);
+    begin = at += match->content.size();
+  }
+  return rest(begin, text.size());
+}
+
+absl::StatusOr<std::vector<uint32_t>> Tokenizer::Encode(absl::string_view text) const {
+  std::vector<uint32_t> ids;
+  MILLRACE_RETURN_IF_ERROR(EncodeAround(text, {}, false, &ids));
+  return ids;
+}
+
+absl::Status Tokenizer::EncodeMarked(absl::string_view text, absl::Span<const uint8_t> ordinary,
+                                     std::vector<uint32_t>* ids) const {
+  return EncodeAround(text, ordinary, false, ids);
+}
+
+std::optional<uint32_t> Tokenizer::AddedId(absl::string_view content) const {
+  for (const AddedToken& token : added_tokens()) {
+    if (token.content == content) return token.id;
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<std::vector<AddedToken>> SpecialTokens(absl::Span<const std::string> contents, uint32_t first_id) {
+  constexpr size_t kMaxTokens = 1024;
+  constexpr size_t kMaxBytes = 256;
+  if (contents.size() > kMaxTokens)
+    return absl::InvalidArgumentError(absl::StrCat("special_tokens has more than ", kMaxTokens, " entries"));
+  std::vector<AddedToken> tokens;
+  std::set<absl::string_view> seen;
+  for (const std::string& content : contents) {
+    const std::string where = absl::StrCat("special_tokens[", tokens.size(), "]");
+    if (content.empty() || content.size() > kMaxBytes || FirstInvalidUtf8(content)) {
+      return absl::InvalidArgumentError(absl::StrCat(where, " must be UTF-8 of 1 to ", kMaxBytes, " bytes"));
+    }
+    if (!seen.insert(content).second)
+      return absl::InvalidArgumentError(absl::StrCat(where, " '", content, "' is given twice"));
+    tokens.push_back({.id = first_id + static_cast<uint32_t>(tokens.size()), .content = content});
+  }
+  return tokens;
+}
+
+Json AddedTokensJson(absl::Span<const AddedToken> tokens) {
+  Json added = Json::array();
+  for (const AddedToken& token : tokens) {
+    added.push_back({{"id", token.id},
+                     {"content", token.content},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", token.normalized},
+                     {"special", token.special}});
+  }
+  return added;
 }
 
 std::string Tokenizer::ConfigJson() const {

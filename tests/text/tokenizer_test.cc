@@ -272,6 +272,53 @@ TEST(Characters, AreSortedAndUnknownOnesNamed) {
 }
 
 // As transformers 5 saves it.
+TEST(SpecialTokens, StandBehindTheOthersAndAreNeverMadeOfOrdinaryText) {
+  const auto texts = [](const auto& each) { return each("aab aab aab|<>_im"); };
+  const std::vector<std::string> special = {"<|im_start|>", "<|im_end|>"};
+  const auto without = *TrainBpe({.vocab_size = 260}, texts);
+  const auto with = *TrainBpe({.vocab_size = 260, .special_tokens = special}, texts);
+  const auto characters = *TrainCharacters(texts, special);
+  EXPECT_EQ(with->vocab_size(), 262u);
+  for (uint32_t id = 0; id < 260; ++id) EXPECT_EQ(with->TokenBytes(id), without->TokenBytes(id));
+  for (const Tokenizer* tokenizer : {with.get(), characters.get()}) {
+    const uint32_t first = tokenizer->vocab_size() - 2;
+    const std::string text = "aab<|im_end|>aab";
+    const std::vector<uint32_t> ids = *tokenizer->Encode(text);
+    EXPECT_EQ(std::count(ids.begin(), ids.end(), first + 1), 1);
+    EXPECT_TRUE(tokenizer->IsSpecial(first) && tokenizer->IsSpecial(first + 1));
+    EXPECT_FALSE(tokenizer->IsSpecial(first + 2));
+    EXPECT_EQ(tokenizer->Decode(ids), text);
+    EXPECT_EQ(tokenizer->AddedId("<|im_start|>"), first);
+    std::vector<uint32_t> ordinary;
+    ASSERT_TRUE(with->EncodeOrdinary(text, &ordinary).ok());
+    EXPECT_EQ(with->Decode(ordinary), text);
+    for (const uint32_t id : ordinary) EXPECT_FALSE(with->IsSpecial(id));
+    // Read back, they are the same tokenizer.
+    const auto again = ParseTokenizer(tokenizer->ToJson(), "again");
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(*(*again)->Encode(text), ids);
+    EXPECT_EQ((*again)->ToJson(), tokenizer->ToJson());
+  }
+  EXPECT_FALSE(TrainBpe({.vocab_size = 260, .special_tokens = {"a", "a"}}, texts).ok());
+  EXPECT_FALSE(TrainCharacters(texts, {""}).ok());
+}
+
+TEST(SpecialTokens, OneThatTouchesAMarkedByteIsOrdinary) {
+  const auto tokenizer =
+      *TrainBpe({.vocab_size = 257, .special_tokens = {"<a>", "<a><a>"}}, [](const auto& each) { return each("ab"); });
+  const std::string text = "<a><a>";
+  std::vector<uint8_t> marks(text.size(), 0);
+  std::vector<uint32_t> ids;
+  ASSERT_TRUE(tokenizer->EncodeMarked(text, marks, &ids).ok());
+  EXPECT_EQ(ids, std::vector<uint32_t>({258}));
+  ids.clear();
+  marks[5] = 1;
+  ASSERT_TRUE(tokenizer->EncodeMarked(text, marks, &ids).ok());
+  ASSERT_EQ(ids.size(), 4u) << "the first as a token, the second as three bytes";
+  EXPECT_EQ(ids[0], 257u);
+  EXPECT_EQ(tokenizer->Decode(ids), text);
+}
+
 TEST(TokenizerJson, ATemplateThatAddsNoTokensIsFine) {
   Json changed = Json::parse(Golden("bpe.json"));
   changed["post_processor"] = Json::parse(R"({"type": "TemplateProcessing",
