@@ -483,7 +483,14 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
 // What a phase starts from is an earlier phase's checkpoint, or a folder.
 absl::Status CheckStart(const v1::PhaseSpec& phase, const std::set<std::string>& earlier, const std::string& path) {
   const std::optional<PhaseStart> start = ParsePhaseStart(phase.from());
-  if (!start.has_value() || earlier.contains(start->phase)) return absl::OkStatus();
+  if (!start.has_value()) return absl::OkStatus();
+  uint64_t step = 0;
+  if (start->which != "best" && start->which != "last" && !absl::SimpleAtoi(start->which, &step)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".from: ", Shown(start->which), " is no checkpoint; best, last or a step is wanted, as in ",
+                     start->phase, "@best"));
+  }
+  if (earlier.contains(start->phase)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat(path, ".from: there is no earlier phase ", Shown(start->phase), "; ",
                    earlier.empty() ? "none comes before" : absl::StrCat("there is ", absl::StrJoin(earlier, ", ")),

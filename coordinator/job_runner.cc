@@ -504,6 +504,8 @@ absl::Status JobRun::Begin() {
   if (start.has_value()) {
     MILLRACE_ASSIGN_OR_RETURN(folder, StartFolder(*start));
   }
+  const std::string shown =
+      start.has_value() ? absl::StrCat("checkpoint ", std::filesystem::path(folder).filename().string()) : folder;
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::OpenModel(folder);
   if (absl::IsNotFound(reader.status()) && !start.has_value()) {
     return absl::InvalidArgumentError(
@@ -514,10 +516,10 @@ absl::Status JobRun::Begin() {
   if (good.ok()) good = (*reader)->Verify();
   if (good.ok()) good = (*reader)->CheckTable(*blocks_);
   if (!good.ok()) {
-    return absl::InternalError(absl::StrCat("phase ", phase_->name(), " starts from ", folder, ": ", good.message()));
+    return absl::InternalError(absl::StrCat("phase ", phase_->name(), " starts from ", shown, ": ", good.message()));
   }
   MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(**reader, 0, /*with_state=*/false));
-  Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from ", folder));
+  Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from ", shown));
   return absl::OkStatus();
 }
 

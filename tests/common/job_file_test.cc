@@ -131,7 +131,49 @@ void ExpectDefaultsFilled(const google::protobuf::Message& message) {
     }
   }
 }
-TEST(JobFile, EveryDefaultKeepsItsOwnRule) { ExpectDefaultsFilled(Parsed(kJob)); }
+TEST(JobFile, EveryDefaultKeepsItsOwnRule) {
+  // With what counts only where it is given.
+  ExpectDefaultsFilled(Parsed(Changed("    global_batch: 16\n", R"(    global_batch: 16
+    data: {sources: [{path: other.txt}]}
+    trainable: {learning_rates: [{pattern: "*", multiplier: 2}]}
+)")));
+  EXPECT_FALSE(Parsed(kJob).phases(0).has_data());
+}
+
+TEST(JobFile, StepsThatEpochsTakeAreKnownLater) {
+  const std::string job = Changed("      max_steps: 1000\n", "      max_epochs: 2\n");
+  v1::PhaseSpec phase = Parsed(job).phases(0);
+  EXPECT_FALSE(phase.optimizer().has_decay_steps());
+  phase.mutable_stop()->set_max_steps(70);
+  FillPhaseSteps(&phase);
+  EXPECT_EQ(phase.optimizer().decay_steps(), 70u);
+}
+
+TEST(JobFile, APhaseStartsFromAnEarlierOneOrAFolder) {
+  const std::string two = absl::StrCat(kJob, R"(  - name: more
+    global_batch: 8
+    from: FROM
+    stop: {max_steps: 10}
+)");
+  const auto from = [&two](const std::string& from) { return absl::StrReplaceAll(two, {{"FROM", from}}); };
+  for (const char* good : {"pretrain@best", "pretrain@last", "pretrain@300", "../models/gpt2", "./odd@name"}) {
+    EXPECT_EQ(Parsed(from(good)).phases(1).from(), good);
+  }
+  EXPECT_EQ(Refusal(from("pretraining@best")),
+            "job.yaml: phases.1.from: there is no earlier phase 'pretraining'; there is pretrain. A folder whose name "
+            "has an @ is given as ./pretraining@best");
+  EXPECT_THAT(Refusal(from("more@best")), HasSubstr("there is no earlier phase 'more'"));
+  EXPECT_EQ(Refusal(from("pretrain@worst")),
+            "job.yaml: phases.1.from: 'worst' is no checkpoint; best, last or a step is wanted, as in pretrain@best");
+  EXPECT_THAT(Refusal(Changed("    global_batch: 16\n", "    global_batch: 16\n    from: a@best\n")),
+              HasSubstr("there is no earlier phase 'a'; none comes before"));
+}
+
+TEST(JobFile, WhatNeedsDataOfItsOwnSaysSo) {
+  EXPECT_THAT(Refusal(kJob, {"phases.0.replay=0.1"}), HasSubstr("phases.0.replay: a phase without data of its own"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.objective=sft"}),
+              HasSubstr("phases.0.data is missing: the conversations that sft learns from"));
+}
 
 TEST(JobFile, EveryExampleParses) {
   int examples = 0;
@@ -162,7 +204,7 @@ TEST(JobFile, AnUnknownFieldHasItsLineAndTheNearestName) {
   EXPECT_EQ(Refusal(Changed("max_steps:", "maxsteps:")),
             "job.yaml:17: unknown field 'maxsteps' in phases.0.stop; did you mean 'max_steps'?");
   EXPECT_EQ(Refusal(Changed("max_steps:", "zzzzzz:")),
-            "job.yaml:17: unknown field 'zzzzzz' in phases.0.stop; it takes max_steps, patience, min_delta");
+            "job.yaml:17: unknown field 'zzzzzz' in phases.0.stop; it takes max_steps, patience, min_delta, max_epochs");
   EXPECT_THAT(Refusal(Changed("name: mine", std::string(1000, 'x') + ": mine")),
               HasSubstr(absl::StrCat("job.yaml:1: unknown field '", std::string(80, 'x'), "…'")));
 }
@@ -221,7 +263,7 @@ TEST(JobFile, AMissingFieldIsNamedWithItsMeaning) {
   EXPECT_THAT(Refusal(Changed("name: mine\n", "")), HasSubstr("job.yaml: name is missing: Name of the job"));
   EXPECT_THAT(Refusal(Changed("  layers: 4\n", "")), HasSubstr("model.layers is missing: Transformer layers."));
   EXPECT_THAT(Refusal(Changed("      max_steps: 1000\n", "      patience: 1\n")),
-              HasSubstr("phases.0.stop.max_steps is missing"));
+              HasSubstr("phases.0.stop: max_steps or max_epochs is needed"));
   EXPECT_THAT(Refusal("name: mine\n"), HasSubstr("data.sources is missing"));
   EXPECT_THAT(Refusal(kJob, {"phases=[]"}), HasSubstr("phases is missing"));
 }
