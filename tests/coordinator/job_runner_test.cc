@@ -1,5 +1,6 @@
 #include "coordinator/job_runner.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -10,10 +11,12 @@
 #include "coordinator/simulated_cluster.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "text/token_store.h"
 
 namespace millrace::coordinator {
 namespace {
 
+using testing::AllOf;
 using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
@@ -488,6 +491,98 @@ TEST_F(JobRunnerTest, TheSecondPhaseStartsFromTheBestOfTheFirst) {
   EXPECT_EQ(Link("last"), "more-10");
   EXPECT_EQ(shards_.commits, 20);
   EXPECT_THAT(Texts(), Contains(HasSubstr("phase more starts from checkpoint pretrain-")));
+}
+
+TEST_F(JobRunnerTest, APhaseWithTextOfItsOwnTellsWhatIsRetainedOfTheJobs) {
+  // Of the same characters.
+  std::ifstream text(directory_ / "text.txt");
+  std::string other{std::istreambuf_iterator<char>(text), std::istreambuf_iterator<char>()};
+  std::reverse(other.begin(), other.end());
+  std::ofstream(directory_ / "other.txt") << other;
+  v1::JobSpec spec = Spec(10);
+  *spec.add_phases() = spec.phases(0);
+  v1::PhaseSpec& more = *spec.mutable_phases(1);
+  more.set_name("more");
+  *more.mutable_data() = spec.data();
+  more.mutable_data()->mutable_sources(0)->set_path("other.txt");
+  Submit(spec);
+  std::set<std::string> tokens_of_phase[2];
+  AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
+    if (unit.kind() == v1::WorkUnit::TRAIN) {
+      tokens_of_phase[shards_.commits >= 10].insert(unit.microbatches(0).tokens());
+    }
+    return true;
+  });
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  int evaluations = 0;
+  for (const v1::JobEvent& event : Events()) {
+    if (!event.has_evaluation()) continue;
+    ++evaluations;
+    EXPECT_EQ(event.evaluation().has_retained_loss(), event.evaluation().phase() == "more");
+    if (event.evaluation().has_retained_loss()) {
+      EXPECT_GT(event.evaluation().retained_loss(), 0);
+    }
+  }
+  EXPECT_EQ(evaluations, 4);
+  for (const std::string& tokens : tokens_of_phase[1]) EXPECT_FALSE(tokens_of_phase[0].contains(tokens));
+}
+
+TEST_F(JobRunnerTest, EpochsBecomeSteps) {
+  v1::JobSpec spec = Spec(10);
+  v1::StopSpec& stop = *spec.mutable_phases(0)->mutable_stop();
+  stop.clear_max_steps();
+  stop.set_max_epochs(0.5);
+  spec.mutable_phases(0)->mutable_optimizer()->clear_decay_steps();
+  Submit(spec);
+  AddWorker();
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_EQ(outcome->stop_reason, "max_steps");
+  // Half of the text's windows of 8 tokens, 6 a step.
+  const auto store = text::TokenStore::Open(directory_ / "jobs" / "tiny" / "data");
+  ASSERT_TRUE(store.ok()) << store.status();
+  const uint64_t windows = (*store)->train().size() / 8 - 1;
+  EXPECT_EQ(static_cast<uint64_t>(shards_.commits), (windows + 11) / 12);
+}
+
+TEST_F(JobRunnerTest, APhaseMayStartFromAnyEarlierStepOrAFolder) {
+  v1::JobSpec spec = Spec(10);
+  *spec.add_phases() = spec.phases(0);
+  spec.mutable_phases(1)->set_name("more");
+  spec.mutable_phases(1)->set_from("pretrain@5");
+  Submit(spec);
+  AddWorker();
+  auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_THAT(Texts(), Contains("phase more starts from checkpoint pretrain-5"));
+
+  // The same weights lie in a folder; with nothing but the weights in it.
+  const fs::path checkpoints = directory_ / "jobs" / "tiny" / "checkpoints";
+  fs::create_directory(directory_ / "model");
+  fs::copy(checkpoints / "pretrain-5" / "model.safetensors", directory_ / "model" / "model.safetensors");
+  const std::string digest = LastDigest();
+  fs::remove_all(checkpoints / "more-5");
+  fs::remove_all(checkpoints / "more-10");
+  spec.mutable_phases(1)->set_from("./model");
+  ASSERT_TRUE(book_->Delete("tiny").ok());
+  Submit(spec);
+  outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_THAT(Texts(), Contains(AllOf(HasSubstr("phase more starts from "), HasSubstr("/model"))));
+  EXPECT_EQ(LastDigest(), digest);
+}
+
+TEST_F(JobRunnerTest, AFolderWithoutAModelIsAClearError) {
+  v1::JobSpec spec = Spec(5);
+  spec.mutable_phases(0)->set_from("./nowhere");
+  Submit(spec);
+  AddWorker();
+  const auto outcome = Run();
+  EXPECT_TRUE(absl::IsInvalidArgument(outcome.status())) << outcome.status();
+  EXPECT_THAT(outcome.status().message(),
+              AllOf(HasSubstr("phase pretrain starts from ./nowhere, which holds no model.safetensors"),
+                    HasSubstr("millrace import")));
 }
 
 TEST_F(JobRunnerTest, MissingTextIsAClearError) {
