@@ -1,10 +1,12 @@
 #include "cli/job_view.h"
 
 #include <cmath>
+#include <map>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 
 namespace millrace::cli {
 
@@ -37,7 +39,8 @@ void JobView::Show(const v1::JobEvent& event) {
     }
     case v1::JobEvent::kStep: {
       const v1::StepEvent& step = event.step();
-      std::string text = absl::StrFormat("%s %d/%d  loss %.4f", step.phase(), step.step(), step.max_steps(), step.loss());
+      std::string text =
+          absl::StrFormat("%s %d/%d  loss %.4f", step.phase(), step.step(), step.max_steps(), step.loss());
       if (held_out_ > 0) absl::StrAppendFormat(&text, "  held-out %.4f", held_out_);
       absl::StrAppendFormat(&text, "  %s tokens/s  %d worker%s  ETA %s", ShortCount(step.tokens_per_second()),
                             step.workers(), step.workers() == 1 ? "" : "s", ShortDuration(step.eta_seconds()));
@@ -47,9 +50,18 @@ void JobView::Show(const v1::JobEvent& event) {
     case v1::JobEvent::kEvaluation: {
       const v1::EvaluationEvent& evaluation = event.evaluation();
       held_out_ = evaluation.loss();
-      line_->Print(absl::StrFormat("%s step %d: held-out loss %.4f, perplexity %.2f, %.4f bits a byte%s",
-                                   evaluation.phase(), evaluation.step(), evaluation.loss(), evaluation.perplexity(),
-                                   evaluation.bits_per_byte(), evaluation.best() ? " (best)" : ""));
+      std::string text =
+          absl::StrFormat("%s step %d: held-out loss %.4f", evaluation.phase(), evaluation.step(), evaluation.loss());
+      if (evaluation.bytes() > 0) {
+        absl::StrAppendFormat(&text, ", perplexity %.2f, %.4f bits a byte", evaluation.perplexity(),
+                              evaluation.bits_per_byte());
+      }
+      // A map of protobuf has no order.
+      const std::map<std::string, double> statistics(evaluation.statistics().begin(), evaluation.statistics().end());
+      for (const auto& [name, value] : statistics) {
+        absl::StrAppendFormat(&text, ", %s %.4f", absl::StrReplaceAll(name, {{"_", " "}}), value);
+      }
+      line_->Print(absl::StrCat(text, evaluation.best() ? " (best)" : ""));
       break;
     }
     case v1::JobEvent::kCheckpoint:
@@ -66,12 +78,12 @@ void JobView::Show(const v1::JobEvent& event) {
 }
 
 std::string Summary(const v1::Job& job) {
-  std::string text = absl::StrCat("Job ", job.id(), " ", job.state() == v1::Job::SUCCEEDED ? "is finished" : StateName(job.state()),
-                                  " after ", job.step(), " of ", job.max_steps(), " steps");
+  std::string text =
+      absl::StrCat("Job ", job.id(), " ", job.state() == v1::Job::SUCCEEDED ? "is finished" : StateName(job.state()),
+                   " after ", job.step(), " of ", job.max_steps(), " steps");
   if (!job.stop_reason().empty()) absl::StrAppend(&text, " (", job.stop_reason(), ")");
   if (job.started_unix_ms() > 0 && job.ended_unix_ms() >= job.started_unix_ms()) {
-    absl::StrAppend(&text, ", ",
-                    ShortDuration(static_cast<double>(job.ended_unix_ms() - job.started_unix_ms()) / 1000),
+    absl::StrAppend(&text, ", ", ShortDuration(static_cast<double>(job.ended_unix_ms() - job.started_unix_ms()) / 1000),
                     " after its start");
   }
   absl::StrAppend(&text, ".\n");

@@ -461,8 +461,9 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ".replay: a phase without data of its own trains on the job's text anyway; give it data, or no replay"));
   }
-  if (phase.objective() == "sft" && !phase.has_data()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ".data is missing: the conversations that sft learns from"));
+  if (phase.objective() != "causal_lm" && !phase.has_data()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".data is missing: the conversations that ", phase.objective(), " learns from"));
   }
   const v1::OptimizerSpec& optimizer = phase.optimizer();
   if (optimizer.betas_size() != 2 && optimizer.betas_size() != 0) {
@@ -481,20 +482,20 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
 }
 
 // What a phase starts from is an earlier phase's checkpoint, or a folder.
-absl::Status CheckStart(const v1::PhaseSpec& phase, const std::set<std::string>& earlier, const std::string& path) {
-  const std::optional<PhaseStart> start = ParsePhaseStart(phase.from());
+absl::Status CheckStart(const std::string& from, const std::set<std::string>& earlier, const std::string& path) {
+  const std::optional<PhaseStart> start = ParsePhaseStart(from);
   if (!start.has_value()) return absl::OkStatus();
   uint64_t step = 0;
   if (start->which != "best" && start->which != "last" && !absl::SimpleAtoi(start->which, &step)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ".from: ", Shown(start->which), " is no checkpoint; best, last or a step is wanted, as in ",
-                     start->phase, "@best"));
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", Shown(start->which),
+                                                   " is no checkpoint; best, last or a step is wanted, as in ",
+                                                   start->phase, "@best"));
   }
   if (earlier.contains(start->phase)) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(path, ".from: there is no earlier phase ", Shown(start->phase), "; ",
+      absl::StrCat(path, ": there is no earlier phase ", Shown(start->phase), "; ",
                    earlier.empty() ? "none comes before" : absl::StrCat("there is ", absl::StrJoin(earlier, ", ")),
-                   ". A folder whose name has an @ is given as ./", phase.from()));
+                   ". A folder whose name has an @ is given as ./", from));
 }
 
 }  // namespace
@@ -545,7 +546,13 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
     }
-    MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i), names, path));
+    MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i).from(), names, path + ".from"));
+    MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i).preference().reference(), names, path + ".preference.reference"));
+    if (const std::string& objective = job.phases(i).objective();
+        i == 0 && job.phases(i).from().empty() && objective != "causal_lm" && objective != "sft") {
+      return absl::InvalidArgumentError(absl::StrCat(path, ".from is missing: ", objective,
+                                                     " begins with a trained model, as in from: runs/sft/last"));
+    }
     if (!names.insert(job.phases(i).name()).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()), " already"));

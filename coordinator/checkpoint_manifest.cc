@@ -17,6 +17,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr char kFormat[] = "millrace checkpoint";
 constexpr uint64_t kVersion = 1;
+constexpr size_t kMaxStatistics = 1000;
 constexpr uint64_t kMaxCount = uint64_t{1} << 53;  // what JSON numbers carry exactly everywhere
 
 absl::Status Wrong(absl::string_view field, absl::string_view expected) {
@@ -63,6 +64,19 @@ absl::StatusOr<std::string> PlainName(const Json& object, const char* field) {
   return name;
 }
 
+absl::StatusOr<std::map<std::string, double>> Numbers(const Json& object, const char* field) {
+  const auto value = object.find(field);
+  if (value == object.end() || !value->is_object() || value->size() > kMaxStatistics) {
+    return Wrong(field, "an object of numbers");
+  }
+  std::map<std::string, double> numbers;
+  for (const auto& [name, number] : value->items()) {
+    if (!number.is_number() || !std::isfinite(number.get<double>())) return Wrong(field, "an object of finite numbers");
+    numbers[name] = number.get<double>();
+  }
+  return numbers;
+}
+
 absl::StatusOr<const Json*> List(const Json& object, const char* field) {
   const auto value = object.find(field);
   if (value == object.end() || !value->is_array()) return Wrong(field, "a list");
@@ -95,12 +109,12 @@ uint64_t CheckpointManifest::bytes() const {
 std::string PrintManifest(const CheckpointManifest& manifest) {
   Json evaluations = Json::array();
   for (const auto& e : manifest.evaluations) {
-    Json& evaluation = evaluations.emplace_back(Json{{"step", e.step},
-                                                     {"loss", e.loss},
-                                                     {"bits_per_byte", e.bits_per_byte},
-                                                     {"tokens", e.tokens},
-                                                     {"bytes", e.bytes}});
-    if (e.retained_loss.has_value()) evaluation["retained_loss"] = *e.retained_loss;
+    evaluations.push_back({{"step", e.step},
+                           {"loss", e.loss},
+                           {"bits_per_byte", e.bits_per_byte},
+                           {"tokens", e.tokens},
+                           {"bytes", e.bytes},
+                           {"statistics", e.statistics}});
   }
   Json tensors = Json::array();
   for (const auto& t : manifest.tensors) tensors.push_back({{"name", t.name}, {"sha256", t.sha256}});
@@ -157,9 +171,7 @@ absl::StatusOr<CheckpointManifest> ParseManifest(absl::string_view text) {
     MILLRACE_ASSIGN_OR_RETURN(e.bits_per_byte, Number(element, "bits_per_byte"));
     MILLRACE_ASSIGN_OR_RETURN(e.tokens, Count(element, "tokens"));
     MILLRACE_ASSIGN_OR_RETURN(e.bytes, Count(element, "bytes"));
-    if (element.contains("retained_loss")) {
-      MILLRACE_ASSIGN_OR_RETURN(e.retained_loss, Number(element, "retained_loss"));
-    }
+    MILLRACE_ASSIGN_OR_RETURN(e.statistics, Numbers(element, "statistics"));
     if (e.step > manifest.step || (!manifest.evaluations.empty() && e.step <= manifest.evaluations.back().step)) {
       return Wrong("evaluations", "in order of steps, up to the checkpoint's");
     }

@@ -12,7 +12,7 @@
 //   {"format": "millrace checkpoint", "version": 1,
 //    "job": ID, "phase": NAME, "phase_index": I, "step": V, "parameters": N, "data": FINGERPRINT,
 //    "digest": SHA256, "seconds_training": X, "tokens": N,
-//    "evaluations": [{"step": V, "loss": X, "bits_per_byte": X, "tokens": N, "bytes": N, "retained_loss": X}, …],
+//    "evaluations": [{"step": V, "loss": X, "bits_per_byte": X, "tokens": N, "bytes": N, "statistics": {NAME: X, …}}, …],
 //                                                                         the phase's, up to V
 //    "tensors": [{"name": NAME, "sha256": SHA256}, …],                                        of model.safetensors
 //    "files": [{"name": NAME, "bytes": N, "sha256": SHA256}, …]}                  all files of the folder but itself
@@ -21,7 +21,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -43,7 +43,7 @@ struct CheckpointManifest {
     double bits_per_byte = 0;
     uint64_t tokens = 0;
     uint64_t bytes = 0;
-    std::optional<double> retained_loss;  // of the job's held-out text, in a phase with other data
+    std::map<std::string, double> statistics;  // as in EvaluationEvent
     bool operator==(const Evaluation&) const = default;
   };
   struct TensorSum {

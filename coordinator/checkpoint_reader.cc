@@ -1,10 +1,13 @@
 #include "coordinator/checkpoint_reader.h"
 
 #include <cstring>
+#include <set>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/checksum.h"
 #include "common/files.h"
 #include "common/safetensors.h"
@@ -12,12 +15,18 @@
 
 namespace millrace::coordinator {
 
+bool InPart(absl::string_view prefix, absl::string_view* name) {
+  // The part that is trained has no prefix, and no other part's names.
+  if (prefix.empty()) return name->find('/') == absl::string_view::npos;
+  return absl::ConsumePrefix(name, prefix);
+}
+
 struct CheckpointReader::Impl {
   std::string directory;
   CheckpointManifest manifest;
   std::unique_ptr<SafetensorsFile> model;
   std::unique_ptr<SafetensorsFile> optimizer;  // null: not there
-  std::vector<const SafetensorsEntry*> of_tensor;  // by tensor of the checked table
+  std::vector<absl::string_view> of_tensor;    // weights, by tensor of the checked table; of the part's
 
   std::string Path(absl::string_view name) const { return absl::StrCat(directory, "/", name); }
 };
@@ -78,28 +87,41 @@ absl::Status CheckpointReader::Verify() const {
   return absl::OkStatus();
 }
 
-absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks) const {
+absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part) const {
   const auto wrong = [&](absl::string_view what) {
     return absl::FailedPreconditionError(absl::StrCat(impl_->Path(kModelFile), " is of another model: ", what));
   };
-  impl_->of_tensor.clear();
-  for (const blocks::TensorInfo& tensor : blocks.tensors()) {
-    const SafetensorsEntry* const entry = impl_->model->header().Find(tensor.name);
-    if (entry == nullptr) return wrong(absl::StrCat("it has no tensor ", tensor.name));
-    if (entry->dtype != "F32" || entry->shape != tensor.shape) {
-      return wrong(absl::StrCat("tensor ", tensor.name, " is ", entry->dtype, " [", absl::StrJoin(entry->shape, ", "),
+  std::set<absl::string_view> wanted(part.dropped().begin(), part.dropped().end());
+  impl_->of_tensor.assign(blocks.tensors().size(), absl::string_view());
+  for (size_t i = 0; i < blocks.tensors().size(); ++i) {
+    const blocks::TensorInfo& tensor = blocks.tensors()[i];
+    absl::string_view name = tensor.name;
+    if (!InPart(part.prefix(), &name)) continue;
+    wanted.insert(name);
+    const SafetensorsEntry* const entry = impl_->model->header().Find(std::string(name));
+    const auto fresh = part.fresh().find(std::string(name));
+    if (entry != nullptr && entry->dtype == "F32" && entry->shape == tensor.shape) {
+      impl_->of_tensor[i] = impl_->model->bytes(*entry);
+    } else if (entry != nullptr) {
+      return wrong(absl::StrCat("tensor ", name, " is ", entry->dtype, " [", absl::StrJoin(entry->shape, ", "),
                                 "]; F32 [", absl::StrJoin(tensor.shape, ", "), "] is wanted"));
+    } else if (fresh == part.fresh().end() ||
+               fresh->second.size() != static_cast<size_t>(tensor.size) * sizeof(float)) {
+      return wrong(absl::StrCat("it has no tensor ", name));
+    } else {
+      impl_->of_tensor[i] = fresh->second;
     }
-    impl_->of_tensor.push_back(entry);
   }
-  if (impl_->model->header().tensors.size() != blocks.tensors().size()) return wrong("it has more tensors");
+  for (const SafetensorsEntry& entry : impl_->model->header().tensors) {
+    if (!wanted.contains(entry.name)) return wrong(absl::StrCat("it has a tensor ", entry.name, " besides"));
+  }
   return absl::OkStatus();
 }
 
 absl::Status CheckpointReader::ReadBlock(const blocks::BlockTable& blocks, uint32_t block, bool with_state,
                                          v1::LoadRequest* request) const {
   const blocks::Block& about = blocks.blocks()[block];
-  const absl::string_view tensor = impl_->model->bytes(*impl_->of_tensor[about.tensor]);
+  const absl::string_view tensor = impl_->of_tensor[about.tensor];
   request->set_weights(std::string(tensor.substr(static_cast<size_t>(about.begin) * sizeof(float),
                                                  static_cast<size_t>(about.size) * sizeof(float))));
   if (!with_state) return absl::OkStatus();

@@ -7,11 +7,16 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "blocks/block_table.h"
 #include "coordinator/checkpoint_manifest.h"
+#include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/parameter_server.pb.h"
 
 namespace millrace::coordinator {
+
+// Whether a tensor of a phase's table is of the part with this prefix, which then is taken off.
+bool InPart(absl::string_view prefix, absl::string_view* name);
 
 class CheckpointReader {
  public:
@@ -29,10 +34,11 @@ class CheckpointReader {
   // Compares every tensor and file with its sum: DATA_LOSS names the first tensor, or else file, that differs.
   absl::Status Verify() const;
 
-  // FAILED_PRECONDITION unless the model file has exactly the table's tensors with their shapes.
-  absl::Status CheckTable(const blocks::BlockTable& blocks) const;
+  // FAILED_PRECONDITION unless the model file has exactly those tensors of the table that are of the part, without its
+  // prefix, with their shapes; besides what the part says that it may lack and have.
+  absl::Status CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part) const;
 
-  // Fills in weights, and if `with_state` state and coding, of a block of the checked table. Thread-safe.
+  // Fills in weights, and if `with_state` state and coding, of a block of the checked table and part. Thread-safe.
   absl::Status ReadBlock(const blocks::BlockTable& blocks, uint32_t block, bool with_state,
                          v1::LoadRequest* request) const;
 

@@ -17,6 +17,7 @@
 #include "common/files.h"
 #include "common/safetensors.h"
 #include "common/status.h"
+#include "coordinator/checkpoint_reader.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -85,21 +86,25 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
   impl->directory = directory;
   impl->blocks = blocks;
   impl->manifest = std::move(manifest);
-  impl->manifest.parameters = static_cast<uint64_t>(blocks->parameters());
+  impl->manifest.parameters = 0;
   for (const auto& [name, text] : side_files) {
     MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(impl->Path(name), text));
     impl->side_files.push_back(name);
   }
   for (const blocks::TensorInfo& tensor : blocks->tensors()) {
+    absl::string_view name = tensor.name;
+    if (!InPart(/*prefix=*/"", &name)) continue;
+    // Frozen models come after the one that is trained.
     impl->model.tensors.push_back({tensor.name, "F32", tensor.shape});
+    impl->manifest.parameters += static_cast<uint64_t>(tensor.size);
   }
   impl->model.metadata["format"] = "pt";  // transformers asks for it
   const std::string start = LayOutSafetensors(&impl->model);
   const std::string path = impl->Path(kModelFile);
   impl->model_file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (impl->model_file < 0) return ErrnoStatus(errno, "write", path);
-  const int reserved = posix_fallocate(impl->model_file, 0,
-                                       static_cast<off_t>(impl->model.data_offset + impl->model.data_bytes));
+  const int reserved =
+      posix_fallocate(impl->model_file, 0, static_cast<off_t>(impl->model.data_offset + impl->model.data_bytes));
   if (reserved != 0) return ErrnoStatus(reserved, "write", path);
   MILLRACE_RETURN_IF_ERROR(WriteAt(impl->model_file, path, start, 0));
   {
@@ -120,9 +125,8 @@ absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
   // A state holds whole values, a few for each weight at most.
   if (reply.weights().size() != bytes || reply.state().size() % sizeof(float) != 0 ||
       reply.state().size() > 4 * bytes + 4096) {
-    return absl::InternalError(absl::StrCat("block ", impl_->blocks->Name(block), " came with ",
-                                            reply.weights().size(), " bytes of weights and ", reply.state().size(),
-                                            " of state"));
+    return absl::InternalError(absl::StrCat("block ", impl_->blocks->Name(block), " came with ", reply.weights().size(),
+                                            " bytes of weights and ", reply.state().size(), " of state"));
   }
   {
     absl::MutexLock lock(&impl_->mutex);
@@ -134,10 +138,15 @@ absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
     impl_->codings[2 * size_t{reply.block()}] = reply.coding().bits();
     impl_->codings[2 * size_t{reply.block()} + 1] = reply.coding().exponent();
   }
+  if (block.tensor >= impl_->model.tensors.size()) {
+    absl::MutexLock lock(&impl_->mutex);
+    --impl_->missing;
+    return absl::OkStatus();
+  }
   const SafetensorsEntry& entry = impl_->model.tensors[block.tensor];
-  MILLRACE_RETURN_IF_ERROR(WriteAt(
-      impl_->model_file, impl_->Path(kModelFile), reply.weights(),
-      impl_->model.data_offset + entry.begin + static_cast<uint64_t>(block.begin) * sizeof(float)));
+  MILLRACE_RETURN_IF_ERROR(
+      WriteAt(impl_->model_file, impl_->Path(kModelFile), reply.weights(),
+              impl_->model.data_offset + entry.begin + static_cast<uint64_t>(block.begin) * sizeof(float)));
   absl::MutexLock lock(&impl_->mutex);
   --impl_->missing;
   return absl::OkStatus();
@@ -161,8 +170,7 @@ absl::Status CheckpointWriter::Impl::WriteOptimizer() {
     status = WriteAt(file, path, states[block], header.data_offset + header.tensors[next++].begin);
   }
   if (status.ok()) {
-    status = WriteAt(file, path,
-                     {reinterpret_cast<const char*>(codings.data()), codings.size() * sizeof(int64_t)},
+    status = WriteAt(file, path, {reinterpret_cast<const char*>(codings.data()), codings.size() * sizeof(int64_t)},
                      header.data_offset + header.tensors[next].begin);
   }
   if (status.ok() && fsync(file) != 0) status = ErrnoStatus(errno, "write", path);
@@ -174,7 +182,8 @@ absl::Status CheckpointWriter::Impl::WriteOptimizer() {
 absl::StatusOr<CheckpointManifest> CheckpointWriter::Finish() {
   {
     absl::MutexLock lock(&impl_->mutex);
-    if (impl_->missing > 0) return absl::InternalError(absl::StrCat(impl_->missing, " blocks of the model are missing"));
+    if (impl_->missing > 0)
+      return absl::InternalError(absl::StrCat(impl_->missing, " blocks of the model are missing"));
     MILLRACE_RETURN_IF_ERROR(impl_->WriteOptimizer());
   }
   if (fsync(impl_->model_file) != 0) return ErrnoStatus(errno, "write", impl_->Path(kModelFile));

@@ -48,6 +48,24 @@ bool ShardTrouble(const absl::Status& status) {
          absl::IsCancelled(status);
 }
 
+// What the results measured, by name: added up in their order.
+std::map<std::string, double> Means(absl::Span<const v1::WorkResult> results) {
+  std::map<std::string, std::pair<double, double>> sums;
+  for (const v1::WorkResult& result : results) {
+    for (const v1::Statistic& statistic : result.statistics()) {
+      auto& [sum, count] = sums[statistic.name()];
+      sum += statistic.sum();
+      count += statistic.count();
+    }
+  }
+  std::map<std::string, double> means;
+  for (const auto& [name, sum] : sums) {
+    const double mean = sum.first / sum.second;
+    if (std::isfinite(mean)) means[name] = mean;
+  }
+  return means;
+}
+
 // One checkpoint on its way from the shards to the shelf, on a thread of its own.
 class CheckpointOnItsWay {
  public:
@@ -123,9 +141,10 @@ class JobRun {
   absl::Status PlanModel();
   absl::Status ConfigureShards();
   absl::StatusOr<uint64_t> Restore();
-  absl::Status Begin();
+  std::string StartOf(const v1::ModelPart& part) const;
+  absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenStart(const v1::ModelPart& part);
   absl::StatusOr<std::string> StartFolder(const PhaseStart& start) const;
-  absl::Status LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state);
+  absl::Status LoadShards(uint64_t version, const CheckpointReader* checkpoint);
   absl::Status Initialize();
 
   absl::StatusOr<JobOutcome> Steps(uint64_t version);
@@ -221,6 +240,7 @@ class JobRun {
   // Of the model, made anew for each phase, which may freeze other tensors.
   std::unique_ptr<blocks::BlockTable> blocks_;
   v1::TensorTable table_;
+  std::vector<v1::ModelPart> parts_of_model_;
   std::map<std::string, std::string> side_files_;
 
   // Of the present course.
@@ -367,14 +387,11 @@ v1::PhaseContext JobRun::Context(uint64_t epoch) const {
   v1::PhaseContext context;
   context.set_epoch(epoch);
   context.set_job_id(id_);
-  context.set_phase(phase_->name());
   context.set_seed(spec_.seed());
   context.set_phase_index(phase_index_);
   *context.mutable_model() = spec_.model();
   context.set_vocab_size(planner_->vocab_size());
-  context.set_objective(phase_->objective());
-  *context.mutable_optimizer() = phase_->optimizer();
-  *context.mutable_trainable() = phase_->trainable();
+  *context.mutable_phase() = *phase_;
   return context;
 }
 
@@ -407,6 +424,19 @@ absl::Status JobRun::PlanModel() {
     MILLRACE_ASSIGN_OR_RETURN(side_files_[name], ReadFile(path, 256 << 20));
   }
   MILLRACE_ASSIGN_OR_RETURN(side_files_[kJobFile], ReadFile(absl::StrCat(directory_, "/", kJobFile), 16 << 20));
+  parts_of_model_.assign(plan.parts().begin(), plan.parts().end());
+  for (const blocks::TensorInfo& tensor : blocks->tensors()) {
+    const auto holds = [&tensor](const v1::ModelPart& part) {
+      absl::string_view name = tensor.name;
+      return InPart(part.prefix(), &name);
+    };
+    if (std::count_if(parts_of_model_.begin(), parts_of_model_.end(), holds) != 1) {
+      return absl::InternalError(absl::StrCat("the worker's plan: tensor ", tensor.name, " is not of one part"));
+    }
+  }
+  if (parts_of_model_[0].file() != kModelFile) {
+    return absl::InternalError("the worker's plan: the first part is not the model that is trained");
+  }
   table_ = std::move(*plan.mutable_table());
   blocks_ = std::make_unique<blocks::BlockTable>(*std::move(blocks));
   return absl::OkStatus();
@@ -471,11 +501,13 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
                                               reader->manifest().data, ") than the phase has now (",
                                               planner_->data_fingerprint(), ")"));
     }
-    if (absl::Status fits = reader->CheckTable(*blocks_); !fits.ok()) return absl::InternalError(fits.message());
-    MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(*reader, version, /*with_state=*/true));
+    MILLRACE_RETURN_IF_ERROR(LoadShards(version, reader.get()));
     Tell(Severity::kInfo, absl::StrCat("goes on from checkpoint ", from->name));
+  } else if (StartOf(parts_of_model_[0]).empty()) {
+    MILLRACE_RETURN_IF_ERROR(Initialize());
+    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from new weights"));
   } else {
-    MILLRACE_RETURN_IF_ERROR(Begin());
+    MILLRACE_RETURN_IF_ERROR(LoadShards(0, nullptr));
   }
   // What was told of later steps will be told again.
   MILLRACE_RETURN_IF_ERROR(parts_.book->Supersede(id_, phase_->name(), version));
@@ -489,18 +521,19 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
   return version;
 }
 
-// Brings the shards to what the phase starts from, as version 0.
-absl::Status JobRun::Begin() {
-  std::optional<PhaseStart> start = ParsePhaseStart(phase_->from());
-  if (phase_->from().empty() && phase_index_ > 0) {
-    start = PhaseStart{spec_.phases(static_cast<int>(phase_index_) - 1).name(), "best"};
-  }
-  if (!start.has_value() && phase_->from().empty()) {
-    MILLRACE_RETURN_IF_ERROR(Initialize());
-    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from new weights"));
-    return absl::OkStatus();
-  }
-  std::string folder = (std::filesystem::path(base_directory_) / phase_->from()).lexically_normal().string();
+// Where a part comes from at the beginning of the phase; empty: new weights.
+std::string JobRun::StartOf(const v1::ModelPart& part) const {
+  if (!part.from().empty()) return part.from();
+  if (!phase_->from().empty() || phase_index_ == 0) return phase_->from();
+  return absl::StrCat(spec_.phases(static_cast<int>(phase_index_) - 1).name(), "@best");
+}
+
+// What a part begins with, checked.
+absl::StatusOr<std::unique_ptr<CheckpointReader>> JobRun::OpenStart(const v1::ModelPart& part) {
+  const std::string from = StartOf(part);
+  const std::string what = absl::StrCat(part.prefix(), part.prefix().empty() ? "phase " : " of phase ", phase_->name());
+  const std::optional<PhaseStart> start = ParsePhaseStart(from);
+  std::string folder = (std::filesystem::path(base_directory_) / from).lexically_normal().string();
   if (start.has_value()) {
     MILLRACE_ASSIGN_OR_RETURN(folder, StartFolder(*start));
   }
@@ -509,18 +542,15 @@ absl::Status JobRun::Begin() {
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::OpenModel(folder);
   if (absl::IsNotFound(reader.status()) && !start.has_value()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("phase ", phase_->name(), " starts from ", phase_->from(), ", which holds no ", kModelFile, " (",
-                     folder, "); a checkpoint, or a folder that `millrace import` made, is wanted"));
+        absl::StrCat(what, " starts from ", from, ", which holds no ", kModelFile, " (", folder,
+                     "); a checkpoint, or a folder that `millrace import` made, is wanted"));
   }
   absl::Status good = reader.status();
   if (good.ok()) good = (*reader)->Verify();
-  if (good.ok()) good = (*reader)->CheckTable(*blocks_);
-  if (!good.ok()) {
-    return absl::InternalError(absl::StrCat("phase ", phase_->name(), " starts from ", shown, ": ", good.message()));
-  }
-  MILLRACE_RETURN_IF_ERROR(LoadCheckpoint(**reader, 0, /*with_state=*/false));
-  Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from ", shown));
-  return absl::OkStatus();
+  if (good.ok()) good = (*reader)->CheckTable(*blocks_, part);
+  if (!good.ok()) return absl::InternalError(absl::StrCat(what, " starts from ", shown, ": ", good.message()));
+  Tell(Severity::kInfo, absl::StrCat(what, " starts from ", shown));
+  return reader;
 }
 
 // The folder of an earlier phase's checkpoint.
@@ -538,10 +568,34 @@ absl::StatusOr<std::string> JobRun::StartFolder(const PhaseStart& start) const {
       absl::StrJoin(entries, ", ", [](std::string* out, const ShelfEntry& entry) { out->append(entry.name); })));
 }
 
-absl::Status JobRun::LoadCheckpoint(const CheckpointReader& reader, uint64_t version, bool with_state) {
+// Brings the shards to `version`: to a checkpoint of the phase, or without one to its beginning. What checkpoints do
+// not hold, because it is frozen, comes from where it began.
+absl::Status JobRun::LoadShards(uint64_t version, const CheckpointReader* checkpoint) {
+  std::vector<std::unique_ptr<CheckpointReader>> starts;
+  std::vector<const CheckpointReader*> reader_of(blocks_->tensors().size());
+  std::vector<bool> with_state(blocks_->tensors().size());
+  for (const v1::ModelPart& part : parts_of_model_) {
+    const bool held = checkpoint != nullptr && !part.file().empty();
+    if (held) {
+      v1::ModelPart whole;  // nothing is lacking in a checkpoint
+      whole.set_prefix(part.prefix());
+      if (absl::Status fits = checkpoint->CheckTable(*blocks_, whole); !fits.ok()) {
+        return absl::InternalError(fits.message());
+      }
+    } else {
+      MILLRACE_ASSIGN_OR_RETURN(starts.emplace_back(), OpenStart(part));
+    }
+    for (size_t i = 0; i < reader_of.size(); ++i) {
+      absl::string_view name = blocks_->tensors()[i].name;
+      if (!InPart(part.prefix(), &name)) continue;
+      reader_of[i] = held ? checkpoint : starts.back().get();
+      with_state[i] = held;
+    }
+  }
   return Annotate(fleet_->Load(version,
                                [&](uint32_t block, v1::LoadRequest* request) {
-                                 return reader.ReadBlock(*blocks_, block, with_state, request);
+                                 const uint32_t tensor = blocks_->blocks()[block].tensor;
+                                 return reader_of[tensor]->ReadBlock(*blocks_, block, with_state[tensor], request);
                                }),
                   "loading a checkpoint into the shards");
 }
@@ -676,8 +730,9 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
   evaluation.bits_per_byte = evaluation.bytes == 0 ? 0
                                                    : evaluation.loss * static_cast<double>(evaluation.tokens) /
                                                          std::numbers::ln2 / static_cast<double>(evaluation.bytes);
+  evaluation.statistics = Means(results.subspan(0, planner_->evaluation_units()));
   if (const uint64_t retained = planner_->retained_predictions(); retained > 0) {
-    MILLRACE_ASSIGN_OR_RETURN(evaluation.retained_loss,
+    MILLRACE_ASSIGN_OR_RETURN(evaluation.statistics["retained_loss"],
                               HeldOutLoss(version, results.subspan(planner_->evaluation_units()), retained));
   }
   const bool best = rules_->Add(version, evaluation.loss);
@@ -693,7 +748,7 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
   about.set_tokens(evaluation.tokens);
   about.set_bytes(evaluation.bytes);
   about.set_best(best);
-  if (evaluation.retained_loss.has_value()) about.set_retained_loss(*evaluation.retained_loss);
+  about.mutable_statistics()->insert(evaluation.statistics.begin(), evaluation.statistics.end());
   parts_.book->Append(id_, std::move(event));
   parts_.book->Update(id_, [&](v1::Job* job) {
     job->set_held_out_loss(evaluation.loss);

@@ -1,7 +1,5 @@
 #include "worker/phase.h"
 
-#include <fnmatch.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -22,6 +20,7 @@
 #include "model/formats/config_json.h"
 #include "model/objectives/causal_lm.h"
 #include "worker/parameters.h"
+#include "worker/phase_models.h"
 
 namespace millrace::worker {
 namespace {
@@ -30,71 +29,6 @@ constexpr uint64_t kDropoutPurpose = 0x44524F50;          // "DROP"
 constexpr uint64_t kMaxMicrobatches = uint64_t{1} << 20;  // of a step
 // Tokens of a microbatch: bounds what a unit makes the worker allocate.
 constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
-
-bool Matches(const std::string& pattern, const std::string& name) {
-  return fnmatch(pattern.c_str(), name.c_str(), /*flags=*/0) == 0;
-}
-
-// Which tensors are trained, and how fast. `groups`: of the model. INVALID_ARGUMENT for a pattern that matches no
-// tensor, and if nothing is left to train.
-absl::Status Choose(const v1::TrainableSpec& spec, uint32_t groups, v1::TensorTable* table) {
-  const auto each = [table](const std::string& pattern, absl::FunctionRef<void(v1::Tensor&)> act) -> absl::Status {
-    bool matched = false;
-    for (v1::Tensor& tensor : *table->mutable_tensors()) {
-      if (!Matches(pattern, tensor.name())) continue;
-      matched = true;
-      act(tensor);
-    }
-    if (matched) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat("trainable: no tensor is called '", pattern,
-                                                   "'; the model has tensors such as ", table->tensors(0).name(),
-                                                   " and ", table->tensors(table->tensors_size() / 2).name()));
-  };
-  if (spec.has_last_layers()) {
-    // Groups: the embeddings, the layers, and what follows them.
-    for (v1::Tensor& tensor : *table->mutable_tensors()) {
-      tensor.set_trainable(tensor.group() + spec.last_layers() + 1 >= groups);
-    }
-  }
-  for (const std::string& pattern : spec.freeze()) {
-    MILLRACE_RETURN_IF_ERROR(each(pattern, [](v1::Tensor& tensor) { tensor.set_trainable(false); }));
-  }
-  for (const v1::LearningRateSpec& rate : spec.learning_rates()) {
-    MILLRACE_RETURN_IF_ERROR(each(rate.pattern(), [&rate](v1::Tensor& tensor) {
-      if (tensor.learning_rate_multiplier() == 0) tensor.set_learning_rate_multiplier(rate.multiplier());
-    }));
-  }
-  for (const v1::Tensor& tensor : table->tensors()) {
-    if (tensor.trainable()) return absl::OkStatus();
-  }
-  return absl::InvalidArgumentError("trainable: everything is frozen; nothing is left to train");
-}
-
-// The model's tensors as the shards see them, in a phase.
-absl::StatusOr<v1::TensorTable> TableOf(const model::Decoder& decoder, const v1::TrainableSpec& trainable) {
-  v1::TensorTable table;
-  for (const model::TensorSpec& spec : decoder.tensors().tensors()) {
-    v1::Tensor* const tensor = table.add_tensors();
-    tensor->set_name(spec.name);
-    for (const int64_t extent : spec.shape) tensor->add_shape(extent);
-    tensor->set_trainable(true);
-    switch (spec.role) {
-      case model::Role::kMatrix:
-        tensor->set_role(v1::Tensor::MATRIX);
-        break;
-      case model::Role::kEmbedding:
-        tensor->set_role(v1::Tensor::EMBEDDING);
-        break;
-      case model::Role::kVector:
-        tensor->set_role(v1::Tensor::VECTOR);
-        break;
-    }
-    tensor->set_rows_are_inputs(spec.rows_are_inputs);
-    tensor->set_group(spec.group);
-  }
-  MILLRACE_RETURN_IF_ERROR(Choose(trainable, decoder.groups(), &table));
-  return table;
-}
 
 // Checks what decides how much memory the batch takes.
 absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch, uint32_t context) {
@@ -200,13 +134,10 @@ class PhaseSeat::Epoch {
   static absl::StatusOr<std::unique_ptr<Epoch>> Create(const kernels::Compute* compute, Model* model,
                                                        const v1::PhaseContext& context,
                                                        std::shared_ptr<client::ShardGroup> group) {
-    MILLRACE_ASSIGN_OR_RETURN(v1::TensorTable table, TableOf(model->decoder(), context.trainable()));
+    MILLRACE_ASSIGN_OR_RETURN(v1::TensorTable table, TableOf(model->decoder(), context.phase()));
     MILLRACE_ASSIGN_OR_RETURN(blocks::BlockTable blocks, blocks::BlockTable::Create(table));
     if (group != nullptr && context.table().SerializeAsString() != table.SerializeAsString()) {
       return absl::InternalError("the coordinator's table of tensors is not what this build makes of the model");
-    }
-    if (context.objective() != "causal_lm") {
-      return absl::InvalidArgumentError(absl::StrCat("there is no objective '", context.objective(), "'"));
     }
     float* weights = nullptr;
     if (group != nullptr) {
@@ -220,6 +151,7 @@ class PhaseSeat::Epoch {
 
   void Plan(v1::WorkResult* result) const {
     *result->mutable_table() = table_;
+    for (const v1::ModelPart& part : PartsOf(context_.phase())) *result->add_parts() = part;
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
@@ -294,9 +226,9 @@ class PhaseSeat::Epoch {
         group_(std::move(group)),
         weights_(weights) {
     if (group_ == nullptr) return;
-    group_->Place(&blocks_, context_.optimizer());
+    group_->Place(&blocks_, context_.phase().optimizer());
     parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(),
-                                               blocks::WeightBits(context_.optimizer()), weights_);
+                                               blocks::WeightBits(context_.phase().optimizer()), weights_);
   }
 
   // Of all microbatches of a unit.
@@ -369,8 +301,8 @@ class PhaseSeat::Epoch {
       const blocks::Block& block = blocks_.blocks()[indices[i]];
       if (!clipped[i].ok()) {
         return absl::InvalidArgumentError(
-            absl::StrCat("the gradient is not finite at step ", version + 1, " of phase ", context_.phase(), " in ",
-                         blocks_.Name(block), ": ", clipped[i].status().message(),
+            absl::StrCat("the gradient is not finite at step ", version + 1, " of phase ", context_.phase().name(),
+                         " in ", blocks_.Name(block), ": ", clipped[i].status().message(),
                          "; try a lower learning rate, a longer warm-up or a smaller clip_norm"));
       }
       MILLRACE_RETURN_IF_ERROR(

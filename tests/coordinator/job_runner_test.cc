@@ -479,8 +479,8 @@ TEST_F(JobRunnerTest, TheSecondPhaseStartsFromTheBestOfTheFirst) {
   std::vector<uint64_t> versions;
   std::atomic<bool> second = false;
   AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult*) {
-    if (unit.context().phase() == "more" && unit.kind() != v1::WorkUnit::PLAN) second = true;
-    if (unit.context().phase() == "more") {
+    if (unit.context().phase().name() == "more" && unit.kind() != v1::WorkUnit::PLAN) second = true;
+    if (unit.context().phase().name() == "more") {
       EXPECT_NE(unit.kind(), v1::WorkUnit::INITIALIZE);
     }
     return true;
@@ -519,9 +519,10 @@ TEST_F(JobRunnerTest, APhaseWithTextOfItsOwnTellsWhatIsRetainedOfTheJobs) {
   for (const v1::JobEvent& event : Events()) {
     if (!event.has_evaluation()) continue;
     ++evaluations;
-    EXPECT_EQ(event.evaluation().has_retained_loss(), event.evaluation().phase() == "more");
-    if (event.evaluation().has_retained_loss()) {
-      EXPECT_GT(event.evaluation().retained_loss(), 0);
+    const auto& statistics = event.evaluation().statistics();
+    EXPECT_EQ(statistics.contains("retained_loss"), event.evaluation().phase() == "more");
+    if (statistics.contains("retained_loss")) {
+      EXPECT_GT(statistics.at("retained_loss"), 0);
     }
   }
   EXPECT_EQ(evaluations, 4);

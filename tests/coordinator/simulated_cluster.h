@@ -266,6 +266,7 @@ class SimulatedWorker {
       case v1::WorkUnit::PLAN:
         *result.mutable_table() = Table();
         (*result.mutable_files())["config.json"] = "{}";
+        result.add_parts()->set_file("model.safetensors");
         break;
       case v1::WorkUnit::INITIALIZE:
         done = shards_->Initialize(unit.epoch(), 1.0f);

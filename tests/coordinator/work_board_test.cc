@@ -16,7 +16,7 @@ namespace {
 std::shared_ptr<const v1::PhaseContext> Context(uint64_t epoch) {
   auto context = std::make_shared<v1::PhaseContext>();
   context->set_epoch(epoch);
-  context->set_phase("pretrain");
+  context->mutable_phase()->set_name("pretrain");
   return context;
 }
 
@@ -81,7 +81,7 @@ TEST(WorkBoard, TheContextComesUntilAResultOfItsEpochShowsThatTheWorkerHasIt) {
   board.SetContext(Context(1));
   board.Offer(Units(1, 0, 3));
   const v1::WorkUnit first = Take(&board, "a")->front();
-  EXPECT_EQ(first.context().phase(), "pretrain");
+  EXPECT_EQ(first.context().phase().name(), "pretrain");
   EXPECT_TRUE(Take(&board, "a")->front().has_context());  // nothing heard from the worker yet
   board.Report({Done(first)});
   EXPECT_FALSE(Take(&board, "a")->front().has_context());

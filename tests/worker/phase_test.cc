@@ -233,13 +233,13 @@ class PhaseSeatTest : public ::testing::Test {
     v1::PhaseContext context;
     context.set_epoch(epoch);
     context.set_job_id("job");
-    context.set_phase("pretrain");
+    context.mutable_phase()->set_name("pretrain");
     context.set_seed(kSeed);
     context.set_phase_index(1);
     *context.mutable_model() = spec_;
     context.set_vocab_size(kVocab);
-    context.set_objective("causal_lm");
-    *context.mutable_optimizer() = optimizer_;
+    context.mutable_phase()->set_objective("causal_lm");
+    *context.mutable_phase()->mutable_optimizer() = optimizer_;
     *context.mutable_table() = plan_.table();
     for (const std::string& address : addresses_) context.add_shard_addresses(address);
     return context;
@@ -758,7 +758,7 @@ TEST_F(PhaseSeatTest, RefusesAContextThatDoesNotFit) {
     TakePushes();
     return done;
   };
-  EXPECT_EQ(refused([](v1::PhaseContext* context) { context->set_objective("ppo"); }).code(),
+  EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_phase()->set_objective("ppo"); }).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_model()->set_family("bert"); }).code(),
             absl::StatusCode::kInvalidArgument);
