@@ -111,7 +111,10 @@ class Coordinator {
     options.on_join = [this](const Member& member) {
       if (member.role == v1::WORKER) board_.Admit(member.id);
       Log(Severity::kInfo, "joined",
-          {{"member", member.id}, {"name", member.name}, {"address", member.address}, {"processor", member.processor},
+          {{"member", member.id},
+           {"name", member.name},
+           {"address", member.address},
+           {"processor", member.processor},
            {"threads", member.threads}});
     };
     options.on_loss = [this](const Member& member, absl::string_view why) {

@@ -29,8 +29,8 @@ CoordinatorMetrics::CoordinatorMetrics(Metrics* metrics)
       units_failed(metrics->Gauge("millrace_unit_results", "Results of work units, by what became of them.",
                                   {{"verdict", "failed"}})),
       units_freed(metrics->Gauge("millrace_unit_leases_freed", "Leases freed because their holder went or was late.")),
-      step_duration(metrics->Histogram("millrace_step_duration_seconds", "Time from one commit to the next.",
-                                       DurationBounds())),
+      step_duration(
+          metrics->Histogram("millrace_step_duration_seconds", "Time from one commit to the next.", DurationBounds())),
       checkpoint_duration(metrics->Histogram("millrace_checkpoint_duration_seconds",
                                              "Time from the cut to the finished folder.", DurationBounds())) {}
 

@@ -43,10 +43,11 @@ absl::Status JobBook::NotFound(absl::string_view job_id) const {
   std::vector<std::string> ids;
   for (const auto& [id, entry] : jobs_) ids.push_back(id);
   const size_t shown = std::min<size_t>(ids.size(), 20);
-  return absl::NotFoundError(absl::StrCat(
-      "no job '", absl::CHexEscape(job_id.substr(0, 100)), "'; ",
-      ids.empty() ? "there are none" : absl::StrCat("there are: ", absl::StrJoin(ids.begin(), ids.begin() + shown, ", ")),
-      ids.size() > shown ? ", …" : ""));
+  return absl::NotFoundError(
+      absl::StrCat("no job '", absl::CHexEscape(job_id.substr(0, 100)), "'; ",
+                   ids.empty() ? "there are none"
+                               : absl::StrCat("there are: ", absl::StrJoin(ids.begin(), ids.begin() + shown, ", ")),
+                   ids.size() > shown ? ", …" : ""));
 }
 
 absl::StatusOr<v1::Job> JobBook::Add(StoredJob job) {

@@ -44,9 +44,8 @@ absl::StatusOr<v1::JobSpec> CheckedSpec(const v1::SubmitJobRequest& request) {
   MILLRACE_RETURN_IF_ERROR(CheckName("name", spec.name()));
   for (const v1::PhaseSpec& phase : spec.phases()) MILLRACE_RETURN_IF_ERROR(CheckName("phases.name", phase.name()));
   if (!request.base_directory().empty() && !std::filesystem::path(request.base_directory()).is_absolute()) {
-    return absl::InvalidArgumentError(absl::StrCat("base_directory '",
-                                                   absl::CHexEscape(request.base_directory().substr(0, 200)),
-                                                   "' is not an absolute path"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "base_directory '", absl::CHexEscape(request.base_directory().substr(0, 200)), "' is not an absolute path"));
   }
   return spec;
 }
@@ -149,8 +148,8 @@ absl::StatusOr<v1::Job> JobQueue::Cancel(absl::string_view job_id) {
         absl::StrCat("job ", job_id, " has ended (", v1::Job::State_Name(job.state()), "): nothing to cancel"));
   }
   if (job.state() != v1::Job::CANCELLED && !AskRunning(job_id, Wish::kCancel)) {
-    MILLRACE_RETURN_IF_ERROR(book_->SetState(job_id, v1::Job::CANCELLED,
-                                             [](v1::Job* entry) { entry->set_stop_reason("cancelled"); }));
+    MILLRACE_RETURN_IF_ERROR(
+        book_->SetState(job_id, v1::Job::CANCELLED, [](v1::Job* entry) { entry->set_stop_reason("cancelled"); }));
   }
   return book_->Get(job_id);
 }
@@ -213,15 +212,13 @@ void JobQueue::RunOne(const std::string& job_id) {
   absl::Status recorded;
   if (!outcome.ok()) {
     Log(Severity::kError, "job failed", {{"job", job_id}, {"error", std::string(outcome.status().message())}});
-    recorded = book_->SetState(job_id, v1::Job::FAILED, [&](v1::Job* entry) {
-      entry->set_error(std::string(outcome.status().message()));
-    });
+    recorded = book_->SetState(job_id, v1::Job::FAILED,
+                               [&](v1::Job* entry) { entry->set_error(std::string(outcome.status().message())); });
   } else if (outcome->kind == JobOutcome::Kind::kSucceeded) {
     recorded = book_->SetState(job_id, v1::Job::SUCCEEDED,
                                [&](v1::Job* entry) { entry->set_stop_reason(outcome->stop_reason); });
   } else if (outcome->kind == JobOutcome::Kind::kCancelled) {
-    recorded = book_->SetState(job_id, v1::Job::CANCELLED,
-                               [](v1::Job* entry) { entry->set_stop_reason("cancelled"); });
+    recorded = book_->SetState(job_id, v1::Job::CANCELLED, [](v1::Job* entry) { entry->set_stop_reason("cancelled"); });
   } else if (outcome->kind == JobOutcome::Kind::kPaused) {
     recorded = book_->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {});
   } else {

@@ -26,7 +26,9 @@
 #include "coordinator/checkpoint_writer.h"
 #include "coordinator/planner.h"
 #include "coordinator/stop_rules.h"
+#include "text/example_store.h"
 #include "text/token_store.h"
+#include "text/tokenizer.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -125,7 +127,10 @@ class JobRun {
 
  private:
   absl::Status PrepareText();
-  absl::Status PrepareInto(const std::string& folder, const v1::JobSpec& spec);
+  absl::StatusOr<bool> MustPrepare(const std::string& folder, const absl::Status& opened) const;
+  absl::Status PrepareTextInto(const std::string& folder, const v1::JobSpec& spec);
+  absl::Status PrepareExamplesInto(const std::string& folder, text::ExampleKind kind);
+  absl::Status PreparePhase(const std::string& folder);
   absl::Status OpenPhase(int index);
   absl::StatusOr<JobOutcome> TrainPhase();
 
@@ -267,21 +272,28 @@ absl::Status JobRun::PrepareText() {
     job->set_directory(directory_);
     job->clear_error();
   }));
-  return PrepareInto(data_directory(), spec_);
+  return PrepareTextInto(data_directory(), spec_);
 }
 
-// Prepares the text of `spec`, unless an earlier run has.
-absl::Status JobRun::PrepareInto(const std::string& folder, const v1::JobSpec& spec) {
-  const absl::Status prepared = text::TokenStore::Open(folder).status();
-  if (prepared.ok()) return absl::OkStatus();
-  if (!absl::IsNotFound(prepared)) {
-    Tell(Severity::kWarning, absl::StrCat("the token store is damaged and is made again: ", prepared.message()));
+// Removes what is damaged, and says whether `folder` has to be prepared: `opened` is how opening it ended.
+absl::StatusOr<bool> JobRun::MustPrepare(const std::string& folder, const absl::Status& opened) const {
+  if (opened.ok()) return false;  // by an earlier run
+  if (!absl::IsNotFound(opened)) {
+    Tell(Severity::kWarning, absl::StrCat("the prepared data is damaged and is made again: ", opened.message()));
     std::error_code ignored;
     std::filesystem::remove_all(folder, ignored);
   }
+  return true;
+}
+
+// Prepares the text of `spec`, of the job or of the phase.
+absl::Status JobRun::PrepareTextInto(const std::string& folder, const v1::JobSpec& spec) {
+  MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, text::TokenStore::Open(folder).status()));
+  if (!must) return absl::OkStatus();
   MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec, base_directory_, folder));
   v1::JobEvent event;
   v1::DataEvent& about = *event.mutable_data();
+  about.set_phase(phase_.has_value() ? phase_->name() : "");
   about.set_documents(report.documents);
   about.set_duplicates(report.duplicates);
   about.set_skipped(report.skipped);
@@ -295,16 +307,49 @@ absl::Status JobRun::PrepareInto(const std::string& folder, const v1::JobSpec& s
   return absl::OkStatus();
 }
 
+// Prepares the examples of the phase.
+absl::Status JobRun::PrepareExamplesInto(const std::string& folder, text::ExampleKind kind) {
+  MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, text::ExampleStore::Open(folder).status()));
+  if (!must) return absl::OkStatus();
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer, text::LoadTokenizer(data_directory()));
+  MILLRACE_ASSIGN_OR_RETURN(const text::ExampleReport report,
+                            text::PrepareExamples(kind, phase_->data(), phase_->chat(), *tokenizer,
+                                                  spec_.model().context(), base_directory_, folder));
+  v1::JobEvent event;
+  v1::DataEvent& about = *event.mutable_data();
+  about.set_phase(phase_->name());
+  about.set_documents(report.examples);
+  about.set_duplicates(report.duplicates);
+  about.set_skipped(report.skipped);
+  about.set_train_tokens(report.train_tokens);
+  about.set_held_out_tokens(report.held_out_tokens);
+  about.set_vocab_size(report.vocab_size);
+  about.set_truncated(report.truncated);
+  about.set_scored_tokens(report.train_scored);
+  for (const std::string& skip : report.skips) about.add_skips(skip);
+  parts_.book->Append(id_, std::move(event));
+  return absl::OkStatus();
+}
+
+// Prepares the phase's own data.
+absl::Status JobRun::PreparePhase(const std::string& folder) {
+  if (const std::optional<text::ExampleKind> kind = ExamplesOf(phase_->objective()); kind.has_value()) {
+    return PrepareExamplesInto(folder, *kind);
+  }
+  v1::JobSpec spec = spec_;
+  *spec.mutable_data() = phase_->data();
+  spec.mutable_tokenizer()->set_path(
+      absl::StrCat(std::filesystem::absolute(data_directory()).string(), "/", kTokenizerFiles[0]));
+  return PrepareTextInto(folder, spec);
+}
+
 absl::Status JobRun::OpenPhase(int index) {
   phase_ = spec_.phases(index);
   phase_index_ = static_cast<uint32_t>(index);
   DataFolders folders{data_directory(), ""};
   if (phase_->has_data()) {
     folders.phase = absl::StrCat(directory_, "/phase-data/", phase_->name());
-    v1::JobSpec spec = spec_;
-    *spec.mutable_data() = phase_->data();
-    spec.mutable_tokenizer()->set_path(std::filesystem::absolute(folders.job).string() + "/" + kTokenizerFiles[0]);
-    MILLRACE_RETURN_IF_ERROR(PrepareInto(folders.phase, spec));
+    MILLRACE_RETURN_IF_ERROR(PreparePhase(folders.phase));
   }
   MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, folders));
   if (phase_->stop().has_max_epochs()) {

@@ -50,8 +50,8 @@ absl::StatusOr<std::unique_ptr<JobStore>> JobStore::Open(const std::string& path
     if (row) format = query.Int(0);
   }
   if (format > kFormat) {
-    return absl::FailedPreconditionError(absl::StrCat(path, ": format ", format, "; this build knows up to ", kFormat,
-                                                      "; run a newer build"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": format ", format, "; this build knows up to ", kFormat, "; run a newer build"));
   }
   MILLRACE_RETURN_IF_ERROR(database->Execute(kTables));
   return std::unique_ptr<JobStore>(new JobStore(std::move(database)));
@@ -91,8 +91,7 @@ absl::StatusOr<StoredJob> JobStore::Insert(StoredJob job) {
                                .Run());
   MILLRACE_ASSIGN_OR_RETURN(
       Statement files, database_->Prepare("INSERT INTO job_files(id, base_directory, job_yaml) VALUES(?1, ?2, ?3)"));
-  MILLRACE_RETURN_IF_ERROR(
-      files.Bind(1, job.job.id()).Bind(2, job.base_directory).BindBlob(3, job.job_yaml).Run());
+  MILLRACE_RETURN_IF_ERROR(files.Bind(1, job.job.id()).Bind(2, job.base_directory).BindBlob(3, job.job_yaml).Run());
   MILLRACE_RETURN_IF_ERROR(transaction.Commit());
   return job;
 }
@@ -118,8 +117,8 @@ absl::StatusOr<uint64_t> JobStore::MoveToEnd(const v1::Job& job) {
 absl::Status JobStore::Delete(absl::string_view job_id) {
   absl::MutexLock lock(&mutex_);
   MILLRACE_ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(database_.get()));
-  for (const char* sql : {"DELETE FROM events WHERE job = ?1", "DELETE FROM job_files WHERE id = ?1",
-                          "DELETE FROM jobs WHERE id = ?1"}) {
+  for (const char* sql :
+       {"DELETE FROM events WHERE job = ?1", "DELETE FROM job_files WHERE id = ?1", "DELETE FROM jobs WHERE id = ?1"}) {
     MILLRACE_ASSIGN_OR_RETURN(Statement statement, database_->Prepare(sql));
     MILLRACE_RETURN_IF_ERROR(statement.Bind(1, job_id).Run());
   }
@@ -153,9 +152,9 @@ absl::StatusOr<uint64_t> JobStore::NextEpoch(uint64_t least) {
 absl::Status JobStore::AppendEvents(const v1::Job& job, absl::Span<const v1::JobEvent> events) {
   absl::MutexLock lock(&mutex_);
   MILLRACE_ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(database_.get()));
-  MILLRACE_ASSIGN_OR_RETURN(Statement insert,
-                            database_->Prepare("INSERT OR REPLACE INTO events(job, sequence, kind, phase, step, record) "
-                                               "VALUES(?1, ?2, ?3, ?4, ?5, ?6)"));
+  MILLRACE_ASSIGN_OR_RETURN(
+      Statement insert, database_->Prepare("INSERT OR REPLACE INTO events(job, sequence, kind, phase, step, record) "
+                                           "VALUES(?1, ?2, ?3, ?4, ?5, ?6)"));
   for (const v1::JobEvent& event : events) {
     const Place place = PlaceOf(event);
     MILLRACE_RETURN_IF_ERROR(insert.Bind(1, event.job_id())
@@ -177,14 +176,14 @@ absl::StatusOr<std::vector<v1::JobEvent>> JobStore::ReadEvents(absl::string_view
   if (after >= static_cast<uint64_t>(INT64_MAX)) return events;
   MILLRACE_ASSIGN_OR_RETURN(
       Statement query,
-      database_->Prepare("SELECT sequence, record FROM events WHERE job = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3"));
+      database_->Prepare(
+          "SELECT sequence, record FROM events WHERE job = ?1 AND sequence > ?2 ORDER BY sequence LIMIT ?3"));
   query.Bind(1, job_id).Bind(2, static_cast<int64_t>(after)).Bind(3, int64_t{limit});
   for (;;) {
     MILLRACE_ASSIGN_OR_RETURN(const bool row, query.Step());
     if (!row) return events;
     if (!events.emplace_back().ParseFromString(query.Text(1))) {
-      return absl::DataLossError(
-          absl::StrCat("job store: event ", query.Int(0), " of job '", job_id, "' is damaged"));
+      return absl::DataLossError(absl::StrCat("job store: event ", query.Int(0), " of job '", job_id, "' is damaged"));
     }
   }
 }
@@ -198,8 +197,8 @@ absl::StatusOr<uint64_t> JobStore::LastSequence(absl::string_view job_id) {
 
 absl::Status JobStore::Supersede(absl::string_view job_id, absl::string_view phase, uint64_t step) {
   absl::MutexLock lock(&mutex_);
-  MILLRACE_ASSIGN_OR_RETURN(
-      Statement erase, database_->Prepare("DELETE FROM events WHERE job = ?1 AND phase = ?2 AND step > ?3"));
+  MILLRACE_ASSIGN_OR_RETURN(Statement erase,
+                            database_->Prepare("DELETE FROM events WHERE job = ?1 AND phase = ?2 AND step > ?3"));
   return erase.Bind(1, job_id).Bind(2, phase).Bind(3, static_cast<int64_t>(step)).Run();
 }
 

@@ -21,16 +21,15 @@ bool Printable(absl::string_view text) {
 
 absl::Status CheckRequest(const v1::JoinRequest& request) {
   if (request.role() != v1::WORKER && request.role() != v1::SHARD) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a member joins as WORKER or SHARD, not as role ", request.role()));
+    return absl::InvalidArgumentError(absl::StrCat("a member joins as WORKER or SHARD, not as role ", request.role()));
   }
   if (request.name().empty() || !Printable(request.name())) {
     return absl::InvalidArgumentError(absl::StrCat("a member's name is 1 to ", kMaxNameBytes,
                                                    " printable ASCII characters; got '",
                                                    absl::CHexEscape(request.name().substr(0, kMaxNameBytes)), "'"));
   }
-  for (const std::string* field : {&request.address(), &request.conformance_digest(), &request.build(),
-                                   &request.processor()}) {
+  for (const std::string* field :
+       {&request.address(), &request.conformance_digest(), &request.build(), &request.processor()}) {
     if (!Printable(*field)) {
       return absl::InvalidArgumentError(absl::StrCat("member '", request.name(), "': '",
                                                      absl::CHexEscape(field->substr(0, kMaxNameBytes)),
@@ -50,11 +49,11 @@ absl::StatusOr<v1::JoinReply> Members::Join(const v1::JoinRequest& request, absl
   const bool shard = request.role() == v1::SHARD;
   const std::string& expected = shard ? options_.shard_conformance_digest : options_.worker_conformance_digest;
   if (request.conformance_digest() != expected) {
-    return absl::PermissionDeniedError(absl::StrCat(
-        shard ? "shard '" : "worker '", request.name(), "' (build ", request.build(), ", processor ",
-        request.processor(), ") computes other bits than this coordinator's build: conformance digest '",
-        request.conformance_digest(), "', expected '", expected,
-        "'; run the same build on every node, or report the processor"));
+    return absl::PermissionDeniedError(
+        absl::StrCat(shard ? "shard '" : "worker '", request.name(), "' (build ", request.build(), ", processor ",
+                     request.processor(), ") computes other bits than this coordinator's build: conformance digest '",
+                     request.conformance_digest(), "', expected '", expected,
+                     "'; run the same build on every node, or report the processor"));
   }
   Member member;
   {
@@ -141,7 +140,8 @@ std::vector<Member> Members::Living(v1::MemberRole role) const {
 }
 
 size_t Members::Count(v1::MemberRole role) const {
-  return std::count_if(members_.begin(), members_.end(), [role](const auto& entry) { return entry.second.role == role; });
+  return std::count_if(members_.begin(), members_.end(),
+                       [role](const auto& entry) { return entry.second.role == role; });
 }
 
 bool Members::Await(size_t shards, size_t workers, absl::Time deadline, absl::FunctionRef<bool()> interrupted) const {

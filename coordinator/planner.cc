@@ -5,6 +5,8 @@
 
 #include "common/status.h"
 #include "text/batches.h"
+#include "text/example_batches.h"
+#include "text/example_store.h"
 #include "text/token_store.h"
 
 namespace millrace::coordinator {
@@ -24,6 +26,7 @@ void Fill(const text::TokenBatch& batch, uint32_t index, v1::Microbatch* microba
   microbatch->set_tokens(batch.tokens.data(), batch.tokens.size() * sizeof(uint32_t));
   microbatch->set_scored(batch.scored.data(), batch.scored.size());
   microbatch->set_starts(batch.starts.data(), batch.starts.size() * sizeof(uint32_t));
+  microbatch->set_row_values(batch.row_values.data(), batch.row_values.size() * sizeof(float));
 }
 
 // Appends the units that evaluate on `source`.
@@ -59,7 +62,33 @@ absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenText(const std::string& f
   return std::make_unique<text::Batches>(std::move(batches));
 }
 
+absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenExamples(const v1::PhaseSpec& phase, const DataFolders& folders,
+                                                                const text::BatchOptions& text_options) {
+  MILLRACE_ASSIGN_OR_RETURN(std::shared_ptr<const text::ExampleStore> store, text::ExampleStore::Open(folders.phase));
+  std::shared_ptr<const text::TokenStore> replay;
+  if (phase.replay() > 0) {
+    MILLRACE_ASSIGN_OR_RETURN(replay, text::TokenStore::Open(folders.job));
+  }
+  text::ExampleBatchOptions options;
+  options.seed = text_options.seed;
+  options.phase = text_options.phase;
+  options.context = text_options.context;
+  options.global_batch = text_options.global_batch;
+  options.microbatch = text_options.microbatch;
+  options.packing = phase.chat().packing();
+  options.max_evaluation_tokens = text_options.max_evaluation_tokens;
+  options.replay = phase.replay();
+  return text::ExampleBatches::Create(std::move(store), options, std::move(replay));
+}
+
 }  // namespace
+
+std::optional<text::ExampleKind> ExamplesOf(const std::string& objective) {
+  if (objective == "causal_lm") return std::nullopt;
+  if (objective == "sft") return text::ExampleKind::kSft;
+  if (objective == "kto") return text::ExampleKind::kLabelled;
+  return text::ExampleKind::kPairs;
+}
 
 struct Planner::Impl {
   std::unique_ptr<text::BatchSource> source;
@@ -79,12 +108,19 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
   const text::BatchOptions options = OptionsOf(job, phase_index);
   auto impl = std::make_unique<Impl>();
   impl->unit_microbatches = phase.unit_microbatches();
-  MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenText(folders.phase.empty() ? folders.job : folders.phase, options));
+  if (ExamplesOf(phase.objective()).has_value()) {
+    MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenExamples(phase, folders, options));
+  } else {
+    MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenText(folders.phase.empty() ? folders.job : folders.phase, options));
+  }
   AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
   impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
   if (!folders.phase.empty()) {
-    MILLRACE_ASSIGN_OR_RETURN(impl->retained, OpenText(folders.job, options));
-    AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
+    // Objectives that make no language model forget in another way.
+    if (phase.objective() != "reward") {
+      MILLRACE_ASSIGN_OR_RETURN(impl->retained, OpenText(folders.job, options));
+      AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
+    }
   }
   return std::unique_ptr<Planner>(new Planner(std::move(impl)));
 }

@@ -3,14 +3,19 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/job.pb.h"
+#include "text/examples.h"
 
 namespace millrace::coordinator {
+
+// What an objective learns from; nothing: text.
+std::optional<text::ExampleKind> ExamplesOf(const std::string& objective);
 
 // Where a phase's data lies, prepared.
 struct DataFolders {

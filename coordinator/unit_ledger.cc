@@ -57,10 +57,10 @@ UnitLedger::Verdict UnitLedger::Report(const v1::WorkResult& result, absl::Time 
   if (result.failed()) {
     ++entry.failures;
     if (!result.retryable() || entry.failures >= limits_.attempts) {
-      failure_ = absl::StrCat(v1::WorkUnit::Kind_Name(unit.kind()), " unit ", unit.unit(), " at version ",
-                              unit.version(), " failed",
-                              entry.failures > 1 ? absl::StrCat(" ", entry.failures, " times") : std::string(), ": ",
-                              result.error().empty() ? "the worker gave no reason" : result.error());
+      failure_ =
+          absl::StrCat(v1::WorkUnit::Kind_Name(unit.kind()), " unit ", unit.unit(), " at version ", unit.version(),
+                       " failed", entry.failures > 1 ? absl::StrCat(" ", entry.failures, " times") : std::string(),
+                       ": ", result.error().empty() ? "the worker gave no reason" : result.error());
       return Verdict::kFailed;
     }
     const absl::Duration delay =

@@ -47,9 +47,31 @@ absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch, uint32_t 
                                                    " bytes where ", microbatch.rows(), " x ", microbatch.columns(),
                                                    " tokens have ", count * sizeof(uint32_t)));
   }
+  const auto wrong = [&](absl::string_view what, uint64_t bytes, uint64_t wanted) {
+    return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": ", bytes, " bytes of ", what,
+                                                   " where ", microbatch.rows(), " x ", microbatch.columns(),
+                                                   " tokens have ", wanted));
+  };
   model::Batch batch;
   // Bytes of a protobuf are allocated on their own, hence aligned.
   batch.ids = reinterpret_cast<const uint32_t*>(microbatch.tokens().data());
+  if (!microbatch.scored().empty()) {
+    if (microbatch.scored().size() != count) return wrong("scored", microbatch.scored().size(), count);
+    batch.scored = reinterpret_cast<const uint8_t*>(microbatch.scored().data());
+  }
+  if (!microbatch.starts().empty()) {
+    if (microbatch.starts().size() != count * sizeof(uint32_t)) {
+      return wrong("starts", microbatch.starts().size(), count * sizeof(uint32_t));
+    }
+    batch.starts = reinterpret_cast<const uint32_t*>(microbatch.starts().data());
+    for (uint64_t i = 0; i < count; ++i) {
+      const uint64_t column = i % microbatch.columns();
+      if (batch.starts[i] == column || (column > 0 && batch.starts[i] == batch.starts[i - 1])) continue;
+      return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": a token of column ", column,
+                                                     " cannot be of a sequence that begins in column ",
+                                                     batch.starts[i]));
+    }
+  }
   batch.rows = microbatch.rows();
   batch.columns = microbatch.columns();
   batch.first_scored = microbatch.first_scored_column();
@@ -139,6 +161,10 @@ class PhaseSeat::Epoch {
     if (group != nullptr && context.table().SerializeAsString() != table.SerializeAsString()) {
       return absl::InternalError("the coordinator's table of tensors is not what this build makes of the model");
     }
+    const std::string& objective = context.phase().objective();
+    if (objective != "causal_lm" && objective != "sft") {
+      return absl::InvalidArgumentError(absl::StrCat("there is no objective '", objective, "'"));
+    }
     float* weights = nullptr;
     if (group != nullptr) {
       MILLRACE_ASSIGN_OR_RETURN(weights, model->Weights());
@@ -181,20 +207,24 @@ class PhaseSeat::Epoch {
     const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
     parameters_->Fetch(unit.version());
     const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
-    const auto send = [&](uint32_t group) { return Send(group, unit.version(), gradients, push.get()); };
-    int left = unit.microbatches_size();
+    bool sent = false;
+    const auto send = [&](uint32_t group) {
+      sent = true;
+      return Send(group, unit.version(), gradients, push.get());
+    };
     MILLRACE_ASSIGN_OR_RETURN(
-        const Total total,
-        Pass(unit,
-             [&](const v1::Microbatch& microbatch, const model::Batch& batch,
-                 model::GroupHook need) -> absl::StatusOr<double> {
-               const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
-               const bool last = --left == 0;
-               MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
-                                         model_->ForBatch(batch, /*for_training=*/true));
-               return objective->Gradients(weights_, batch, {&key}, scale, need, gradients,
-                                           last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup));
-             }));
+        const Total total, Pass(unit, [&](const Part& part, model::GroupHook need) -> absl::StatusOr<double> {
+          const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + part.microbatch->index());
+          MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
+                                    model_->ForBatch(part.batch, /*for_training=*/true));
+          return objective->Gradients(weights_, part.batch, {&key}, scale, need, gradients,
+                                      part.last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup),
+                                      &trainable_);
+        }));
+    if (!sent) {
+      // Nothing counts in the unit: the shards wait for its zeros.
+      for (uint32_t group = model_->decoder().groups(); group-- > 0;) MILLRACE_RETURN_IF_ERROR(send(group));
+    }
     MILLRACE_RETURN_IF_ERROR(push->Finish());
     total.Report(result);
     return absl::OkStatus();
@@ -203,14 +233,12 @@ class PhaseSeat::Epoch {
   absl::Status Evaluate(const v1::WorkUnit& unit, v1::WorkResult* result) {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
     parameters_->Fetch(unit.version());
-    MILLRACE_ASSIGN_OR_RETURN(
-        const Total total,
-        Pass(unit,
-             [this](const v1::Microbatch&, const model::Batch& batch, model::GroupHook need) -> absl::StatusOr<double> {
-               MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
-                                         model_->ForBatch(batch, /*for_training=*/false));
-               return objective->Loss(weights_, batch, need);
-             }));
+    MILLRACE_ASSIGN_OR_RETURN(const Total total,
+                              Pass(unit, [this](const Part& part, model::GroupHook need) -> absl::StatusOr<double> {
+                                MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
+                                                          model_->ForBatch(part.batch, /*for_training=*/false));
+                                return objective->Loss(weights_, part.batch, need);
+                              }));
     total.Report(result);
     return absl::OkStatus();
   }
@@ -225,6 +253,7 @@ class PhaseSeat::Epoch {
         blocks_(std::move(blocks)),
         group_(std::move(group)),
         weights_(weights) {
+    for (int i = 0; i < model_->decoder().tensors().size(); ++i) trainable_.push_back(table_.tensors(i).trainable());
     if (group_ == nullptr) return;
     group_->Place(&blocks_, context_.phase().optimizer());
     parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(),
@@ -244,22 +273,32 @@ class PhaseSeat::Epoch {
 
   // Computes the microbatches one after another, whose weights are being fetched, and adds up their losses. The fetch
   // has ended when this returns, in any case: it writes into the weights.
-  absl::StatusOr<Total> Pass(const v1::WorkUnit& unit,
-                             absl::FunctionRef<absl::StatusOr<double>(const v1::Microbatch& microbatch,
-                                                                      const model::Batch& batch, model::GroupHook need)>
-                                 loss_of) {
+  struct Part {
+    const v1::Microbatch* microbatch;
+    model::Batch batch;
+    bool last;  // of those in which something counts
+  };
+  absl::StatusOr<Total> Pass(
+      const v1::WorkUnit& unit,
+      absl::FunctionRef<absl::StatusOr<double>(const Part& part, model::GroupHook need)> loss_of) {
     const auto need = [this](uint32_t group) { return parameters_->Await(group); };
     Total total;
+    std::vector<Part> parts;
     absl::Status done;
     for (const v1::Microbatch& microbatch : unit.microbatches()) {
       const absl::StatusOr<model::Batch> batch = BatchOf(microbatch, context_.model().context());
       done = batch.status();
       if (!done.ok()) break;
-      const absl::StatusOr<double> sum = loss_of(microbatch, *batch, need);
+      if (batch->predictions() > 0) parts.push_back({&microbatch, *batch, false});
+    }
+    if (!parts.empty()) parts.back().last = true;
+    for (const Part& part : parts) {
+      if (!done.ok()) break;
+      const absl::StatusOr<double> sum = loss_of(part, need);
       done = sum.status();
       if (!done.ok()) break;
       total.loss += *sum;
-      total.predictions += static_cast<uint64_t>(batch->predictions());
+      total.predictions += static_cast<uint64_t>(part.batch.predictions());
     }
     const absl::Status fetched = parameters_->Settle();
     MILLRACE_RETURN_IF_ERROR(done);
@@ -315,6 +354,7 @@ class PhaseSeat::Epoch {
   Model* const model_;
   const v1::PhaseContext context_;
   const v1::TensorTable table_;
+  std::vector<bool> trainable_;  // by tensor of the model that is trained
   const blocks::BlockTable blocks_;
   const std::shared_ptr<client::ShardGroup> group_;
   float* const weights_;  // the model's; null without a group
