@@ -1,0 +1,188 @@
+// Jobs of several phases: every kind of learning on the same topology, with the same bits on any cluster.
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/safetensors.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "testing/cluster.h"
+
+namespace millrace::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::HasSubstr;
+
+// A small model of the little language of examples/assistant: pre-trained, then told to answer.
+constexpr char kJob[] = R"(
+name: phases
+data: {sources: [{path: text.txt}], held_out: 0.02}
+tokenizer: {type: bpe, vocab_size: 300}
+model: {family: gpt2, layers: 2, hidden_size: 32, heads: 2, context: 48}
+phases:
+  - name: pretrain
+    global_batch: 8
+    microbatch: 2
+    optimizer: {lr: 1.0e-2}
+    evaluate: {every_steps: 20, max_tokens: 2000}
+    stop: {max_steps: 20}
+  - name: sft
+    objective: sft
+    data: {sources: [{path: sft.jsonl}], held_out: 0.02}
+    global_batch: 8
+    microbatch: 2
+    optimizer: {lr: 3.0e-3}
+    evaluate: {every_steps: 10, max_tokens: 2000}
+    stop: {max_steps: 20}
+)";
+
+class Phases : public ::testing::Test {
+ protected:
+  Phases() {
+    // Whole, the data would take longer to prepare than to train on.
+    const std::string make = absl::StrCat(MILLRACE_SOURCE_DIR, "/examples/assistant/make-data ", folder_ / "all");
+    EXPECT_EQ(std::system(make.c_str()), 0);
+    for (const char* name : {"text.txt", "sft.jsonl", "pairs.jsonl"}) {
+      std::ifstream all(absl::StrCat(folder_ / "all", "/", name));
+      std::ofstream some(folder_ / name);
+      std::string line;
+      for (int i = 0; i < 1500 && std::getline(all, line); ++i) some << line << "\n";
+    }
+  }
+
+  struct Result {
+    std::string digest;
+    std::vector<v1::EvaluationEvent> evaluations;
+    std::vector<std::string> notes;
+    std::string checkpoints;  // their folder
+  };
+  Result Train(Cluster* cluster, const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+    const std::string file = folder_ / "job.yaml";
+    std::ofstream(file) << yaml;
+    const std::string job = cluster->Submit(file, overrides);
+    cluster->AwaitSuccess(job);
+    Result result;
+    result.digest = cluster->LastDigest(job);
+    result.checkpoints = absl::StrCat(cluster->directory(), "/jobs/", job, "/checkpoints");
+    const absl::Status read = cluster->client().ReadEvents(job, 0, [&](const v1::JobEvent& event) {
+      if (event.has_evaluation()) result.evaluations.push_back(event.evaluation());
+      if (event.has_log()) result.notes.push_back(event.log().text());
+      return true;
+    });
+    EXPECT_TRUE(read.ok()) << read;
+    return result;
+  }
+  // The same job on a small and on a large cluster; returns the latter's result.
+  Result TrainOnTwo(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+    Cluster one({.workers = 1, .shards = 1});
+    const Result first = Train(&one, yaml, overrides);
+    Cluster three({.workers = 3, .shards = 2});
+    Result second = Train(&three, yaml, overrides);
+    EXPECT_EQ(first.digest, second.digest);
+    last_ = std::make_unique<Tensors>(second.checkpoints);
+    return second;
+  }
+  // Weights of two checkpoints, read while the cluster's folder is there.
+  struct Tensors {
+    explicit Tensors(const std::string& checkpoints)
+        : before(Read(checkpoints + "/pretrain-20")), after(Read(checkpoints + "/sft-20")) {}
+    static std::map<std::string, std::string> Read(const std::string& folder) {
+      std::map<std::string, std::string> tensors;
+      const auto file = SafetensorsFile::Open(folder + "/model.safetensors");
+      EXPECT_TRUE(file.ok()) << file.status();
+      if (!file.ok()) return tensors;
+      for (const SafetensorsEntry& entry : (*file)->header().tensors) {
+        tensors[entry.name] = std::string((*file)->bytes(entry));
+      }
+      return tensors;
+    }
+    std::map<std::string, std::string> before, after;
+  };
+  std::set<std::string> Changed() const {
+    std::set<std::string> names;
+    for (const auto& [name, bytes] : last_->before) {
+      if (last_->after.at(name) != bytes) names.insert(name);
+    }
+    return names;
+  }
+
+  TemporaryFolder folder_;
+  std::unique_ptr<Tensors> last_;
+};
+
+TEST_F(Phases, FineTuningLearnsAnswersAndTellsWhatIsForgotten) {
+  const Result result = TrainOnTwo(kJob);
+  std::vector<double> sft, retained;
+  for (const v1::EvaluationEvent& evaluation : result.evaluations) {
+    EXPECT_EQ(evaluation.statistics().contains("retained_loss"), evaluation.phase() == "sft");
+    if (evaluation.phase() != "sft") continue;
+    sft.push_back(evaluation.loss());
+    retained.push_back(evaluation.statistics().at("retained_loss"));
+  }
+  ASSERT_EQ(sft.size(), 2u);
+  EXPECT_LT(sft[1], sft[0]);
+  // In these steps of a small model what was learnt of the text goes.
+  EXPECT_GT(retained[1], result.evaluations[0].loss());
+  EXPECT_THAT(result.notes, Contains("phase sft starts from checkpoint pretrain-20"));
+  EXPECT_EQ(Changed().size(), last_->before.size());
+}
+
+TEST_F(Phases, ReplayHelpsAgainstForgetting) {
+  const std::vector<std::string> more = {"phases.1.stop.max_steps=20"};
+  Cluster cluster({});
+  const double without = Train(&cluster, kJob, more).evaluations.back().statistics().at("retained_loss");
+  const double with =
+      Train(&cluster, kJob, {more[0], "phases.1.replay=0.5"}).evaluations.back().statistics().at("retained_loss");
+  EXPECT_LT(with, without);
+}
+
+TEST_F(Phases, FrozenTensorsStayAndTheOthersKeepTheirBits) {
+  TrainOnTwo(kJob, {"phases.1.trainable.freeze=['transformer.wte.*', 'transformer.h.0.*']",
+                    "phases.1.trainable.learning_rates=[{pattern: '*.bias', multiplier: 2}]"});
+  const std::set<std::string> changed = Changed();
+  EXPECT_THAT(changed, Contains("transformer.h.1.mlp.c_fc.weight"));
+  EXPECT_THAT(changed, Contains("transformer.wpe.weight"));
+  for (const std::string& name : changed) {
+    EXPECT_FALSE(absl::StartsWith(name, "transformer.wte") || absl::StartsWith(name, "transformer.h.0.")) << name;
+  }
+}
+
+TEST_F(Phases, TheLastLayersAlone) {
+  TrainOnTwo(kJob, {"phases.1.trainable.last_layers=1", "phases.1.optimizer.type=muon"});
+  for (const std::string& name : Changed()) {
+    EXPECT_TRUE(absl::StartsWith(name, "transformer.h.1.") || absl::StartsWith(name, "transformer.ln_f")) << name;
+  }
+  EXPECT_THAT(Changed(), Contains("transformer.ln_f.weight"));
+}
+
+TEST_F(Phases, AWorkerKilledWhileFineTuningChangesNothing) {
+  Cluster calm({});
+  const std::string digest = Train(&calm, kJob, {"phases.1.stop.max_steps=200"}).digest;
+  Cluster cluster({.workers = 2, .shards = 2});
+  const std::string file = folder_ / "job.yaml";
+  const std::string job = cluster.Submit(file, {"phases.1.stop.max_steps=200"});
+  cluster.Await(job, "some steps of sft", [](const v1::Job& it) { return it.phase() == "sft" && it.step() > 5; });
+  cluster.worker(0).Kill();
+  cluster.AwaitSuccess(job);
+  EXPECT_EQ(cluster.LastDigest(job), digest);
+}
+
+TEST_F(Phases, APatternOfNoTensorFailsTheJobWithItsName) {
+  Cluster cluster({});
+  const std::string file = folder_ / "job.yaml";
+  std::ofstream(file) << kJob;
+  const std::string job = cluster.Submit(file, {"phases.1.trainable.freeze=['transformer.wet.*']"});
+  EXPECT_THAT(cluster.AwaitFailure(job).error(),
+              AllOf(HasSubstr("trainable: no tensor is called 'transformer.wet.*'"), HasSubstr("transformer.wte.weight")));
+}
+
+}  // namespace
+}  // namespace millrace::testing
