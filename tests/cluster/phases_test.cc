@@ -24,8 +24,8 @@ using ::testing::HasSubstr;
 // A small model of the little language of examples/assistant: pre-trained, then told to answer.
 constexpr char kJob[] = R"(
 name: phases
-data: {sources: [{path: text.txt}], held_out: 0.02}
-tokenizer: {type: bpe, vocab_size: 300}
+data: {sources: [{path: text.txt}], held_out: 0.05, split: {order: file}}
+tokenizer: {type: bpe, vocab_size: 280}
 model: {family: gpt2, layers: 2, hidden_size: 32, heads: 2, context: 48}
 phases:
   - name: pretrain
@@ -36,7 +36,7 @@ phases:
     stop: {max_steps: 20}
   - name: sft
     objective: sft
-    data: {sources: [{path: sft.jsonl}], held_out: 0.02}
+    data: {sources: [{path: sft.jsonl}], held_out: 0.05}
     global_batch: 8
     microbatch: 2
     optimizer: {lr: 3.0e-3}
