@@ -136,6 +136,36 @@ double CosQuarter(double x, int64_t quarter) {
 double CosInF64(double x) { return CosQuarter(x, 0); }
 double SinInF64(double x) { return CosQuarter(x, 3); }
 
+// Kahan's way: where 1 + x and e^x round, the quotient of logarithm and difference makes good for what was lost.
+double Expm1InF64(double x) {
+  const double power = ExpInF64(x);
+  if (power == 1.0) return x;
+  const double difference = power - 1.0;
+  return difference == -1.0 ? -1.0 : difference * (x / LogInF64(power));
+}
+
+double Log1pInF64(double x) {
+  const double sum = 1.0 + x;
+  return sum == 1.0 ? x : LogInF64(sum) * (x / (sum - 1.0));
+}
+
+double Log1mExpInF64(double x) { return x > -0.7 ? LogInF64(-Expm1InF64(x)) : Log1pInF64(-ExpInF64(x)); }
+
+double SigmoidInF64(double x) {
+  if (x != x) return x;
+  if (x >= 0) return 1.0 / (1.0 + ExpInF64(x > 700.0 ? -700.0 : -x));
+  if (x < -700.0) return 0.0;
+  const double power = ExpInF64(x);
+  return power / (1.0 + power);
+}
+
+double LogSigmoidInF64(double x) {
+  if (x != x) return x;
+  const double magnitude = x < 0 ? -x : x;
+  const double rest = magnitude > 700.0 ? 0.0 : Log1pInF64(ExpInF64(-magnitude));
+  return x < 0 ? x - rest : -rest;
+}
+
 double PowInF64(double base, uint64_t exponent) {
   double power = 1.0;
   for (; exponent > 0; exponent /= 2, base *= base) {

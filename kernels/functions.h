@@ -104,11 +104,16 @@ void SwiGlu(const float* gate, const float* up, float* y, int64_t n);
 // `dgate` and `dup` may be `gate` and `up`.
 void SwiGluBackward(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n);
 
-// In f64, for tables and schedules; of one number at a time, exact to a few units in the last place.
+// In f64, for tables, schedules and losses; of one number at a time, exact to a few units in the last place.
 double ExpInF64(double x);  // requires |x| <= 700
 double LogInF64(double x);  // requires a positive normal number
 double CosInF64(double x);  // requires |x| <= 2^20
 double SinInF64(double x);  // requires |x| <= 2^20
 double PowInF64(double base, uint64_t exponent);
+double Expm1InF64(double x);       // e^x - 1; requires |x| <= 700
+double Log1pInF64(double x);       // ln(1 + x); requires x > -1
+double Log1mExpInF64(double x);    // ln(1 - e^x); requires -700 <= x <= -1e-300
+double SigmoidInF64(double x);     // 1 / (1 + e^-x), of any number, NaN of NaN; 0 below -700
+double LogSigmoidInF64(double x);  // its logarithm
 
 }  // namespace millrace::kernels

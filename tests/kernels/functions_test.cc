@@ -28,12 +28,24 @@ double WorstUlps(const std::function<float(float)>& function, const std::functio
 }
 
 TEST(Functions, AreAccurate) {
-  EXPECT_LE(WorstUlps(ExpOf, [](double x) { return std::exp(x); }, -87.3f, 88.0f), 2);
-  EXPECT_LE(WorstUlps(LogOf, [](double x) { return std::log(x); }, 1.001f, 1e5f), 2);
-  EXPECT_LE(WorstUlps(LogOf, [](double x) { return std::log(x); }, 1e-30f, 0.999f), 2);
-  EXPECT_LE(WorstUlps(TanhOf, [](double x) { return std::tanh(x); }, -10, 10), 4);
-  EXPECT_LE(WorstUlps(TanhOf, [](double x) { return std::tanh(x); }, 1e-6f, 0.7f), 4);
-  EXPECT_LE(WorstUlps(SigmoidOf, [](double x) { return 1 / (1 + std::exp(-x)); }, -80, 80), 4);
+  EXPECT_LE(WorstUlps(
+                ExpOf, [](double x) { return std::exp(x); }, -87.3f, 88.0f),
+            2);
+  EXPECT_LE(WorstUlps(
+                LogOf, [](double x) { return std::log(x); }, 1.001f, 1e5f),
+            2);
+  EXPECT_LE(WorstUlps(
+                LogOf, [](double x) { return std::log(x); }, 1e-30f, 0.999f),
+            2);
+  EXPECT_LE(WorstUlps(
+                TanhOf, [](double x) { return std::tanh(x); }, -10, 10),
+            4);
+  EXPECT_LE(WorstUlps(
+                TanhOf, [](double x) { return std::tanh(x); }, 1e-6f, 0.7f),
+            4);
+  EXPECT_LE(WorstUlps(
+                SigmoidOf, [](double x) { return 1 / (1 + std::exp(-x)); }, -80, 80),
+            4);
 }
 
 TEST(Functions, Ends) {
@@ -58,9 +70,32 @@ TEST(Functions, F64) {
     EXPECT_NEAR(CosInF64(x), std::cos(x), 1e-10);
     EXPECT_NEAR(SinInF64(x), std::sin(x), 1e-10);
   }
-  for (double x = 1e-5; x < 1e6; x *= 1.7) EXPECT_NEAR(LogInF64(x), std::log(x), 1e-14 * std::max(1.0, std::fabs(std::log(x))));
+  for (double x = 1e-5; x < 1e6; x *= 1.7)
+    EXPECT_NEAR(LogInF64(x), std::log(x), 1e-14 * std::max(1.0, std::fabs(std::log(x))));
   EXPECT_NEAR(PowInF64(0.95, 1000), std::pow(0.95, 1000), 1e-35);
   EXPECT_EQ(PowInF64(0.9, 0), 1);
+}
+
+TEST(Functions, InF64AreExactNearZeroAndFarOut) {
+  const auto near = [](double got, double expected, double x) {
+    EXPECT_NEAR(got, expected, 4e-15 * std::fabs(expected)) << x;
+  };
+  for (double magnitude = 1e-300; magnitude < 700; magnitude = magnitude < 1e-20 ? magnitude * 1e7 : magnitude * 1.3) {
+    for (const double x : {magnitude, -magnitude}) {
+      near(Expm1InF64(x), std::expm1(x), x);
+      if (x > -1) near(Log1pInF64(x), std::log1p(x), x);
+      near(SigmoidInF64(x), static_cast<double>(1 / (1 + std::exp(static_cast<long double>(-x)))), x);
+      near(LogSigmoidInF64(x), static_cast<double>(-std::log1p(std::exp(static_cast<long double>(-x)))), x);
+    }
+    const long double x = -magnitude;
+    near(Log1mExpInF64(-magnitude),
+         static_cast<double>(x > -0.7L ? std::log(-std::expm1(x)) : std::log1p(-std::exp(x))), -magnitude);
+  }
+  EXPECT_EQ(SigmoidInF64(1e300), 1);
+  EXPECT_EQ(SigmoidInF64(-1e300), 0);
+  EXPECT_EQ(LogSigmoidInF64(1e300), 0);
+  EXPECT_EQ(LogSigmoidInF64(-1e300), -1e300);
+  EXPECT_TRUE(std::isnan(SigmoidInF64(NAN)) && std::isnan(LogSigmoidInF64(NAN)));
 }
 
 TEST(Functions, ArraysAreTheInlineFunctions) {
