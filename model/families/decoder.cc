@@ -97,9 +97,13 @@ class Decoder::Cache {
  public:
   OwnedMemory memory;
   Arena arena;
-  std::vector<float*> keys;  // by layer, [context, kv_heads * head_size]
+  int64_t columns = 0;
+  std::vector<float*> keys;  // by layer, [sequences, columns, kv_heads * head_size]
   std::vector<float*> values;
-  int64_t tokens = 0;
+  std::vector<int64_t> tokens;  // by sequence
+  // Of an extension, one after another.
+  std::vector<uint32_t> ids;
+  std::vector<Continuation> continuations;
 };
 
 void Decoder::Free::operator()(Memory* memory) const { delete memory; }
@@ -571,10 +575,10 @@ absl::Status Decoder::Backward(const kernels::Compute& compute, const float* wei
 
 // ---- token by token ----
 
-absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache() const {
+absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache(int64_t sequences, int64_t columns, int64_t tokens) const {
   OwnedCache cache(new Cache);
-  MILLRACE_ASSIGN_OR_RETURN(cache->memory, NewMemory(context_, context_, /*for_training=*/false));
-  const int64_t size = context_ * kv_heads_ * head_size_;
+  MILLRACE_ASSIGN_OR_RETURN(cache->memory, NewMemory(tokens, columns, /*for_training=*/false));
+  const int64_t size = sequences * columns * kv_heads_ * head_size_;
   Arena measure;
   for (size_t i = 0; i < 2 * layers_.size(); ++i) measure.Take(size);
   MILLRACE_ASSIGN_OR_RETURN(cache->arena, Arena::Create(measure.taken()));
@@ -582,23 +586,47 @@ absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache() const {
     cache->keys.push_back(cache->arena.Take(size));
     cache->values.push_back(cache->arena.Take(size));
   }
+  cache->columns = columns;
+  cache->tokens.assign(static_cast<size_t>(sequences), 0);
   return cache;
 }
 
-void Decoder::Clear(Cache* cache) const { cache->tokens = 0; }
+void Decoder::Clear(Cache* cache) const { std::fill(cache->tokens.begin(), cache->tokens.end(), 0); }
 
-const float* Decoder::Extend(const kernels::Compute& compute, const float* weights, absl::Span<const uint32_t> ids,
+void Decoder::ClearSequence(int64_t sequence, Cache* cache) const { cache->tokens[static_cast<size_t>(sequence)] = 0; }
+
+void Decoder::CopySequence(int64_t from, int64_t to, Cache* cache) const {
+  const int64_t kv_size = kv_heads_ * head_size_, stride = cache->columns * kv_size;
+  const int64_t tokens = cache->tokens[static_cast<size_t>(from)];
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    for (float* const memory : {cache->keys[i], cache->values[i]}) {
+      std::copy_n(memory + from * stride, tokens * kv_size, memory + to * stride);
+    }
+  }
+  cache->tokens[static_cast<size_t>(to)] = tokens;
+}
+
+const float* Decoder::Extend(const kernels::Compute& compute, const float* weights, absl::Span<const Appended> appended,
                              Cache* cache) const {
   const kernels::FlushDenormals flush;
-  const auto count = static_cast<int64_t>(ids.size());
-  const int64_t past = cache->tokens, kv_size = kv_heads_ * head_size_, hidden = count * hidden_size_;
   Memory& memory = *cache->memory;
   const AttentionShape shape = ShapeOf({}, memory);
   const LayerMemory& layer_memory = memory.layers[0];
-  float* const x = layer_memory.input;
+  cache->ids.clear();
+  cache->continuations.clear();
   memory.positions.clear();
-  for (int64_t i = 0; i < count; ++i) memory.positions.push_back(static_cast<uint32_t>(past + i));
-  EmbeddingForward(compute, {ids.data(), 1, count, count, memory.positions.data()},
+  for (const Appended& about : appended) {
+    const int64_t past = cache->tokens[static_cast<size_t>(about.sequence)];
+    const auto first = static_cast<int64_t>(cache->ids.size()), length = static_cast<int64_t>(about.ids.size());
+    cache->continuations.push_back({first, length, past, nullptr, nullptr});
+    cache->ids.insert(cache->ids.end(), about.ids.begin(), about.ids.end());
+    for (int64_t i = 0; i < length; ++i) memory.positions.push_back(static_cast<uint32_t>(past + i));
+    cache->tokens[static_cast<size_t>(about.sequence)] = past + length;
+  }
+  const auto count = static_cast<int64_t>(cache->ids.size());
+  const int64_t kv_size = kv_heads_ * head_size_, hidden = count * hidden_size_;
+  float* const x = layer_memory.input;
+  EmbeddingForward(compute, {cache->ids.data(), 1, count, count, memory.positions.data()},
                    At(tensors_, weights, input_embedding_), At(tensors_, weights, position_embedding_), hidden_size_,
                    x);
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -608,14 +636,22 @@ const float* Decoder::Extend(const kernels::Compute& compute, const float* weigh
                 layer_memory.mean, layer_memory.rstd);
     float* const q = layer_memory.qkv;
     Project(compute, weights, layer, layer_memory.normed, count, q);
-    if (!gpt2()) ApplyRope(compute, rope_, count, memory.positions.data(), heads_ + kv_heads_, q, shape.stride, false);
-    for (int64_t token = 0; token < count; ++token) {
-      const float* const k = q + token * shape.stride + hidden_size_;
-      std::copy_n(k, kv_size, cache->keys[i] + (past + token) * kv_size);
-      std::copy_n(k + kv_size, kv_size, cache->values[i] + (past + token) * kv_size);
+    if (!gpt2()) {
+      ApplyRope(compute, rope_, count, memory.positions.data(), heads_ + kv_heads_, q, shape.stride, false);
     }
-    const Continuation continuation = {0, count, past, cache->keys[i], cache->values[i]};
-    AttentionExtend(compute, shape, q, {&continuation, 1}, layer_memory.attended);
+    for (size_t at = 0; at < appended.size(); ++at) {
+      Continuation& about = cache->continuations[at];
+      float* const keys = cache->keys[i] + appended[at].sequence * cache->columns * kv_size;
+      float* const values = cache->values[i] + appended[at].sequence * cache->columns * kv_size;
+      for (int64_t token = 0; token < about.count; ++token) {
+        const float* const k = q + (about.first + token) * shape.stride + hidden_size_;
+        std::copy_n(k, kv_size, keys + (about.past + token) * kv_size);
+        std::copy_n(k + kv_size, kv_size, values + (about.past + token) * kv_size);
+      }
+      about.keys = keys;
+      about.values = values;
+    }
+    AttentionExtend(compute, shape, q, cache->continuations, layer_memory.attended);
     LinearForward(compute, Shape(hidden_size_, hidden_size_), layer_memory.attended, count,
                   At(tensors_, weights, layer.attention_output.weight),
                   At(tensors_, weights, layer.attention_output.bias), memory.branch, hidden_size_);
@@ -628,7 +664,6 @@ const float* Decoder::Extend(const kernels::Compute& compute, const float* weigh
   }
   NormForward(compute, norm_kind_, x, At(tensors_, weights, last_norm_.gain), At(tensors_, weights, last_norm_.bias),
               epsilon_, count, hidden_size_, memory.outputs, memory.last_mean, memory.last_rstd);
-  cache->tokens = past + count;
   return memory.outputs;
 }
 

@@ -84,8 +84,13 @@ class Decoder {
 
   // What a pass keeps, for up to `tokens` tokens in sequences of up to `columns`.
   class Memory;
-  // Keys and values of one sequence, for prediction token by token.
+  // Keys and values of some sequences, for prediction token by token.
   class Cache;
+  // Tokens that go behind those of one of a cache's sequences; at least one.
+  struct Appended {
+    int64_t sequence = 0;
+    absl::Span<const uint32_t> ids;
+  };
   struct Free {
     void operator()(Memory* memory) const;
     void operator()(Cache* cache) const;
@@ -119,14 +124,28 @@ class Decoder {
   // Whether Backward uses the gradient of the outputs: whether a tensor below the head's is trained.
   bool NeedsOutputGradient(Trainable trainable) const;
 
-  // RESOURCE_EXHAUSTED if there is not so much memory.
-  absl::StatusOr<OwnedCache> NewCache() const;
+  // For one sequence as long as the context. RESOURCE_EXHAUSTED if there is not so much memory.
+  absl::StatusOr<OwnedCache> NewCache() const { return NewCache(1, context_, context_); }
+  // For `sequences` sequences of up to `columns` tokens, at most the context, of which up to `tokens` are appended
+  // together. RESOURCE_EXHAUSTED if there is not so much memory.
+  absl::StatusOr<OwnedCache> NewCache(int64_t sequences, int64_t columns, int64_t tokens) const;
   // Forgets all tokens.
   void Clear(Cache* cache) const;
-  // Appends tokens and returns their outputs [count, hidden_size], the same bits as Forward gives for the whole
-  // sequence. Requires that the cache's tokens then are at most the context.
-  const float* Extend(const kernels::Compute& compute, const float* weights, absl::Span<const uint32_t> ids,
+  // Forgets a sequence's tokens.
+  void ClearSequence(int64_t sequence, Cache* cache) const;
+  // Makes sequence `to` hold the tokens of `from`.
+  void CopySequence(int64_t from, int64_t to, Cache* cache) const;
+  // Appends tokens to sequences, each of which occurs once at most, and returns their outputs [tokens, hidden_size],
+  // one of `appended` after another: the same bits as Forward gives for the whole sequence, whatever goes on beside it.
+  // Requires that sequences and tokens then fit the cache.
+  const float* Extend(const kernels::Compute& compute, const float* weights, absl::Span<const Appended> appended,
                       Cache* cache) const;
+  // The same for sequence 0.
+  const float* Extend(const kernels::Compute& compute, const float* weights, absl::Span<const uint32_t> ids,
+                      Cache* cache) const {
+    const Appended appended = {0, ids};
+    return Extend(compute, weights, absl::MakeConstSpan(&appended, 1), cache);
+  }
 
  private:
   // Tensors of a layer, by index; -1: none.
