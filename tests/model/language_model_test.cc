@@ -356,6 +356,15 @@ TEST_P(LanguageModelTest, EndsWhereItIsToldTo) {
   EXPECT_EQ(calls, 3);
 }
 
+TEST_P(LanguageModelTest, AModelWithAScalarHeadIsNone) {
+  Configuration configuration = *ReadConfig(folder_.path());
+  configuration.head = Head::kScalar;
+  folder_.Write("config.json", PrintConfig(configuration));
+  const auto model = LanguageModel::Open(folder_.path(), &compute_);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(model.status().message()), ::testing::HasSubstr("a model with a scalar head"));
+}
+
 TEST_P(LanguageModelTest, EndsWithTheDocument) {
   // Hot enough that all 258 tokens are about equally likely: the end comes sooner or later.
   Make(*Bytes());
