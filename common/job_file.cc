@@ -457,6 +457,10 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   if (!phase.stop().has_max_steps() && !phase.stop().has_max_epochs()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ".stop: max_steps or max_epochs is needed"));
   }
+  if (phase.replay() > 0 && phase.objective() == "causal_lm" && phase.has_data()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".replay: for sft; to mix texts, list the job's sources among the phase's own"));
+  }
   if (phase.replay() > 0 && !phase.has_data()) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ".replay: a phase without data of its own trains on the job's text anyway; give it data, or no replay"));
@@ -547,12 +551,6 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
     }
     MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i).from(), names, path + ".from"));
-    MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i).preference().reference(), names, path + ".preference.reference"));
-    if (const std::string& objective = job.phases(i).objective();
-        i == 0 && job.phases(i).from().empty() && objective != "causal_lm" && objective != "sft") {
-      return absl::InvalidArgumentError(absl::StrCat(path, ".from is missing: ", objective,
-                                                     " begins with a trained model, as in from: runs/sft/last"));
-    }
     if (!names.insert(job.phases(i).name()).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()), " already"));

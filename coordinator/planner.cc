@@ -84,10 +84,8 @@ absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenExamples(const v1::PhaseS
 }  // namespace
 
 std::optional<text::ExampleKind> ExamplesOf(const std::string& objective) {
-  if (objective == "causal_lm") return std::nullopt;
   if (objective == "sft") return text::ExampleKind::kSft;
-  if (objective == "kto") return text::ExampleKind::kLabelled;
-  return text::ExampleKind::kPairs;
+  return std::nullopt;
 }
 
 struct Planner::Impl {
@@ -116,11 +114,8 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
   AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
   impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
   if (!folders.phase.empty()) {
-    // Objectives that make no language model forget in another way.
-    if (phase.objective() != "reward") {
-      MILLRACE_ASSIGN_OR_RETURN(impl->retained, OpenText(folders.job, options));
-      AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
-    }
+    MILLRACE_ASSIGN_OR_RETURN(impl->retained, OpenText(folders.job, options));
+    AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
   }
   return std::unique_ptr<Planner>(new Planner(std::move(impl)));
 }

@@ -177,7 +177,7 @@ class PhaseSeat::Epoch {
 
   void Plan(v1::WorkResult* result) const {
     *result->mutable_table() = table_;
-    for (const v1::ModelPart& part : PartsOf(context_.phase())) *result->add_parts() = part;
+    for (const v1::ModelPart& part : PartsOf()) *result->add_parts() = part;
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
@@ -289,7 +289,8 @@ class PhaseSeat::Epoch {
       const absl::StatusOr<model::Batch> batch = BatchOf(microbatch, context_.model().context());
       done = batch.status();
       if (!done.ok()) break;
-      if (batch->predictions() > 0) parts.push_back({&microbatch, *batch, false});
+      // Rows of padding alone are fine where the batch says what counts; else a batch that predicts nothing is refused.
+      if (batch->scored == nullptr || batch->predictions() > 0) parts.push_back({&microbatch, *batch, false});
     }
     if (!parts.empty()) parts.back().last = true;
     for (const Part& part : parts) {

@@ -48,13 +48,12 @@ absl::Status Choose(const v1::TrainableSpec& spec, uint32_t groups, v1::TensorTa
   return absl::InvalidArgumentError("trainable: everything is frozen; nothing is left to train");
 }
 
-void AddTensors(const model::Decoder& decoder, const std::string& prefix, bool trainable, uint32_t first_group,
-                v1::TensorTable* table) {
+void AddTensors(const model::Decoder& decoder, v1::TensorTable* table) {
   for (const model::TensorSpec& spec : decoder.tensors().tensors()) {
     v1::Tensor* const tensor = table->add_tensors();
-    tensor->set_name(prefix + spec.name);
+    tensor->set_name(spec.name);
     for (const int64_t extent : spec.shape) tensor->add_shape(extent);
-    tensor->set_trainable(trainable);
+    tensor->set_trainable(true);
     switch (spec.role) {
       case model::Role::kMatrix:
         tensor->set_role(v1::Tensor::MATRIX);
@@ -67,32 +66,22 @@ void AddTensors(const model::Decoder& decoder, const std::string& prefix, bool t
         break;
     }
     tensor->set_rows_are_inputs(spec.rows_are_inputs);
-    tensor->set_group(first_group + spec.group);
+    tensor->set_group(spec.group);
   }
 }
 
 }  // namespace
 
-bool HasReference(const v1::PhaseSpec& phase) {
-  return phase.objective() == "dpo" || phase.objective() == "ipo" || phase.objective() == "kto";
-}
-
 absl::StatusOr<v1::TensorTable> TableOf(const model::Decoder& decoder, const v1::PhaseSpec& phase) {
   v1::TensorTable table;
-  AddTensors(decoder, "", /*trainable=*/true, 0, &table);
+  AddTensors(decoder, &table);
   MILLRACE_RETURN_IF_ERROR(Choose(phase.trainable(), decoder.groups(), &table));
-  if (HasReference(phase)) AddTensors(decoder, kReference, /*trainable=*/false, decoder.groups(), &table);
   return table;
 }
 
-std::vector<v1::ModelPart> PartsOf(const v1::PhaseSpec& phase) {
+std::vector<v1::ModelPart> PartsOf() {
   std::vector<v1::ModelPart> parts(1);
   parts[0].set_file("model.safetensors");
-  if (HasReference(phase)) {
-    v1::ModelPart& reference = parts.emplace_back();
-    reference.set_prefix(kReference);
-    reference.set_from(phase.preference().reference());
-  }
   return parts;
 }
 
