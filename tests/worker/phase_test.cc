@@ -569,6 +569,25 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
   EXPECT_EQ(seat.Do(unit, &result_).code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST_F(PhaseSeatTest, AUnitInWhichNothingCountsGivesTheShardsItsZeros) {
+  PhaseSeat seat(&compute_);
+  ASSERT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  const size_t blocks = TakePushes().size();
+  v1::WorkUnit unit = TrainUnit();
+  for (v1::Microbatch& microbatch : *unit.mutable_microbatches()) {
+    microbatch.set_scored(std::string(size_t{microbatch.rows()} * microbatch.columns(), '\0'));
+  }
+  const absl::Status done = seat.Do(unit, &result_);
+  ASSERT_TRUE(done.ok()) << done;
+  EXPECT_EQ(result_.predictions(), 0u);
+  EXPECT_EQ(result_.loss_sum(), 0);
+  const std::vector<v1::PushRequest> pushes = TakePushes();
+  EXPECT_EQ(pushes.size(), blocks);
+  for (const v1::PushRequest& push : pushes) {
+    EXPECT_EQ(push.values(), std::string(push.values().size(), '\0')) << push.block();
+  }
+}
+
 // ---- epochs ----
 
 TEST_F(PhaseSeatTest, ALaterEpochEndsAUnitThatWaits) {
@@ -645,6 +664,29 @@ TEST_F(PhaseSeatTest, AShardThatIsGoneMayComeBack) {
 }
 
 // ---- what nobody can do ----
+
+TEST_F(PhaseSeatTest, RefusesSequencesThatBeginWhereNoneCan) {
+  PhaseSeat seat(&compute_);
+  const auto refusal = [&](const std::vector<uint32_t>& first_starts, size_t scored) {
+    v1::WorkUnit unit = TrainUnit();
+    v1::Microbatch& microbatch = *unit.mutable_microbatches(0);
+    const size_t count = size_t{microbatch.rows()} * microbatch.columns();
+    if (!first_starts.empty()) {
+      std::vector<uint32_t> starts(count);  // each row is one sequence
+      std::copy(first_starts.begin(), first_starts.end(), starts.begin());
+      microbatch.set_starts(starts.data(), (count - (first_starts.size() == 1 ? 1 : 0)) * sizeof(uint32_t));
+    }
+    if (scored > 0) microbatch.set_scored(std::string(scored, '\1'));
+    const absl::Status done = seat.Do(unit, &result_);
+    EXPECT_EQ(done.code(), absl::StatusCode::kInvalidArgument) << done;
+    return std::string(done.message());
+  };
+  EXPECT_THAT(refusal({0, 2, 2}, 0), HasSubstr("a token of column 1 cannot be of a sequence that begins in column 2"));
+  EXPECT_THAT(refusal({0, 1, 0}, 0), HasSubstr("a token of column 2 cannot be of a sequence that begins in column 0"));
+  EXPECT_THAT(refusal({0}, 0), HasSubstr("bytes of starts where"));
+  EXPECT_THAT(refusal({}, 1), HasSubstr("1 bytes of scored where"));
+  EXPECT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+}
 
 TEST_F(PhaseSeatTest, RefusesGarbageAndGoesOn) {
   PhaseSeat seat(&compute_);
