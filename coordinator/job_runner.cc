@@ -68,6 +68,34 @@ std::map<std::string, double> Means(absl::Span<const v1::WorkResult> results) {
   return means;
 }
 
+// What is told of prepared texts and examples alike.
+template <typename Report>
+v1::JobEvent PreparedEvent(const std::string& phase, const Report& report) {
+  v1::JobEvent event;
+  v1::DataEvent& about = *event.mutable_data();
+  about.set_phase(phase);
+  about.set_duplicates(report.duplicates);
+  about.set_skipped(report.skipped);
+  about.set_train_tokens(report.train_tokens);
+  about.set_held_out_tokens(report.held_out_tokens);
+  about.set_vocab_size(report.vocab_size);
+  for (const std::string& skip : report.skips) about.add_skips(skip);
+  return event;
+}
+
+// Of several results, added up in their order.
+struct LossTotal {
+  double sum = 0;
+  uint64_t predictions = 0;
+
+  explicit LossTotal(absl::Span<const v1::WorkResult> results) {
+    for (const v1::WorkResult& result : results) {
+      sum += result.loss_sum();
+      predictions += result.predictions();
+    }
+  }
+};
+
 // One checkpoint on its way from the shards to the shelf, on a thread of its own.
 class CheckpointOnItsWay {
  public:
@@ -291,18 +319,11 @@ absl::Status JobRun::PrepareTextInto(const std::string& folder, const v1::JobSpe
   MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, text::TokenStore::Open(folder).status()));
   if (!must) return absl::OkStatus();
   MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec, base_directory_, folder));
-  v1::JobEvent event;
+  v1::JobEvent event = PreparedEvent(phase_.has_value() ? phase_->name() : "", report);
   v1::DataEvent& about = *event.mutable_data();
-  about.set_phase(phase_.has_value() ? phase_->name() : "");
   about.set_documents(report.documents);
-  about.set_duplicates(report.duplicates);
-  about.set_skipped(report.skipped);
   about.set_train_bytes(report.train_bytes);
   about.set_held_out_bytes(report.held_out_bytes);
-  about.set_train_tokens(report.train_tokens);
-  about.set_held_out_tokens(report.held_out_tokens);
-  about.set_vocab_size(report.vocab_size);
-  for (const std::string& skip : report.skips) about.add_skips(skip);
   parts_.book->Append(id_, std::move(event));
   return absl::OkStatus();
 }
@@ -315,18 +336,11 @@ absl::Status JobRun::PrepareExamplesInto(const std::string& folder, text::Exampl
   MILLRACE_ASSIGN_OR_RETURN(const text::ExampleReport report,
                             text::PrepareExamples(kind, phase_->data(), phase_->chat(), *tokenizer,
                                                   spec_.model().context(), base_directory_, folder));
-  v1::JobEvent event;
+  v1::JobEvent event = PreparedEvent(phase_->name(), report);
   v1::DataEvent& about = *event.mutable_data();
-  about.set_phase(phase_->name());
   about.set_documents(report.examples);
-  about.set_duplicates(report.duplicates);
-  about.set_skipped(report.skipped);
-  about.set_train_tokens(report.train_tokens);
-  about.set_held_out_tokens(report.held_out_tokens);
-  about.set_vocab_size(report.vocab_size);
   about.set_truncated(report.truncated);
   about.set_scored_tokens(report.train_scored);
-  for (const std::string& skip : report.skips) about.add_skips(skip);
   parts_.book->Append(id_, std::move(event));
   return absl::OkStatus();
 }
@@ -723,12 +737,7 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
 
 // Nats a token of the step after `version`.
 absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) const {
-  double sum = 0;
-  uint64_t predictions = 0;
-  for (const v1::WorkResult& result : results) {
-    sum += result.loss_sum();
-    predictions += result.predictions();
-  }
+  const auto [sum, predictions] = LossTotal(results);
   const uint64_t wanted = planner_->training_predictions(version);
   if (predictions != wanted) {
     return absl::InternalError(absl::StrCat("step ", version + 1, ": workers report ", predictions,
@@ -746,12 +755,7 @@ absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::
 // Nats a token of an evaluation at `version`, of `wanted` predictions.
 absl::StatusOr<double> JobRun::HeldOutLoss(uint64_t version, absl::Span<const v1::WorkResult> results,
                                            uint64_t wanted) const {
-  double sum = 0;
-  uint64_t predictions = 0;
-  for (const v1::WorkResult& result : results) {
-    sum += result.loss_sum();
-    predictions += result.predictions();
-  }
+  const auto [sum, predictions] = LossTotal(results);
   if (predictions != wanted || predictions == 0) {
     return absl::InternalError(absl::StrCat("evaluation at step ", version, ": workers report ", predictions,
                                             " predictions where the units have ", wanted));

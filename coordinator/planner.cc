@@ -55,20 +55,18 @@ text::BatchOptions OptionsOf(const v1::JobSpec& job, uint32_t phase_index) {
   return options;
 }
 
-absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenText(const std::string& folder,
-                                                            const text::BatchOptions& options) {
-  MILLRACE_ASSIGN_OR_RETURN(std::shared_ptr<const text::TokenStore> store, text::TokenStore::Open(folder));
+using Text = std::shared_ptr<const text::TokenStore>;
+
+absl::StatusOr<std::unique_ptr<text::BatchSource>> BatchesOf(Text store, const text::BatchOptions& options) {
   MILLRACE_ASSIGN_OR_RETURN(text::Batches batches, text::Batches::Create(std::move(store), options));
   return std::make_unique<text::Batches>(std::move(batches));
 }
 
-absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenExamples(const v1::PhaseSpec& phase, const DataFolders& folders,
+// The examples in `folder`, and of the job's text as much as the phase replays.
+absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenExamples(const v1::PhaseSpec& phase, const std::string& folder,
+                                                                const Text& job_text,
                                                                 const text::BatchOptions& text_options) {
-  MILLRACE_ASSIGN_OR_RETURN(std::shared_ptr<const text::ExampleStore> store, text::ExampleStore::Open(folders.phase));
-  std::shared_ptr<const text::TokenStore> replay;
-  if (phase.replay() > 0) {
-    MILLRACE_ASSIGN_OR_RETURN(replay, text::TokenStore::Open(folders.job));
-  }
+  MILLRACE_ASSIGN_OR_RETURN(std::shared_ptr<const text::ExampleStore> store, text::ExampleStore::Open(folder));
   text::ExampleBatchOptions options;
   options.seed = text_options.seed;
   options.phase = text_options.phase;
@@ -78,7 +76,7 @@ absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenExamples(const v1::PhaseS
   options.packing = phase.chat().packing();
   options.max_evaluation_tokens = text_options.max_evaluation_tokens;
   options.replay = phase.replay();
-  return text::ExampleBatches::Create(std::move(store), options, std::move(replay));
+  return text::ExampleBatches::Create(std::move(store), options, phase.replay() > 0 ? job_text : nullptr);
 }
 
 }  // namespace
@@ -106,15 +104,19 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
   const text::BatchOptions options = OptionsOf(job, phase_index);
   auto impl = std::make_unique<Impl>();
   impl->unit_microbatches = phase.unit_microbatches();
-  if (ExamplesOf(phase.objective()).has_value()) {
-    MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenExamples(phase, folders, options));
+  MILLRACE_ASSIGN_OR_RETURN(Text text, text::TokenStore::Open(folders.job));
+  if (folders.phase.empty()) {
+    MILLRACE_ASSIGN_OR_RETURN(impl->source, BatchesOf(std::move(text), options));
+  } else if (ExamplesOf(phase.objective()).has_value()) {
+    MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenExamples(phase, folders.phase, text, options));
   } else {
-    MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenText(folders.phase.empty() ? folders.job : folders.phase, options));
+    MILLRACE_ASSIGN_OR_RETURN(Text own, text::TokenStore::Open(folders.phase));
+    MILLRACE_ASSIGN_OR_RETURN(impl->source, BatchesOf(std::move(own), options));
   }
   AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
   impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
   if (!folders.phase.empty()) {
-    MILLRACE_ASSIGN_OR_RETURN(impl->retained, OpenText(folders.job, options));
+    MILLRACE_ASSIGN_OR_RETURN(impl->retained, BatchesOf(std::move(text), options));
     AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
   }
   return std::unique_ptr<Planner>(new Planner(std::move(impl)));

@@ -35,13 +35,16 @@ uint64_t Permutation::operator()(uint64_t index) const {
   return index;
 }
 
+Philox DataKey(absl::string_view purpose, const std::string& fingerprint, uint64_t seed, uint32_t phase) {
+  return Philox(std::stoull(
+      Sha256Hex(absl::StrCat("millrace ", purpose, "\n", fingerprint, "\n", seed, "\n", phase)).substr(0, 16), nullptr,
+      16));
+}
+
 Batches::Batches(std::shared_ptr<const TokenStore> store, const BatchOptions& options)
     : store_(std::move(store)),
       options_(options),
-      key_(std::stoull(
-          Sha256Hex(absl::StrCat("millrace batches\n", store_->fingerprint(), "\n", options.seed, "\n", options.phase))
-              .substr(0, 16),
-          nullptr, 16)) {}
+      key_(DataKey("batches", store_->fingerprint(), options.seed, options.phase)) {}
 
 absl::StatusOr<Batches> Batches::Create(std::shared_ptr<const TokenStore> store, const BatchOptions& options) {
   if (options.context == 0 || options.microbatch == 0 || options.global_batch == 0 ||

@@ -12,9 +12,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/philox.h"
 #include "text/batch_source.h"
 #include "text/token_store.h"
@@ -35,6 +37,9 @@ class Permutation {
   int half_bits_;
   Philox key_;
 };
+
+// What everything drawn for a phase over such data is drawn with; `purpose` tells apart what it is drawn for.
+Philox DataKey(absl::string_view purpose, const std::string& fingerprint, uint64_t seed, uint32_t phase);
 
 struct BatchOptions {
   uint64_t seed = 1;

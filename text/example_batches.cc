@@ -14,16 +14,6 @@
 #include "common/status.h"
 
 namespace millrace::text {
-namespace {
-
-Philox KeyOf(absl::string_view purpose, const std::string& fingerprint, uint64_t seed, uint32_t phase) {
-  return Philox(std::stoull(
-      Sha256Hex(absl::StrCat("millrace ", purpose, "\n", fingerprint, "\n", seed, "\n", phase)).substr(0, 16), nullptr,
-      16));
-}
-
-}  // namespace
-
 ExampleBatches::ExampleBatches(std::shared_ptr<const ExampleStore> store, const ExampleBatchOptions& options)
     : store_(std::move(store)), options_(options), fingerprint_(store_->fingerprint()), key_(0) {}
 
@@ -68,7 +58,7 @@ absl::StatusOr<std::unique_ptr<ExampleBatches>> ExampleBatches::Create(std::shar
     batches->fingerprint_ = Sha256Hex(
         absl::StrCat(batches->fingerprint_, "\n", replay->fingerprint(), "\n", absl::StrFormat("%a", options.replay)));
   }
-  batches->key_ = KeyOf("examples", batches->fingerprint_, options.seed, options.phase);
+  batches->key_ = DataKey("examples", batches->fingerprint_, options.seed, options.phase);
 
   const ExampleFile& held_out = batches->store_->held_out();
   std::vector<uint32_t> order;
@@ -270,7 +260,7 @@ absl::StatusOr<PromptOrder> PromptOrder::Create(std::shared_ptr<const ExampleSto
   if (store->kind() != ExampleKind::kPrompts)
     return absl::InvalidArgumentError(absl::StrCat("the store holds ", NameOf(store->kind()), ", not prompts"));
   if (store->train().size() == 0) return absl::InvalidArgumentError("the store holds no prompts to train on");
-  const Philox key = KeyOf("prompts", store->fingerprint(), seed, phase);
+  const Philox key = DataKey("prompts", store->fingerprint(), seed, phase);
   return PromptOrder(std::move(store), key);
 }
 

@@ -179,11 +179,7 @@ absl::StatusOr<std::shared_ptr<const ExampleStore>> ExampleStore::Open(const std
     (part == absl::string_view("train") ? store->train_ : store->held_out_) = file;
     store->maps_.push_back(std::move(map));
   }
-  store->token_bytes_.resize(store->vocab_size());
-  for (uint32_t id = 0; id < store->vocab_size(); ++id) {
-    if (!store->tokenizer_->IsSpecial(id))
-      store->token_bytes_[id] = static_cast<uint32_t>(store->tokenizer_->TokenBytes(id).size());
-  }
+  store->token_bytes_ = store->tokenizer_->TextBytes();
   store->fingerprint_ = Sha256Hex(sums);
   const Json& end_of_turn = At(json, "end_of_turn");
   if (At(json, "fingerprint") != Json(store->fingerprint_) || !end_of_turn.is_number_unsigned() ||

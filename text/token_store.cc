@@ -130,11 +130,7 @@ absl::StatusOr<std::shared_ptr<const TokenStore>> TokenStore::Open(const std::st
     store->maps_.push_back(std::move(map));
   }
 
-  store->token_bytes_.resize(store->vocab_size());
-  for (uint32_t id = 0; id < store->vocab_size(); ++id) {
-    if (!store->tokenizer_->IsSpecial(id))
-      store->token_bytes_[id] = static_cast<uint32_t>(store->tokenizer_->TokenBytes(id).size());
-  }
+  store->token_bytes_ = store->tokenizer_->TextBytes();
   store->fingerprint_ = Sha256Hex(sums);
   if (json.value("fingerprint", Json()) != Json(store->fingerprint_)) {
     return Broken(absl::StrCat(manifest_path, ": the fingerprint is not that of its parts"));

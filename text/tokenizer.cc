@@ -343,6 +343,14 @@ Json AddedTokensJson(absl::Span<const AddedToken> tokens) {
   return added;
 }
 
+std::vector<uint32_t> Tokenizer::TextBytes() const {
+  std::vector<uint32_t> bytes(vocab_size());
+  for (uint32_t id = 0; id < bytes.size(); ++id) {
+    if (!IsSpecial(id)) bytes[id] = static_cast<uint32_t>(TokenBytes(id).size());
+  }
+  return bytes;
+}
+
 std::string Tokenizer::ConfigJson() const {
   Json json = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
   if (const std::optional<uint32_t> id = end_of_text()) {

@@ -55,6 +55,8 @@ class Tokenizer {
   virtual uint32_t vocab_size() const = 0;
   // Bytes of one token; empty for an id that does not exist.
   virtual std::string TokenBytes(uint32_t id) const = 0;
+  // How many bytes of text each id stands for, [vocab_size]: none for special ones.
+  std::vector<uint32_t> TextBytes() const;
   // An added token such as <|endoftext|>: stands for no bytes of the text.
   virtual bool IsSpecial(uint32_t id) const = 0;
   virtual absl::Span<const AddedToken> added_tokens() const = 0;

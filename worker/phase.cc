@@ -271,13 +271,14 @@ class PhaseSeat::Epoch {
     }
   };
 
-  // Computes the microbatches one after another, whose weights are being fetched, and adds up their losses. The fetch
-  // has ended when this returns, in any case: it writes into the weights.
+  // A microbatch of a unit.
   struct Part {
     const v1::Microbatch* microbatch;
     model::Batch batch;
     bool last;  // of those in which something counts
   };
+  // Computes the microbatches one after another, whose weights are being fetched, and adds up their losses. The fetch
+  // has ended when this returns, in any case: it writes into the weights.
   absl::StatusOr<Total> Pass(
       const v1::WorkUnit& unit,
       absl::FunctionRef<absl::StatusOr<double>(const Part& part, model::GroupHook need)> loss_of) {

@@ -229,6 +229,19 @@ TEST_F(AttachmentsTest, WhatAnAbandonedPushLeftDoesNoHarm) {
   EXPECT_TRUE(course_.ReadAt(1) == plain.ReadAt(1));
 }
 
+// Answers an attaching worker with that digest, and keeps the attachment until the worker ends it.
+grpc::Status HoldAttachment(const std::string& shards_digest,
+                            grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) {
+  v1::AttachReply reply;
+  reply.set_attachment("any");
+  reply.set_shards_digest(shards_digest);
+  stream->Write(reply);
+  v1::AttachRequest request;
+  while (stream->Read(&request)) {
+  }
+  return grpc::Status::OK;
+}
+
 // Served in place of a shard: says that it sees the memory of another machine, and takes all that comes by messages.
 class Boastful final : public v1::ParameterServer::Service {
  public:
@@ -237,13 +250,7 @@ class Boastful final : public v1::ParameterServer::Service {
     v1::AttachRequest request;
     ++attaches;
     if (!stream->Read(&request)) return grpc::Status::OK;
-    v1::AttachReply reply;
-    reply.set_attachment("any");
-    reply.set_shards_digest(request.workers_digest());
-    stream->Write(reply);
-    while (stream->Read(&request)) {
-    }
-    return grpc::Status::OK;
+    return HoldAttachment(request.workers_digest(), stream);
   }
   grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply) override {
     v1::PushRequest request;
@@ -282,13 +289,7 @@ class Stubborn final : public v1::ParameterServer::Service {
     if (!stream->Read(&request)) return grpc::Status::OK;
     const auto plane = blocks::SharedPlane::Open(request.memory(), request.workers_digest());
     if (!plane.ok()) return ToGrpc(plane.status());
-    v1::AttachReply reply;
-    reply.set_attachment("any");
-    reply.set_shards_digest((*plane)->ShardsDigest());
-    stream->Write(reply);
-    while (stream->Read(&request)) {
-    }
-    return grpc::Status::OK;
+    return HoldAttachment((*plane)->ShardsDigest(), stream);
   }
   grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>*, v1::PushReply*) override {
     return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many calls"};
