@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "proto/millrace/v1/job.pb.h"
+#include "text/jinja.h"
 #include "text/tokenizer.h"
 
 namespace millrace::text {
@@ -28,25 +30,38 @@ struct ChatText {
 };
 
 // Constant after Load: any thread.
+//
+// What the assistant says is what a template puts inside {% generation %}. Of a template without such marks it is what
+// follows the rendering of the messages before, with add_generation_prompt, up to the end of the rendering with the
+// message; both must be beginnings of the whole.
 class ChatTemplate {
  public:
-  // INVALID_ARGUMENT or NOT_FOUND if spec.template names no template. Relative paths are relative to `base_dir`.
+  // By spec.template: a name (text/named_templates.h), a file with a Jinja template, a tokenizer_config.json, or a
+  // folder with chat_template.jinja or tokenizer_config.json. Relative paths are relative to `base_dir`. bos_token and
+  // eos_token are those of the folder's tokenizer_config.json; without one the first of <s> and <|endoftext|>, and of
+  // </s> and <|endoftext|>, that the tokenizer has. NOT_FOUND or INVALID_ARGUMENT, naming file and line.
   static absl::StatusOr<ChatTemplate> Load(const v1::ChatSpec& spec, const Tokenizer& tokenizer,
                                            const std::string& base_dir);
 
-  // The whole conversation. INVALID_ARGUMENT, naming the template, if the assistant says nothing in it.
+  // The whole conversation, spec.system before it if it has no system message. Requires UTF-8. INVALID_ARGUMENT, naming
+  // the template, if it raises an error, if nothing of what the assistant says is rendered, or if a template without
+  // marks changes what it rendered before.
   absl::StatusOr<ChatText> Conversation(absl::Span<const Message> messages) const;
-  // The conversation up to where the assistant answers next.
+  // The conversation up to where the assistant answers next. Encoded, it is how Conversation begins.
   absl::StatusOr<ChatText> Prompt(absl::Span<const Message> messages) const;
 
   // All that the results are a function of, besides the messages.
   const std::string& identity() const { return identity_; }
 
  private:
-  ChatTemplate() = default;
-  ChatText Plain(absl::Span<const Message> messages, bool prompt) const;
+  ChatTemplate(JinjaTemplate parsed, const v1::ChatSpec& spec) : jinja_(std::move(parsed)), spec_(spec) {}
+  absl::StatusOr<JinjaOutput> Render(absl::Span<const Message> messages, bool prompt) const;
+  absl::StatusOr<ChatText> Marked(absl::Span<const Message> messages, bool prompt) const;
 
-  std::string system_;
+  JinjaTemplate jinja_;
+  v1::ChatSpec spec_;
+  std::string bos_token_;
+  std::string eos_token_;
   std::string identity_;
 };
 

@@ -86,6 +86,8 @@ absl::StatusOr<ExampleFile> ExampleFile::Parse(absl::string_view bytes, absl::st
   file.tokens_ = Load<uint64_t>(bytes.data() + 32);
   const auto answers = Load<uint64_t>(bytes.data() + 40);
   if (file.vocab_ == 0 || file.vocab_ > kScored) return Broken(absl::StrCat(name, ": a vocabulary of ", file.vocab_));
+  if (bytes.substr(48, kHeaderBytes - 48) != absl::string_view("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16))
+    return Broken(absl::StrCat(name, ": the header does not end with zeros"));
   const uint64_t body = bytes.size() - kHeaderBytes;
   if (file.tokens_ > body / 4 || file.records_ > body / kRecordBytes || answers > body ||
       file.tokens_ * 4 + file.records_ * kRecordBytes + answers != body) {
