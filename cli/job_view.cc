@@ -28,12 +28,22 @@ void JobView::Show(const v1::JobEvent& event) {
     }
     case v1::JobEvent::kData: {
       const v1::DataEvent& data = event.data();
-      line_->Print(absl::StrFormat(
-          "text: %d documents (%d duplicates, %d skipped); %s bytes = %s tokens to train on, %s bytes = %s tokens held "
-          "out; vocabulary of %d",
-          data.documents(), data.duplicates(), data.skipped(), ShortCount(data.train_bytes()),
-          ShortCount(data.train_tokens()), ShortCount(data.held_out_bytes()), ShortCount(data.held_out_tokens()),
-          data.vocab_size()));
+      std::string text = data.phase().empty() ? "text" : data.phase();
+      const bool examples = data.scored_tokens() > 0 || (!data.phase().empty() && data.train_bytes() == 0);
+      absl::StrAppendFormat(&text, ": %d %s (%d duplicates, %d skipped", data.documents(),
+                            examples ? "examples" : "documents", data.duplicates(), data.skipped());
+      if (data.truncated() > 0) absl::StrAppendFormat(&text, ", %d cut to fit the context", data.truncated());
+      absl::StrAppend(&text, "); ");
+      if (!examples) absl::StrAppend(&text, ShortCount(data.train_bytes()), " bytes = ");
+      absl::StrAppend(&text, ShortCount(data.train_tokens()), " tokens to train on");
+      if (data.scored_tokens() > 0) {
+        absl::StrAppend(&text, ", of which ", ShortCount(data.scored_tokens()), " are learnt");
+      }
+      absl::StrAppend(&text, ", ");
+      if (!examples) absl::StrAppend(&text, ShortCount(data.held_out_bytes()), " bytes = ");
+      absl::StrAppendFormat(&text, "%s tokens held out; vocabulary of %d", ShortCount(data.held_out_tokens()),
+                            data.vocab_size());
+      line_->Print(text);
       for (const std::string& skip : data.skips()) line_->Print(absl::StrCat("  skipped ", skip));
       break;
     }
@@ -77,6 +87,14 @@ void JobView::Show(const v1::JobEvent& event) {
   }
 }
 
+// Whether the loss of the job's present phase is that of predicting text.
+static bool PredictsText(const v1::Job& job) {
+  for (const v1::PhaseSpec& phase : job.spec().phases()) {
+    if (phase.name() == job.phase()) return phase.objective() == "causal_lm" || phase.objective() == "sft";
+  }
+  return true;
+}
+
 std::string Summary(const v1::Job& job) {
   std::string text =
       absl::StrCat("Job ", job.id(), " ", job.state() == v1::Job::SUCCEEDED ? "is finished" : StateName(job.state()),
@@ -89,8 +107,11 @@ std::string Summary(const v1::Job& job) {
   absl::StrAppend(&text, ".\n");
   if (!job.error().empty()) absl::StrAppend(&text, "  ", job.error(), "\n");
   if (job.best_step() > 0) {
-    absl::StrAppendFormat(&text, "  best held-out loss  %.4f nats a token (perplexity %.2f), at step %d\n",
-                          job.best_held_out_loss(), std::exp(job.best_held_out_loss()), job.best_step());
+    absl::StrAppendFormat(&text, "  best held-out loss  %.4f", job.best_held_out_loss());
+    if (PredictsText(job)) {
+      absl::StrAppendFormat(&text, " nats a token (perplexity %.2f)", std::exp(job.best_held_out_loss()));
+    }
+    absl::StrAppend(&text, ", at step ", job.best_step(), "\n");
     if (job.held_out_loss() != job.best_held_out_loss()) {
       absl::StrAppendFormat(&text, "  last held-out loss  %.4f\n", job.held_out_loss());
     }

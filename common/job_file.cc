@@ -2,12 +2,14 @@
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/message.h>
+#include <re2/re2.h>
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <optional>
 #include <set>
 #include <sstream>
@@ -448,6 +450,64 @@ absl::Status CheckModel(const v1::ModelSpec& model) {
   return absl::OkStatus();
 }
 
+// What a phase of an objective that samples answers must say.
+absl::Status CheckSampling(const v1::PhaseSpec& phase, const std::string& path) {
+  const v1::RolloutSpec& rollout = phase.rollout();
+  const v1::PolicySpec& policy = phase.policy();
+  if (phase.rewards().empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".rewards is missing: ", phase.objective(),
+                     " learns from what answers are worth, as in rewards: [{type: model, from: reward@best}]"));
+  }
+  const uint64_t answers = uint64_t{rollout.prompts()} * rollout.samples() * rollout.epochs();
+  if (answers == 0 || answers % phase.global_batch() != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".global_batch (", phase.global_batch(), ") does not divide rollout.prompts x samples x ",
+                     "epochs (", rollout.prompts(), " x ", rollout.samples(), " x ", rollout.epochs(), ")"));
+  }
+  if (phase.objective() != "ppo" && rollout.samples() < 2) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".rollout.samples: ", phase.objective(),
+                                                   " compares the answers to a prompt; at least 2 are wanted"));
+  }
+  // Checkpoints and evaluations lie where a rollout has been learnt from: what it holds need not be kept.
+  const uint64_t steps = answers / phase.global_batch();
+  const auto whole = [&](absl::string_view field, uint64_t value) {
+    if (value % steps == 0) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(path, ".", field, ": ", value, " is no multiple of the ", steps,
+                                                   " steps in which the answers of a rollout are learnt from"));
+  };
+  if (phase.stop().has_max_steps()) MILLRACE_RETURN_IF_ERROR(whole("stop.max_steps", phase.stop().max_steps()));
+  MILLRACE_RETURN_IF_ERROR(whole("evaluate.every_steps", phase.evaluate().every_steps()));
+  MILLRACE_RETURN_IF_ERROR(whole("checkpoint.every_steps", phase.checkpoint().every_steps()));
+  if (policy.average() == "answers" && !rollout.has_max_tokens()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".rollout.max_tokens is missing: policy.average answers divides by it"));
+  }
+  if (policy.has_kl_target() && !(policy.kl_coefficient() > 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".policy.kl_coefficient: adapting it to kl_target needs one above 0 to begin with"));
+  }
+  for (int i = 0; i < phase.rewards_size(); ++i) {
+    const v1::RewardSpec& reward = phase.rewards(i);
+    const std::string field = absl::StrCat(path, ".rewards.", i);
+    const auto needs = [&](absl::string_view type, absl::string_view name, bool has) {
+      if (has == (reward.type() == type)) return absl::OkStatus();
+      return absl::InvalidArgumentError(
+          has ? absl::StrCat(field, ".", name, ": only for the type ", type, ", not ", reward.type())
+              : absl::StrCat(field, ".", name, " is missing: the type ", type, " needs it"));
+    };
+    MILLRACE_RETURN_IF_ERROR(needs("model", "from", reward.has_from()));
+    MILLRACE_RETURN_IF_ERROR(needs("length", "target", reward.has_target()));
+    MILLRACE_RETURN_IF_ERROR(needs("pattern", "pattern", reward.has_pattern()));
+    // Before hours of earlier phases, not behind them.
+    if (const re2::RE2 pattern(reward.pattern(), re2::RE2::Quiet); !pattern.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ".pattern: ", Shown(reward.pattern()), " is no regular expression: ", pattern.error()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   MILLRACE_RETURN_IF_ERROR(CheckName(path + ".name", phase.name()));
   const uint32_t microbatch = phase.has_microbatch() ? phase.microbatch() : LargestDivisor(phase.global_batch(), 4);
@@ -465,10 +525,31 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ".replay: a phase without data of its own trains on the job's text anyway; give it data, or no replay"));
   }
-  if (phase.objective() != "causal_lm" && !phase.has_data()) {
+  const ObjectiveTraits traits = TraitsOf(phase.objective());
+  if (!traits.data.empty() && !phase.has_data()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ".data is missing: the conversations that ", phase.objective(), " learns from"));
+        absl::StrCat(path, ".data is missing: the ", traits.data, " that ", phase.objective(), " learns from"));
   }
+  if (phase.replay() > 0 && phase.objective() != "sft") {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".replay: only for sft, not ", phase.objective()));
+  }
+  if (phase.objective() == "kto" && microbatch < 2) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ".microbatch: kto measures its answers against those to other prompts of the microbatch; at least 2"));
+  }
+  const auto only = [&](absl::string_view field, bool has, bool may, absl::string_view objectives) {
+    if (!has || may) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".", field, ": only for ", objectives, ", not ", phase.objective()));
+  };
+  MILLRACE_RETURN_IF_ERROR(only("centering", phase.has_centering(), traits.trains_rewards, "reward"));
+  MILLRACE_RETURN_IF_ERROR(only("preference", phase.has_preference(), traits.prefers, "dpo, ipo, orpo and kto"));
+  MILLRACE_RETURN_IF_ERROR(only("rollout", phase.has_rollout(), traits.samples, "ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(only("rewards", phase.rewards_size() > 0, traits.samples, "ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(only("policy", phase.has_policy(), traits.samples, "ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(
+      only("reference", phase.has_reference(), traits.has_reference, "dpo, ipo, kto, ppo, grpo and rloo"));
+  if (traits.samples) MILLRACE_RETURN_IF_ERROR(CheckSampling(phase, path));
   const v1::OptimizerSpec& optimizer = phase.optimizer();
   if (optimizer.betas_size() != 2 && optimizer.betas_size() != 0) {
     return absl::InvalidArgumentError(
@@ -485,8 +566,10 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   return absl::OkStatus();
 }
 
-// What a phase starts from is an earlier phase's checkpoint, or a folder.
-absl::Status CheckStart(const std::string& from, const std::set<std::string>& earlier, const std::string& path) {
+// A model is an earlier phase's checkpoint, or a folder. `earlier`: objectives by phase. `rewards`: of which kind it is
+// to be.
+absl::Status CheckStart(const std::string& from, bool rewards, const std::map<std::string, std::string>& earlier,
+                        const std::string& path) {
   const std::optional<PhaseStart> start = ParsePhaseStart(from);
   if (!start.has_value()) return absl::OkStatus();
   uint64_t step = 0;
@@ -495,11 +578,48 @@ absl::Status CheckStart(const std::string& from, const std::set<std::string>& ea
                                                    " is no checkpoint; best, last or a step is wanted, as in ",
                                                    start->phase, "@best"));
   }
-  if (earlier.contains(start->phase)) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(path, ": there is no earlier phase ", Shown(start->phase), "; ",
-                   earlier.empty() ? "none comes before" : absl::StrCat("there is ", absl::StrJoin(earlier, ", ")),
-                   ". A folder whose name has an @ is given as ./", from));
+  const auto found = earlier.find(start->phase);
+  if (found == earlier.end()) {
+    const auto name = [](std::string* out, const auto& phase) { out->append(phase.first); };
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": there is no earlier phase ", Shown(start->phase), "; ",
+        earlier.empty() ? "none comes before" : absl::StrCat("there is ", absl::StrJoin(earlier, ", ", name)),
+        ". A folder whose name has an @ is given as ./", from));
+  }
+  if (TraitsOf(found->second).trains_rewards != rewards) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": phase ", start->phase, " has the objective ", found->second, "; ",
+                     rewards ? "one that trains a reward model is wanted" : "a reward model cannot continue text"));
+  }
+  return absl::OkStatus();
+}
+
+// All models that a phase begins with.
+absl::Status CheckStarts(const v1::JobSpec& job, int index, const std::map<std::string, std::string>& earlier) {
+  const v1::PhaseSpec& phase = job.phases(index);
+  const std::string path = absl::StrCat("phases.", index);
+  const ObjectiveTraits traits = TraitsOf(phase.objective());
+  // A reward model may go on from either.
+  const std::optional<PhaseStart> start = ParsePhaseStart(phase.from());
+  const auto of = earlier.find(start.has_value() ? start->phase : "");
+  const bool from_rewards = traits.trains_rewards && of != earlier.end() && TraitsOf(of->second).trains_rewards;
+  MILLRACE_RETURN_IF_ERROR(CheckStart(phase.from(), from_rewards, earlier, path + ".from"));
+  MILLRACE_RETURN_IF_ERROR(CheckStart(phase.reference(), false, earlier, path + ".reference"));
+  for (int i = 0; i < phase.rewards_size(); ++i) {
+    MILLRACE_RETURN_IF_ERROR(
+        CheckStart(phase.rewards(i).from(), true, earlier, absl::StrCat(path, ".rewards.", i, ".from")));
+  }
+  const std::optional<PhaseStart> value = ParsePhaseStart(phase.policy().value_from());
+  const auto value_of = earlier.find(value.has_value() ? value->phase : "");
+  const bool value_from_rewards = value_of != earlier.end() && TraitsOf(value_of->second).trains_rewards;
+  MILLRACE_RETURN_IF_ERROR(
+      CheckStart(phase.policy().value_from(), value_from_rewards, earlier, path + ".policy.value_from"));
+  if ((traits.has_reference || traits.trains_rewards || phase.objective() == "orpo") &&
+      StartOfPhase(job, index).empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".from is missing: ", phase.objective(),
+                                                   " begins with a trained model, of an earlier phase or a folder"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -510,6 +630,32 @@ std::optional<PhaseStart> ParsePhaseStart(absl::string_view from) {
   return PhaseStart{std::string(from.substr(0, at)), std::string(from.substr(at + 1))};
 }
 
+ObjectiveTraits TraitsOf(absl::string_view objective) {
+  ObjectiveTraits traits;
+  if (objective == "causal_lm") return traits;
+  traits.data = "conversations";
+  if (objective == "sft") return traits;
+  traits.trains_rewards = objective == "reward";
+  traits.samples = objective == "ppo" || objective == "grpo" || objective == "rloo";
+  traits.prefers = objective == "dpo" || objective == "ipo" || objective == "orpo" || objective == "kto";
+  traits.has_reference = traits.samples || (traits.prefers && objective != "orpo");
+  traits.data = traits.samples ? "prompts" : objective == "kto" ? "answers with labels" : "pairs of answers";
+  return traits;
+}
+
+std::string StartOfPhase(const v1::JobSpec& job, int phase) {
+  if (!job.phases(phase).from().empty()) return job.phases(phase).from();
+  while (--phase >= 0) {
+    if (!TraitsOf(job.phases(phase).objective()).trains_rewards) return job.phases(phase).name() + "@best";
+  }
+  return "";
+}
+
+uint64_t StepsOfRollout(const v1::PhaseSpec& phase) {
+  return uint64_t{phase.rollout().prompts()} * phase.rollout().samples() * phase.rollout().epochs() /
+         phase.global_batch();
+}
+
 void FillPhaseSteps(v1::PhaseSpec* phase) {
   if (phase->optimizer().has_decay_steps() || !phase->stop().has_max_steps()) return;
   phase->mutable_optimizer()->set_decay_steps(
@@ -517,6 +663,13 @@ void FillPhaseSteps(v1::PhaseSpec* phase) {
 }
 
 void FillDefaults(v1::JobSpec* job) {
+  for (v1::PhaseSpec& phase : *job->mutable_phases()) {
+    const ObjectiveTraits traits = TraitsOf(phase.objective());
+    if (traits.samples) phase.mutable_rollout();
+    if (traits.samples) phase.mutable_policy();
+    if (traits.prefers) phase.mutable_preference();
+    if (traits.trains_rewards && !phase.has_centering()) phase.set_centering(0.01);
+  }
   FillMessage(job);
   v1::ModelSpec& model = *job->mutable_model();
   if (!model.has_kv_heads() && model.has_heads()) model.set_kv_heads(model.heads());
@@ -532,6 +685,16 @@ void FillDefaults(v1::JobSpec* job) {
     if (!phase.optimizer().has_weight_bits()) {
       phase.mutable_optimizer()->set_weight_bits(model.precision() == "bf16" ? 16 : 32);
     }
+    if (TraitsOf(phase.objective()).samples) {
+      if (!phase.rollout().has_samples()) {
+        phase.mutable_rollout()->set_samples(phase.objective() == "ppo" ? 1 : phase.objective() == "grpo" ? 8 : 4);
+      }
+      v1::PolicySpec& policy = *phase.mutable_policy();
+      if (!policy.has_clip_high()) policy.set_clip_high(policy.clip());
+      if (!policy.has_kl_coefficient()) {
+        policy.set_kl_coefficient(phase.objective() == "ppo" ? 0.02 : phase.objective() == "grpo" ? 0 : 0.05);
+      }
+    }
     if (!phase.checkpoint().has_every_steps()) {
       phase.mutable_checkpoint()->set_every_steps(phase.evaluate().every_steps());
     }
@@ -542,7 +705,7 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
   MILLRACE_RETURN_IF_ERROR(CheckRules(job, ""));
   MILLRACE_RETURN_IF_ERROR(CheckName("name", job.name()));
   MILLRACE_RETURN_IF_ERROR(CheckModel(job.model()));
-  std::set<std::string> names;
+  std::map<std::string, std::string> earlier;  // objectives by phase
   for (int i = 0; i < job.phases_size(); ++i) {
     const std::string path = absl::StrCat("phases.", i);
     MILLRACE_RETURN_IF_ERROR(CheckPhase(job.phases(i), path));
@@ -550,8 +713,8 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
     }
-    MILLRACE_RETURN_IF_ERROR(CheckStart(job.phases(i).from(), names, path + ".from"));
-    if (!names.insert(job.phases(i).name()).second) {
+    MILLRACE_RETURN_IF_ERROR(CheckStarts(job, i, earlier));
+    if (!earlier.emplace(job.phases(i).name(), job.phases(i).objective()).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()), " already"));
     }

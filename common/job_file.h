@@ -32,6 +32,24 @@ struct PhaseStart {
 // "PHASE@WHICH"; nothing for a folder and for an absent `from`.
 std::optional<PhaseStart> ParsePhaseStart(absl::string_view from);
 
+// What an objective trains and learns from.
+struct ObjectiveTraits {
+  bool trains_rewards = false;  // a model with a scalar head
+  bool samples = false;         // answers of the model that is trained
+  bool prefers = false;         // by the log-probabilities of whole answers
+  bool has_reference = false;   // a second model that stays as it is
+  absl::string_view data;       // what its examples are, for messages; empty: text
+};
+// Of a name that the rule of PhaseSpec.objective allows.
+ObjectiveTraits TraitsOf(absl::string_view objective);
+
+// Where the weights of a phase come from: its `from`, or else the best checkpoint of the last phase before that trains
+// a language model. Empty: new weights.
+std::string StartOfPhase(const v1::JobSpec& job, int phase);
+
+// Steps that learn from the answers of one rollout. Requires an objective that samples, and a valid job.
+uint64_t StepsOfRollout(const v1::PhaseSpec& phase);
+
 // Gives every absent field its default: the one beside the field, or else one that follows from other fields. Fields
 // that stay absent are those that documentation calls optional (a tokenizer's path). Idempotent.
 void FillDefaults(v1::JobSpec* job);

@@ -131,6 +131,7 @@ std::string PrintManifest(const CheckpointManifest& manifest) {
                      {"digest", manifest.digest},
                      {"seconds_training", manifest.seconds_training},
                      {"tokens", manifest.tokens},
+                     {"variables", manifest.variables},
                      {"evaluations", std::move(evaluations)},
                      {"tensors", std::move(tensors)},
                      {"files", std::move(files)}};
@@ -162,6 +163,9 @@ absl::StatusOr<CheckpointManifest> ParseManifest(absl::string_view text) {
   MILLRACE_ASSIGN_OR_RETURN(manifest.digest, Sum(json, "digest"));
   MILLRACE_ASSIGN_OR_RETURN(manifest.seconds_training, Number(json, "seconds_training"));
   MILLRACE_ASSIGN_OR_RETURN(manifest.tokens, Count(json, "tokens"));
+  if (json.contains("variables")) {
+    MILLRACE_ASSIGN_OR_RETURN(manifest.variables, Numbers(json, "variables"));
+  }
 
   MILLRACE_ASSIGN_OR_RETURN(const Json* evaluations, List(json, "evaluations"));
   for (const Json& element : *evaluations) {

@@ -12,7 +12,9 @@
 //   {"format": "millrace checkpoint", "version": 1,
 //    "job": ID, "phase": NAME, "phase_index": I, "step": V, "parameters": N, "data": FINGERPRINT,
 //    "digest": SHA256, "seconds_training": X, "tokens": N,
-//    "evaluations": [{"step": V, "loss": X, "bits_per_byte": X, "tokens": N, "bytes": N, "statistics": {NAME: X, …}}, …],
+//    "variables": {NAME: X, …},                            what the phase adapts from one rollout to the next, if
+//    anything "evaluations": [{"step": V, "loss": X, "bits_per_byte": X, "tokens": N, "bytes": N, "statistics": {NAME:
+//    X, …}}, …],
 //                                                                         the phase's, up to V
 //    "tensors": [{"name": NAME, "sha256": SHA256}, …],                                        of model.safetensors
 //    "files": [{"name": NAME, "bytes": N, "sha256": SHA256}, …]}                  all files of the folder but itself
@@ -66,6 +68,7 @@ struct CheckpointManifest {
   std::string digest;
   double seconds_training = 0;
   uint64_t tokens = 0;
+  std::map<std::string, double> variables;
   std::vector<Evaluation> evaluations;
   std::vector<TensorSum> tensors;
   std::vector<FileSum> files;

@@ -1,6 +1,7 @@
 #include "coordinator/checkpoint_reader.h"
 
 #include <cstring>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
@@ -25,8 +26,9 @@ struct CheckpointReader::Impl {
   std::string directory;
   CheckpointManifest manifest;
   std::unique_ptr<SafetensorsFile> model;
-  std::unique_ptr<SafetensorsFile> optimizer;  // null: not there
-  std::vector<absl::string_view> of_tensor;    // weights, by tensor of the checked table; of the part's
+  std::unique_ptr<SafetensorsFile> optimizer;                      // null: not there
+  std::map<std::string, std::unique_ptr<SafetensorsFile>> others;  // of models beside the first, by name
+  std::vector<absl::string_view> of_tensor;  // weights, by tensor of the checked table; of the checked parts'
 
   std::string Path(absl::string_view name) const { return absl::StrCat(directory, "/", name); }
 };
@@ -87,21 +89,30 @@ absl::Status CheckpointReader::Verify() const {
   return absl::OkStatus();
 }
 
-absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part) const {
+absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part,
+                                          const std::string& name_of_file) const {
+  const SafetensorsFile* file = impl_->model.get();
+  if (name_of_file != kModelFile) {
+    std::unique_ptr<SafetensorsFile>& other = impl_->others[name_of_file];
+    if (other == nullptr) {
+      MILLRACE_ASSIGN_OR_RETURN(other, SafetensorsFile::Open(impl_->Path(name_of_file)));
+    }
+    file = other.get();
+  }
   const auto wrong = [&](absl::string_view what) {
-    return absl::FailedPreconditionError(absl::StrCat(impl_->Path(kModelFile), " is of another model: ", what));
+    return absl::FailedPreconditionError(absl::StrCat(impl_->Path(name_of_file), " is of another model: ", what));
   };
   std::set<absl::string_view> wanted(part.dropped().begin(), part.dropped().end());
-  impl_->of_tensor.assign(blocks.tensors().size(), absl::string_view());
+  impl_->of_tensor.resize(blocks.tensors().size());
   for (size_t i = 0; i < blocks.tensors().size(); ++i) {
     const blocks::TensorInfo& tensor = blocks.tensors()[i];
     absl::string_view name = tensor.name;
     if (!InPart(part.prefix(), &name)) continue;
     wanted.insert(name);
-    const SafetensorsEntry* const entry = impl_->model->header().Find(std::string(name));
+    const SafetensorsEntry* const entry = file->header().Find(std::string(name));
     const auto fresh = part.fresh().find(std::string(name));
     if (entry != nullptr && entry->dtype == "F32" && entry->shape == tensor.shape) {
-      impl_->of_tensor[i] = impl_->model->bytes(*entry);
+      impl_->of_tensor[i] = file->bytes(*entry);
     } else if (entry != nullptr) {
       return wrong(absl::StrCat("tensor ", name, " is ", entry->dtype, " [", absl::StrJoin(entry->shape, ", "),
                                 "]; F32 [", absl::StrJoin(tensor.shape, ", "), "] is wanted"));
@@ -112,7 +123,7 @@ absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks, cons
       impl_->of_tensor[i] = fresh->second;
     }
   }
-  for (const SafetensorsEntry& entry : impl_->model->header().tensors) {
+  for (const SafetensorsEntry& entry : file->header().tensors) {
     if (!wanted.contains(entry.name)) return wrong(absl::StrCat("it has a tensor ", entry.name, " besides"));
   }
   return absl::OkStatus();

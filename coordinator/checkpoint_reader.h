@@ -34,11 +34,13 @@ class CheckpointReader {
   // Compares every tensor and file with its sum: DATA_LOSS names the first tensor, or else file, that differs.
   absl::Status Verify() const;
 
-  // FAILED_PRECONDITION unless the model file has exactly those tensors of the table that are of the part, without its
-  // prefix, with their shapes; besides what the part says that it may lack and have.
-  absl::Status CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part) const;
+  // FAILED_PRECONDITION unless `file` has exactly those tensors of the table that are of the part, without its prefix,
+  // with their shapes; besides what the part says that it may lack and have. NOT_FOUND if there is no such file. Of
+  // several parts one after another, which outlive the reader.
+  absl::Status CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part,
+                          const std::string& file = kModelFile) const;
 
-  // Fills in weights, and if `with_state` state and coding, of a block of the checked table and part. Thread-safe.
+  // Fills in weights, and if `with_state` state and coding, of a block of the checked table and parts. Thread-safe.
   absl::Status ReadBlock(const blocks::BlockTable& blocks, uint32_t block, bool with_state,
                          v1::LoadRequest* request) const;
 

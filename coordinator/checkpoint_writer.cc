@@ -52,8 +52,19 @@ struct CheckpointWriter::Impl {
   const blocks::BlockTable* blocks = nullptr;
   CheckpointManifest manifest;
   std::vector<std::string> side_files;
-  SafetensorsHeader model;
-  int model_file = -1;
+  // Of weights; the first is the model's.
+  struct File {
+    std::string name;
+    SafetensorsHeader header;
+    int descriptor = -1;
+  };
+  std::vector<File> files;
+  // Where each tensor goes: a file and its place in the header; no file: nowhere.
+  struct Place {
+    int file = -1;
+    size_t entry = 0;
+  };
+  std::vector<Place> places;
   bool finished = false;
 
   absl::Mutex mutex;
@@ -64,12 +75,15 @@ struct CheckpointWriter::Impl {
   size_t missing ABSL_GUARDED_BY(mutex) = 0;
 
   ~Impl() {
-    if (model_file >= 0) close(model_file);
+    for (const File& file : files) {
+      if (file.descriptor >= 0) close(file.descriptor);
+    }
     std::error_code ignored;
     if (!finished && !directory.empty()) fs::remove_all(directory, ignored);
   }
   std::string Path(absl::string_view name) const { return absl::StrCat(directory, "/", name); }
 
+  absl::Status Open(File* file);
   absl::Status WriteOptimizer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 };
 
@@ -77,8 +91,8 @@ CheckpointWriter::CheckpointWriter(std::unique_ptr<Impl> impl) : impl_(std::move
 CheckpointWriter::~CheckpointWriter() = default;
 
 absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
-    const std::string& directory, const blocks::BlockTable* blocks, CheckpointManifest manifest,
-    const std::map<std::string, std::string>& side_files) {
+    const std::string& directory, const blocks::BlockTable* blocks, absl::Span<const v1::ModelPart> parts,
+    CheckpointManifest manifest, const std::map<std::string, std::string>& side_files) {
   auto impl = std::make_unique<Impl>();
   std::error_code ignored;
   fs::remove_all(directory, ignored);
@@ -91,22 +105,22 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
     MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(impl->Path(name), text));
     impl->side_files.push_back(name);
   }
-  for (const blocks::TensorInfo& tensor : blocks->tensors()) {
-    absl::string_view name = tensor.name;
-    if (!InPart(/*prefix=*/"", &name)) continue;
-    // Frozen models come after the one that is trained.
-    impl->model.tensors.push_back({tensor.name, "F32", tensor.shape});
-    impl->manifest.parameters += static_cast<uint64_t>(tensor.size);
+  impl->places.resize(blocks->tensors().size());
+  for (const v1::ModelPart& part : parts) {
+    if (part.file().empty()) continue;
+    const auto index = static_cast<int>(impl->files.size());
+    Impl::File& file = impl->files.emplace_back();
+    file.name = part.file();
+    for (size_t i = 0; i < blocks->tensors().size(); ++i) {
+      const blocks::TensorInfo& tensor = blocks->tensors()[i];
+      absl::string_view name = tensor.name;
+      if (!InPart(part.prefix(), &name)) continue;
+      impl->places[i] = {index, file.header.tensors.size()};
+      file.header.tensors.push_back({std::string(name), "F32", tensor.shape});
+      if (index == 0) impl->manifest.parameters += static_cast<uint64_t>(tensor.size);
+    }
+    MILLRACE_RETURN_IF_ERROR(impl->Open(&file));
   }
-  impl->model.metadata["format"] = "pt";  // transformers asks for it
-  const std::string start = LayOutSafetensors(&impl->model);
-  const std::string path = impl->Path(kModelFile);
-  impl->model_file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (impl->model_file < 0) return ErrnoStatus(errno, "write", path);
-  const int reserved =
-      posix_fallocate(impl->model_file, 0, static_cast<off_t>(impl->model.data_offset + impl->model.data_bytes));
-  if (reserved != 0) return ErrnoStatus(reserved, "write", path);
-  MILLRACE_RETURN_IF_ERROR(WriteAt(impl->model_file, path, start, 0));
   {
     absl::MutexLock lock(&impl->mutex);
     impl->states.resize(blocks->blocks().size());
@@ -115,6 +129,19 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
     impl->missing = blocks->blocks().size();
   }
   return std::unique_ptr<CheckpointWriter>(new CheckpointWriter(std::move(impl)));
+}
+
+// Lays the file's tensors out and reserves their space.
+absl::Status CheckpointWriter::Impl::Open(File* file) {
+  file->header.metadata["format"] = "pt";  // transformers asks for it
+  const std::string start = LayOutSafetensors(&file->header);
+  const std::string path = Path(file->name);
+  file->descriptor = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (file->descriptor < 0) return ErrnoStatus(errno, "write", path);
+  const int reserved =
+      posix_fallocate(file->descriptor, 0, static_cast<off_t>(file->header.data_offset + file->header.data_bytes));
+  if (reserved != 0) return ErrnoStatus(reserved, "write", path);
+  return WriteAt(file->descriptor, path, start, 0);
 }
 
 absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
@@ -138,15 +165,12 @@ absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
     impl_->codings[2 * size_t{reply.block()}] = reply.coding().bits();
     impl_->codings[2 * size_t{reply.block()} + 1] = reply.coding().exponent();
   }
-  if (block.tensor >= impl_->model.tensors.size()) {
-    absl::MutexLock lock(&impl_->mutex);
-    --impl_->missing;
-    return absl::OkStatus();
+  if (const Impl::Place place = impl_->places[block.tensor]; place.file >= 0) {
+    const Impl::File& file = impl_->files[static_cast<size_t>(place.file)];
+    MILLRACE_RETURN_IF_ERROR(WriteAt(file.descriptor, impl_->Path(file.name), reply.weights(),
+                                     file.header.data_offset + file.header.tensors[place.entry].begin +
+                                         static_cast<uint64_t>(block.begin) * sizeof(float)));
   }
-  const SafetensorsEntry& entry = impl_->model.tensors[block.tensor];
-  MILLRACE_RETURN_IF_ERROR(
-      WriteAt(impl_->model_file, impl_->Path(kModelFile), reply.weights(),
-              impl_->model.data_offset + entry.begin + static_cast<uint64_t>(block.begin) * sizeof(float)));
   absl::MutexLock lock(&impl_->mutex);
   --impl_->missing;
   return absl::OkStatus();
@@ -186,13 +210,16 @@ absl::StatusOr<CheckpointManifest> CheckpointWriter::Finish() {
       return absl::InternalError(absl::StrCat(impl_->missing, " blocks of the model are missing"));
     MILLRACE_RETURN_IF_ERROR(impl_->WriteOptimizer());
   }
-  if (fsync(impl_->model_file) != 0) return ErrnoStatus(errno, "write", impl_->Path(kModelFile));
+  for (const Impl::File& file : impl_->files) {
+    if (fsync(file.descriptor) != 0) return ErrnoStatus(errno, "write", impl_->Path(file.name));
+  }
   CheckpointManifest& manifest = impl_->manifest;
   {
     MILLRACE_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(impl_->Path(kModelFile)));
-    const absl::string_view data = file.bytes().substr(impl_->model.data_offset);
+    const SafetensorsHeader& model = impl_->files[0].header;
+    const absl::string_view data = file.bytes().substr(model.data_offset);
     std::vector<const SafetensorsEntry*> by_name;
-    for (const SafetensorsEntry& entry : impl_->model.tensors) {
+    for (const SafetensorsEntry& entry : model.tensors) {
       manifest.tensors.push_back({entry.name, Sha256Hex(data.substr(entry.begin, entry.end - entry.begin))});
       by_name.push_back(&entry);
     }
@@ -204,7 +231,8 @@ absl::StatusOr<CheckpointManifest> CheckpointWriter::Finish() {
     }
     manifest.digest = digest.HexDigest();
   }
-  std::vector<std::string> names = {kModelFile, kOptimizerFile};
+  std::vector<std::string> names = {kOptimizerFile};
+  for (const Impl::File& file : impl_->files) names.push_back(file.name);
   names.insert(names.end(), impl_->side_files.begin(), impl_->side_files.end());
   for (const std::string& name : names) {
     MILLRACE_ASSIGN_OR_RETURN(CheckpointManifest::FileSum sum, SumUp(impl_->directory, name));

@@ -8,18 +8,22 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "blocks/block_table.h"
 #include "coordinator/checkpoint_manifest.h"
+#include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/parameter_server.pb.h"
 
 namespace millrace::coordinator {
 
 class CheckpointWriter {
  public:
-  // Makes `directory` (anew, if it is there) with the side files. `manifest` says everything but the sums; `blocks`
-  // outlives the writer. RESOURCE_EXHAUSTED when the disk is full, naming it: the space for the weights is reserved.
+  // Makes `directory` (anew, if it is there) with the side files. `parts`: which tensors go into which file; the first
+  // is the model, whose sums and digest the manifest has. `manifest` says everything else; `blocks` outlives the
+  // writer. RESOURCE_EXHAUSTED when the disk is full, naming it: the space for the weights is reserved.
   static absl::StatusOr<std::unique_ptr<CheckpointWriter>> Create(const std::string& directory,
                                                                   const blocks::BlockTable* blocks,
+                                                                  absl::Span<const v1::ModelPart> parts,
                                                                   CheckpointManifest manifest,
                                                                   const std::map<std::string, std::string>& side_files);
   // Removes the folder unless finished.

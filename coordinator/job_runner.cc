@@ -83,6 +83,11 @@ v1::JobEvent PreparedEvent(const std::string& phase, const Report& report) {
   return event;
 }
 
+// The cost of divergence for the next rollout, given that of this one (Ziegler et al. 2019, section 2.2).
+double AdaptedKlCoefficient(double coefficient, double divergence, double target) {
+  return coefficient * (1 + 0.1 * std::clamp((divergence - target) / target, -0.2, 0.2));
+}
+
 // Of several results, added up in their order.
 struct LossTotal {
   double sum = 0;
@@ -143,7 +148,7 @@ class JobRun {
 
   // The story of a job.
   absl::StatusOr<JobOutcome> Run() {
-    MILLRACE_RETURN_IF_ERROR(PrepareText());
+    MILLRACE_RETURN_IF_ERROR(PrepareData());
     JobOutcome outcome;
     for (int index = 0; index < spec_.phases_size(); ++index) {
       MILLRACE_RETURN_IF_ERROR(OpenPhase(index));
@@ -154,7 +159,7 @@ class JobRun {
   }
 
  private:
-  absl::Status PrepareText();
+  absl::Status PrepareData();
   absl::StatusOr<bool> MustPrepare(const std::string& folder, const absl::Status& opened) const;
   absl::Status PrepareTextInto(const std::string& folder, const v1::JobSpec& spec);
   absl::Status PrepareExamplesInto(const std::string& folder, text::ExampleKind kind);
@@ -181,9 +186,10 @@ class JobRun {
   absl::Status Initialize();
 
   absl::StatusOr<JobOutcome> Steps(uint64_t version);
+  absl::StatusOr<double> LearnFromRollout(uint64_t version, absl::Span<v1::WorkResult> answers);
   void Offer();
   void PrepareUnits(uint64_t version);
-  absl::StatusOr<double> TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) const;
+  absl::StatusOr<double> TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results);
   absl::StatusOr<bool> Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results);
   absl::StatusOr<double> HeldOutLoss(uint64_t version, absl::Span<const v1::WorkResult> results, uint64_t wanted) const;
   absl::Status Commit(uint64_t version, double train_loss);
@@ -192,7 +198,9 @@ class JobRun {
   absl::Status PlaceCheckpoint(const CheckpointManifest& manifest, bool best, absl::Time begun);
 
   bool EvaluationDue(uint64_t version) const {
-    const bool due = version > 0 && (version % phase_->evaluate().every_steps() == 0 || version >= max_steps());
+    // Answers are also evaluated before anything is learnt from them: that is what training begins with.
+    const bool due = (version > 0 || planner_->samples()) &&
+                     (version % phase_->evaluate().every_steps() == 0 || version >= max_steps());
     return due && (evaluations_.empty() || evaluations_.back().step < version);
   }
   bool CheckpointDue(uint64_t version) const {
@@ -200,6 +208,10 @@ class JobRun {
                                ? phase_->checkpoint().every_steps()
                                : phase_->evaluate().every_steps();
     return version > 0 && version % every == 0 && version != on_shelf_;
+  }
+  // Whether what follows is a function of the version alone: answers that are still to be learnt from are not kept.
+  bool MayPauseAt(uint64_t version) const {
+    return !planner_->samples() || version % StepsOfRollout(*phase_) == 0 || version >= max_steps();
   }
   uint64_t max_steps() const { return phase_->stop().max_steps(); }
 
@@ -258,6 +270,8 @@ class JobRun {
   const JobControl& control_;
 
   std::string data_directory() const { return absl::StrCat(directory_, "/data"); }
+  // Of the present phase.
+  std::string PhaseData() const { return absl::StrCat(directory_, "/phase-data/", phase_->name()); }
 
   // Of the present phase.
   std::optional<v1::PhaseSpec> phase_;  // with the steps that its epochs take
@@ -268,6 +282,9 @@ class JobRun {
   uint64_t reached_ = 0;                                     // version
   uint64_t on_shelf_ = 0;                                    // last version that was checkpointed
   uint64_t tokens_ = 0;                                      // trained on, at reached_
+  std::map<std::string, double> variables_;                  // what the objective adapts, by name
+  std::map<std::string, double> rollout_statistics_;         // of the last rollout
+  std::map<std::string, double> step_statistics_;            // of the last step
   double seconds_before_ = 0;                                // training before this course, all phases
 
   // Of the model, made anew for each phase, which may freeze other tensors.
@@ -293,14 +310,22 @@ class JobRun {
   std::unique_ptr<CheckpointOnItsWay> checkpoint_;
 };
 
-absl::Status JobRun::PrepareText() {
+// Prepares the data of all phases: what is wrong with it is told before anything is trained.
+absl::Status JobRun::PrepareData() {
   MILLRACE_RETURN_IF_ERROR(shelf_.CleanUp());
   MILLRACE_RETURN_IF_ERROR(parts_.book->SetState(id_, v1::Job::PREPARING, [&](v1::Job* job) {
     if (job->started_unix_ms() == 0) job->set_started_unix_ms(absl::ToUnixMillis(parts_.now()));
     job->set_directory(directory_);
     job->clear_error();
   }));
-  return PrepareTextInto(data_directory(), spec_);
+  MILLRACE_RETURN_IF_ERROR(PrepareTextInto(data_directory(), spec_));
+  for (const v1::PhaseSpec& phase : spec_.phases()) {
+    phase_ = phase;
+    if (phase.has_data()) {
+      MILLRACE_RETURN_IF_ERROR(Annotate(PreparePhase(PhaseData()), absl::StrCat("phase ", phase.name())));
+    }
+  }
+  return absl::OkStatus();
 }
 
 // Removes what is damaged, and says whether `folder` has to be prepared: `opened` is how opening it ended.
@@ -333,9 +358,11 @@ absl::Status JobRun::PrepareExamplesInto(const std::string& folder, text::Exampl
   MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, text::ExampleStore::Open(folder).status()));
   if (!must) return absl::OkStatus();
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer, text::LoadTokenizer(data_directory()));
-  MILLRACE_ASSIGN_OR_RETURN(const text::ExampleReport report,
-                            text::PrepareExamples(kind, phase_->data(), phase_->chat(), *tokenizer,
-                                                  spec_.model().context(), base_directory_, folder));
+  // A reward model reads an answer's last token too.
+  const uint32_t context = spec_.model().context() - (TraitsOf(phase_->objective()).trains_rewards ? 1 : 0);
+  MILLRACE_ASSIGN_OR_RETURN(
+      const text::ExampleReport report,
+      text::PrepareExamples(kind, phase_->data(), phase_->chat(), *tokenizer, context, base_directory_, folder));
   v1::JobEvent event = PreparedEvent(phase_->name(), report);
   v1::DataEvent& about = *event.mutable_data();
   about.set_documents(report.examples);
@@ -361,10 +388,7 @@ absl::Status JobRun::OpenPhase(int index) {
   phase_ = spec_.phases(index);
   phase_index_ = static_cast<uint32_t>(index);
   DataFolders folders{data_directory(), ""};
-  if (phase_->has_data()) {
-    folders.phase = absl::StrCat(directory_, "/phase-data/", phase_->name());
-    MILLRACE_RETURN_IF_ERROR(PreparePhase(folders.phase));
-  }
+  if (phase_->has_data()) folders.phase = PhaseData();
   MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, folders));
   if (phase_->stop().has_max_epochs()) {
     const uint64_t steps = std::max<uint64_t>(1, planner_->StepsOf(phase_->stop().max_epochs()));
@@ -372,10 +396,16 @@ absl::Status JobRun::OpenPhase(int index) {
                                                                          : steps);
   }
   FillPhaseSteps(&*phase_);
+  if (planner_->samples() && max_steps() % StepsOfRollout(*phase_) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("phase ", phase_->name(), ": stop.max_steps ", max_steps(),
+                                                   " is no multiple of the ", StepsOfRollout(*phase_),
+                                                   " steps in which the answers of a rollout are learnt from"));
+  }
   rules_ = std::make_unique<StopRules>(phase_->stop());
   evaluations_.clear();
   blocks_.reset();
   reached_ = on_shelf_ = tokens_ = 0;
+  rollout_statistics_.clear();
   return absl::OkStatus();
 }
 
@@ -451,6 +481,10 @@ v1::PhaseContext JobRun::Context(uint64_t epoch) const {
   *context.mutable_model() = spec_.model();
   context.set_vocab_size(planner_->vocab_size());
   *context.mutable_phase() = *phase_;
+  if (planner_->samples()) {
+    context.set_tokenizer_json(planner_->tokenizer_json());
+    context.set_end_of_turn(planner_->end_of_turn());
+  }
   return context;
 }
 
@@ -495,6 +529,14 @@ absl::Status JobRun::PlanModel() {
   }
   if (parts_of_model_[0].file() != kModelFile) {
     return absl::InternalError("the worker's plan: the first part is not the model that is trained");
+  }
+  std::set<std::string> files = ours;
+  files.erase(kModelFile);
+  for (const v1::ModelPart& part : parts_of_model_) {
+    if (part.file().empty()) continue;
+    if (!IsPlainName(part.file()) || side_files_.contains(part.file()) || !files.insert(part.file()).second) {
+      return absl::InternalError("the worker's plan: files of weights that no checkpoint has");
+    }
   }
   table_ = std::move(*plan.mutable_table());
   blocks_ = std::make_unique<blocks::BlockTable>(*std::move(blocks));
@@ -549,7 +591,11 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
   rules_ = std::make_unique<StopRules>(phase_->stop());
   tokens_ = 0;
   on_shelf_ = 0;
+  planner_->ForgetRollout();
+  variables_.clear();
+  if (planner_->samples()) variables_["kl_coefficient"] = phase_->policy().kl_coefficient();
   if (reader != nullptr) {
+    variables_ = reader->manifest().variables;
     version = on_shelf_ = reader->manifest().step;
     evaluations_ = reader->manifest().evaluations;
     for (const auto& evaluation : evaluations_) rules_->Add(evaluation.step, evaluation.loss);
@@ -582,9 +628,7 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
 
 // Where a part comes from at the beginning of the phase; empty: new weights.
 std::string JobRun::StartOf(const v1::ModelPart& part) const {
-  if (!part.from().empty()) return part.from();
-  if (!phase_->from().empty() || phase_index_ == 0) return phase_->from();
-  return absl::StrCat(spec_.phases(static_cast<int>(phase_index_) - 1).name(), "@best");
+  return part.from().empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : part.from();
 }
 
 // What a part begins with, checked.
@@ -636,9 +680,7 @@ absl::Status JobRun::LoadShards(uint64_t version, const CheckpointReader* checkp
   for (const v1::ModelPart& part : parts_of_model_) {
     const bool held = checkpoint != nullptr && !part.file().empty();
     if (held) {
-      v1::ModelPart whole;  // nothing is lacking in a checkpoint
-      whole.set_prefix(part.prefix());
-      if (absl::Status fits = checkpoint->CheckTable(*blocks_, whole); !fits.ok()) {
+      if (absl::Status fits = checkpoint->CheckTable(*blocks_, part, part.file()); !fits.ok()) {
         return absl::InternalError(fits.message());
       }
     } else {
@@ -670,7 +712,10 @@ absl::Status JobRun::Initialize() {
 // Makes what Offer will offer at `version`, while the workers compute.
 void JobRun::PrepareUnits(uint64_t version) {
   prepared_.clear();
-  if (version < max_steps()) prepared_ = planner_->Training(epoch_, version);
+  if (version < max_steps()) {
+    prepared_ = planner_->RolloutDue(version) ? planner_->Rollout(epoch_, version, variables_)
+                                              : planner_->Training(epoch_, version);
+  }
   if (EvaluationDue(version)) {
     for (v1::WorkUnit& unit : planner_->Evaluation(epoch_, version)) prepared_.push_back(std::move(unit));
   }
@@ -678,9 +723,9 @@ void JobRun::PrepareUnits(uint64_t version) {
 
 void JobRun::Offer() { parts_.board->Offer(std::move(prepared_)); }
 
-// Invariant at the top of the loop: the shards are at `version`, and its units are offered: those of the next step, and
-// those that evaluate this version if that is due. Nothing is committed before both are in, so that an evaluation needs
-// no copy of the weights and decides before the next step counts.
+// Invariant at the top of the loop: the shards are at `version`, and its units are offered: those of the next step, or
+// of the answers that it learns from, and those that evaluate this version if that is due. Nothing is committed before
+// all are in, so that an evaluation needs no copy of the weights and decides before the next step counts.
 absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
   told_ = step_began_ = parts_.now();
   told_tokens_ = tokens_;
@@ -688,12 +733,13 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
   Offer();
   stepping_ = true;
   for (;;) {
-    if (version < max_steps()) PrepareUnits(version + 1);
-    const absl::StatusOr<std::vector<v1::WorkResult>> results = Await();
+    const bool answering = version < max_steps() && planner_->RolloutDue(version);
+    if (version < max_steps() && !answering) PrepareUnits(version + 1);
+    absl::StatusOr<std::vector<v1::WorkResult>> results = Await();
     if (!results.ok()) {
       if (absl::IsCancelled(results.status()) && Asked() && control_.wish() != Wish::kCancel && version > 0) {
         // Nobody is there to finish the step, or there is no time: the shards still hold this version.
-        if (version != on_shelf_) MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
+        if (version != on_shelf_ && MayPauseAt(version)) MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
         MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
         return AsAsked();
       }
@@ -702,9 +748,9 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
     if (checkpoint_ != nullptr && checkpoint_->arrived()) MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
     bool evaluated = false, best = false;
     const bool last = version >= max_steps();
-    const size_t training = last ? 0 : planner_->training_units();
+    const size_t training = last ? 0 : answering ? planner_->rollout_units() : planner_->training_units();
     double train_loss = 0;
-    if (!last) {
+    if (!last && !answering) {
       MILLRACE_ASSIGN_OR_RETURN(train_loss, TrainLoss(version, absl::MakeSpan(*results).subspan(0, training)));
     }
     if (EvaluationDue(version)) {
@@ -712,7 +758,7 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
       evaluated = true;
     }
     const std::string reason = rules_->Reason(version);
-    if (best || (evaluated && version == on_shelf_) || CheckpointDue(version) || !reason.empty()) {
+    if (best || (evaluated && version > 0 && version == on_shelf_) || CheckpointDue(version) || !reason.empty()) {
       MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
     }
     if (!reason.empty()) {
@@ -720,9 +766,12 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
       return JobOutcome{JobOutcome::Kind::kSucceeded, reason};
     }
     // Looked at here too: where results are there as soon as they are awaited, Await has no time to be interrupted.
+    if (control_.wish() == Wish::kCancel) return absl::CancelledError("asked");
+    if (answering) {
+      MILLRACE_ASSIGN_OR_RETURN(train_loss, LearnFromRollout(version, absl::MakeSpan(*results).subspan(0, training)));
+    }
     const Wish wish = control_.wish();
-    if (wish == Wish::kCancel) return absl::CancelledError("asked");
-    const bool pausing = wish == Wish::kPause || wish == Wish::kStop;
+    const bool pausing = (wish == Wish::kPause || wish == Wish::kStop) && MayPauseAt(version + 1);
     // The next units go out before the commit: workers' pulls wait at the shards for the version.
     if (!pausing) Offer();
     MILLRACE_RETURN_IF_ERROR(Commit(version, train_loss));
@@ -735,8 +784,26 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
   }
 }
 
-// Nats a token of the step after `version`.
-absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) const {
+// Takes the answers of a rollout at `version` in, and computes the first step that learns from them; returns its loss.
+absl::StatusOr<double> JobRun::LearnFromRollout(uint64_t version, absl::Span<v1::WorkResult> answers) {
+  rollout_statistics_ = Means(answers);
+  std::map<std::string, double> statistics = rollout_statistics_;
+  statistics.insert(variables_.begin(), variables_.end());
+  MILLRACE_RETURN_IF_ERROR(planner_->TakeRollout(version, answers, statistics));
+  rollout_statistics_["kl_coefficient"] = variables_["kl_coefficient"];
+  if (phase_->policy().has_kl_target()) {
+    variables_["kl_coefficient"] =
+        AdaptedKlCoefficient(variables_["kl_coefficient"], rollout_statistics_["kl"], phase_->policy().kl_target());
+  }
+  prepared_ = planner_->Training(epoch_, version);
+  Offer();
+  PrepareUnits(version + 1);
+  MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::WorkResult> results, Await());
+  return TrainLoss(version, results);
+}
+
+// The mean of the step after `version`.
+absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results) {
   const auto [sum, predictions] = LossTotal(results);
   const uint64_t wanted = planner_->training_predictions(version);
   if (predictions != wanted) {
@@ -749,10 +816,12 @@ absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::
         "); try a lower learning rate, a longer warm-up or a smaller clip_norm; the last checkpoint is of step ",
         on_shelf_));
   }
+  step_statistics_ = Means(results);
+  step_statistics_.insert(rollout_statistics_.begin(), rollout_statistics_.end());
   return sum / static_cast<double>(predictions);
 }
 
-// Nats a token of an evaluation at `version`, of `wanted` predictions.
+// The mean loss of an evaluation at `version`, of `wanted` predictions.
 absl::StatusOr<double> JobRun::HeldOutLoss(uint64_t version, absl::Span<const v1::WorkResult> results,
                                            uint64_t wanted) const {
   const auto [sum, predictions] = LossTotal(results);
@@ -784,15 +853,16 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
     MILLRACE_ASSIGN_OR_RETURN(evaluation.statistics["retained_loss"],
                               HeldOutLoss(version, results.subspan(planner_->evaluation_units()), retained));
   }
-  const bool best = rules_->Add(version, evaluation.loss);
-  evaluations_.push_back(evaluation);
+  // What training begins with is told, and no checkpoint of the phase.
+  const bool best = version > 0 && rules_->Add(version, evaluation.loss);
+  if (version > 0) evaluations_.push_back(evaluation);
 
   v1::JobEvent event;
   v1::EvaluationEvent& about = *event.mutable_evaluation();
   about.set_phase(phase_->name());
   about.set_step(version);
   about.set_loss(evaluation.loss);
-  about.set_perplexity(std::exp(evaluation.loss));
+  if (evaluation.bytes > 0) about.set_perplexity(std::exp(evaluation.loss));
   about.set_bits_per_byte(evaluation.bits_per_byte);
   about.set_tokens(evaluation.tokens);
   about.set_bytes(evaluation.bytes);
@@ -801,6 +871,7 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
   parts_.book->Append(id_, std::move(event));
   parts_.book->Update(id_, [&](v1::Job* job) {
     job->set_held_out_loss(evaluation.loss);
+    if (version == 0) return;
     job->set_best_step(rules_->best_step());
     job->set_best_held_out_loss(rules_->best_loss());
   });
@@ -830,7 +901,7 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   MILLRACE_ASSIGN_OR_RETURN(const double learning_rate, fleet_->Commit(version, clip_factor));
 
   reached_ = version + 1;
-  const uint64_t step_tokens = planner_->training_predictions(version);
+  const uint64_t step_tokens = planner_->training_tokens(version);
   tokens_ += step_tokens;
   const absl::Time now = parts_.now();
   CoordinatorMetrics& metrics = *parts_.metrics;
@@ -874,6 +945,7 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   about.set_saturated(norms.saturated);
   about.set_workers(static_cast<uint32_t>(parts_.board->workers()));
   about.set_seconds_training(seconds_before_ + absl::ToDoubleSeconds(now - course_began_));
+  about.mutable_statistics()->insert(step_statistics_.begin(), step_statistics_.end());
   parts_.book->Append(id_, std::move(event));
   metrics.tokens_per_second->Set(tokens_per_second_);
   return absl::OkStatus();
@@ -892,10 +964,11 @@ absl::Status JobRun::BeginCheckpoint(uint64_t version) {
   manifest.seconds_training = seconds_before_ + absl::ToDoubleSeconds(begun - course_began_);
   manifest.tokens = tokens_;
   manifest.evaluations = evaluations_;
+  manifest.variables = variables_;
   const std::string name = absl::StrCat(phase_->name(), "-", version);
-  MILLRACE_ASSIGN_OR_RETURN(
-      std::unique_ptr<CheckpointWriter> writer,
-      CheckpointWriter::Create(shelf_.BuildingDirectory(name), blocks_.get(), std::move(manifest), side_files_));
+  MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<CheckpointWriter> writer,
+                            CheckpointWriter::Create(shelf_.BuildingDirectory(name), blocks_.get(), parts_of_model_,
+                                                     std::move(manifest), side_files_));
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<FleetCut> cut, fleet_->Snapshot(version));
   const bool best = !evaluations_.empty() && evaluations_.back().step == version && rules_->best_step() == version;
   checkpoint_ = std::make_unique<CheckpointOnItsWay>(

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/job.pb.h"
 #include "text/examples.h"
@@ -23,30 +26,54 @@ struct DataFolders {
   std::string phase;  // the phase's own; empty: it learns from the job's
 };
 
-// Plans one phase of a job. Units are a function of the data, the job, the phase and the step alone. Not thread-safe.
+// Plans one phase of a job. Units are a function of the data, the job, the phase and the step alone; where the phase
+// learns from answers of its own, also of those. Not thread-safe.
+//
+// Such a phase takes turns: a rollout answers prompts at one version, and the next StepsOfRollout steps learn from the
+// answers, each of which comes once in each of its epochs, in the order of a permutation.
 class Planner {
  public:
   static absl::StatusOr<std::unique_ptr<Planner>> Open(const v1::JobSpec& job, uint32_t phase_index,
                                                        const DataFolders& folders);
   ~Planner();
 
-  // Units of the step after `version`.
-  std::vector<v1::WorkUnit> Training(uint64_t epoch, uint64_t version);
+  // Whether the phase samples answers, and whether at `version` the next are due.
+  bool samples() const;
+  bool RolloutDue(uint64_t version) const;
+  // Units that answer the prompts of `version`. `variables`: what the objective adapts (WorkUnit.statistics).
+  // Requires RolloutDue.
+  std::vector<v1::WorkUnit> Rollout(uint64_t epoch, uint64_t version,
+                                    const std::map<std::string, double>& variables) const;
+  // Takes the answers in; `statistics` go with the units that learn from them. INTERNAL if they are not what was asked.
+  absl::Status TakeRollout(uint64_t version, absl::Span<v1::WorkResult> results,
+                           const std::map<std::string, double>& statistics);
+  // Training returns to a version before.
+  void ForgetRollout();
+
+  // Units of the step after `version`. Requires the answers of its rollout.
+  std::vector<v1::WorkUnit> Training(uint64_t epoch, uint64_t version) const;
   // Units that score what is held out at `version`: first evaluation_units() of the phase's data; then, if that is not
   // the job's, those of the job's text.
   std::vector<v1::WorkUnit> Evaluation(uint64_t epoch, uint64_t version) const;
 
   uint32_t training_units() const;
   uint32_t evaluation_units() const;
-  // Predictions of the step after `version`, and of an evaluation, in all; of the job's text, if that is scored too.
+  uint32_t rollout_units() const;
+  // What the loss of the step after `version`, and of an evaluation, is a mean over, in all: tokens, pairs or answers;
+  // of the job's text, if that is scored too, tokens.
   uint64_t training_predictions(uint64_t version) const;
   uint64_t evaluation_predictions() const;
   uint64_t retained_predictions() const;
+  // Tokens that are learnt in the step after `version`.
+  uint64_t training_tokens(uint64_t version) const;
   // Steps in which the data is seen so many times.
   uint64_t StepsOf(double epochs) const;
   // Bytes of the text that an evaluation predicts.
   uint64_t evaluation_bytes() const;
   uint32_t vocab_size() const;
+  // Of phases that sample: the tokenizer, and the token that ends an answer.
+  const std::string& tokenizer_json() const;
+  uint32_t end_of_turn() const;
   // Of the tokens and the tokenizer: what training on them is a function of.
   const std::string& data_fingerprint() const;
 

@@ -6,9 +6,9 @@
 
 namespace millrace::worker {
 
-Parameters::Parameters(const model::TensorList* tensors, const blocks::BlockTable* blocks, client::ShardGroup* group,
+Parameters::Parameters(const std::vector<int64_t>* offsets, const blocks::BlockTable* blocks, client::ShardGroup* group,
                        uint32_t weight_bits, float* weights)
-    : tensors_(tensors),
+    : offsets_(offsets),
       blocks_(blocks),
       group_(group),
       weight_bits_(weight_bits),
@@ -50,8 +50,7 @@ void Parameters::Fetch(uint64_t version) {
 // On a thread a shard.
 absl::Status Parameters::Take(uint32_t index, absl::string_view bytes, const blocks::Coding& coding) {
   const blocks::Block& block = blocks_->blocks()[index];
-  const model::TensorSpec& tensor = (*tensors_)[static_cast<int>(block.tensor)];
-  float* const weights = weights_ + tensor.offset + block.begin;
+  float* const weights = weights_ + (*offsets_)[block.tensor] + block.begin;
   if (weight_bits_ == 16) {
     kernels::WidenBf16(reinterpret_cast<const uint16_t*>(bytes.data()), block.size, weights);
   } else {

@@ -12,15 +12,14 @@
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
 #include "client/shard_group.h"
-#include "model/tensor_list.h"
 
 namespace millrace::worker {
 
-// The table's tensors are the list's, in its order.
 class Parameters {
  public:
-  // All outlive this. `weight_bits`: of what is pulled. `weights` is laid out as the list says.
-  Parameters(const model::TensorList* tensors, const blocks::BlockTable* blocks, client::ShardGroup* group,
+  // All outlive this. `offsets`: where in `weights` each of the table's tensors begins. `weight_bits`: of what is
+  // pulled.
+  Parameters(const std::vector<int64_t>* offsets, const blocks::BlockTable* blocks, client::ShardGroup* group,
              uint32_t weight_bits, float* weights);
   ~Parameters();
 
@@ -39,7 +38,7 @@ class Parameters {
 
   absl::Status Take(uint32_t block, absl::string_view bytes, const blocks::Coding& coding);
 
-  const model::TensorList* const tensors_;
+  const std::vector<int64_t>* const offsets_;
   const blocks::BlockTable* const blocks_;
   client::ShardGroup* const group_;
   const uint32_t weight_bits_;

@@ -1,9 +1,8 @@
 #include "worker/phase.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <optional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,9 +15,8 @@
 #include "common/philox.h"
 #include "common/status.h"
 #include "model/arena.h"
-#include "model/families/decoder.h"
 #include "model/formats/config_json.h"
-#include "model/objectives/causal_lm.h"
+#include "worker/objective.h"
 #include "worker/parameters.h"
 #include "worker/phase_models.h"
 
@@ -27,171 +25,93 @@ namespace {
 
 constexpr uint64_t kDropoutPurpose = 0x44524F50;          // "DROP"
 constexpr uint64_t kMaxMicrobatches = uint64_t{1} << 20;  // of a step
-// Tokens of a microbatch: bounds what a unit makes the worker allocate.
-constexpr uint64_t kMaxTokens = uint64_t{1} << 24;
-
-// Checks what decides how much memory the batch takes.
-absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch, uint32_t context) {
-  const uint64_t count = uint64_t{microbatch.rows()} * microbatch.columns();
-  if (microbatch.index() >= kMaxMicrobatches) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("microbatch ", microbatch.index(), " is beyond the ", kMaxMicrobatches, " of a step"));
-  }
-  if (microbatch.columns() > uint64_t{context} + 1) {
-    return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": sequences of ",
-                                                   microbatch.columns(), " tokens where the model's context is ",
-                                                   context));
-  }
-  if (count == 0 || count > kMaxTokens || microbatch.tokens().size() != count * sizeof(uint32_t)) {
-    return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": ", microbatch.tokens().size(),
-                                                   " bytes where ", microbatch.rows(), " x ", microbatch.columns(),
-                                                   " tokens have ", count * sizeof(uint32_t)));
-  }
-  const auto wrong = [&](absl::string_view what, uint64_t bytes, uint64_t wanted) {
-    return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": ", bytes, " bytes of ", what,
-                                                   " where ", microbatch.rows(), " x ", microbatch.columns(),
-                                                   " tokens have ", wanted));
-  };
-  model::Batch batch;
-  // Bytes of a protobuf are allocated on their own, hence aligned.
-  batch.ids = reinterpret_cast<const uint32_t*>(microbatch.tokens().data());
-  if (!microbatch.scored().empty()) {
-    if (microbatch.scored().size() != count) return wrong("scored", microbatch.scored().size(), count);
-    batch.scored = reinterpret_cast<const uint8_t*>(microbatch.scored().data());
-  }
-  if (!microbatch.starts().empty()) {
-    if (microbatch.starts().size() != count * sizeof(uint32_t)) {
-      return wrong("starts", microbatch.starts().size(), count * sizeof(uint32_t));
-    }
-    batch.starts = reinterpret_cast<const uint32_t*>(microbatch.starts().data());
-    for (uint64_t i = 0; i < count; ++i) {
-      const uint64_t column = i % microbatch.columns();
-      if (batch.starts[i] == column || (column > 0 && batch.starts[i] == batch.starts[i - 1])) continue;
-      return absl::InvalidArgumentError(absl::StrCat("microbatch ", microbatch.index(), ": a token of column ", column,
-                                                     " cannot be of a sequence that begins in column ",
-                                                     batch.starts[i]));
-    }
-  }
-  batch.rows = microbatch.rows();
-  batch.columns = microbatch.columns();
-  batch.first_scored = microbatch.first_scored_column();
-  return batch;
-}
 
 }  // namespace
 
-// An architecture and the memory of its passes.
-class PhaseSeat::Model {
+// The models of a phase and the memory of their weights.
+class PhaseSeat::Models {
  public:
-  static absl::StatusOr<std::unique_ptr<Model>> Create(const kernels::Compute* compute,
-                                                       const v1::PhaseContext& context) {
-    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<model::Decoder> decoder,
-                              model::Decoder::Create(context.model(), context.vocab_size()));
-    return std::unique_ptr<Model>(new Model(compute, context, std::move(decoder)));
+  static absl::StatusOr<std::unique_ptr<Models>> Create(const v1::PhaseContext& context) {
+    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<PhaseModels> models, PhaseModels::Create(context));
+    return std::unique_ptr<Models>(new Models(std::move(models)));
   }
 
-  bool Fits(const v1::PhaseContext& context) const {
-    return context.model().SerializeAsString() == key_ && context.vocab_size() == decoder_->vocab_size();
+  const PhaseModels& models() const { return *models_; }
+  // Made on first use. RESOURCE_EXHAUSTED if there is no memory for them.
+  absl::StatusOr<float*> Weights() {
+    return Memory("the weights of the phase's models", models_->floats(), &weights_memory_, &weights_);
   }
-
-  const model::Decoder& decoder() const { return *decoder_; }
-  // Laid out as the decoder's tensors; made on first use. RESOURCE_EXHAUSTED if there is no memory for them.
-  absl::StatusOr<float*> Weights() { return Memory("the model's weights", &weights_memory_, &weights_); }
-  absl::StatusOr<float*> Gradients() { return Memory("the model's gradients", &gradients_memory_, &gradients_); }
-
-  // For batches as large as this one, and those before. RESOURCE_EXHAUSTED if there is no memory for them.
-  absl::StatusOr<model::CausalLm*> ForBatch(const model::Batch& batch, bool for_training) {
-    const int64_t tokens = batch.rows * (batch.columns - 1), columns = batch.columns - 1;
-    if (training_.objective.has_value() && tokens <= training_.tokens && columns <= training_.columns) {
-      return &*training_.objective;
-    }
-    Sized& sized = for_training ? training_ : evaluation_;
-    if (!sized.objective.has_value() || tokens > sized.tokens || columns > sized.columns) {
-      sized.tokens = std::max(tokens, sized.tokens);
-      sized.columns = std::max(columns, sized.columns);
-      sized.objective.reset();
-      absl::StatusOr<model::CausalLm> objective =
-          model::CausalLm::Create(decoder_.get(), compute_, sized.tokens, sized.columns, for_training);
-      if (!objective.ok()) {
-        return Annotate(objective.status(), absl::StrCat("a pass over ", batch.rows, " sequences of ", columns,
-                                                         " tokens (a smaller phases.microbatch needs less)"));
-      }
-      sized.objective.emplace(*std::move(objective));
-    }
-    return &*sized.objective;
+  absl::StatusOr<float*> Gradients() {
+    return Memory("the model's gradients", models_->trained_floats(), &gradients_memory_, &gradients_);
   }
 
  private:
-  struct Sized {
-    int64_t tokens = 0;
-    int64_t columns = 0;
-    std::optional<model::CausalLm> objective;
-  };
+  explicit Models(std::unique_ptr<PhaseModels> models) : models_(std::move(models)) {}
 
-  Model(const kernels::Compute* compute, const v1::PhaseContext& context, std::unique_ptr<model::Decoder> decoder)
-      : compute_(compute), key_(context.model().SerializeAsString()), decoder_(std::move(decoder)) {}
-
-  absl::StatusOr<float*> Memory(absl::string_view what, model::Arena* arena, float** memory) const {
+  static absl::StatusOr<float*> Memory(absl::string_view what, int64_t floats, model::Arena* arena, float** memory) {
     if (*memory == nullptr) {
-      absl::StatusOr<model::Arena> made = model::Arena::Create(decoder_->tensors().floats());
+      absl::StatusOr<model::Arena> made = model::Arena::Create(floats);
       if (!made.ok()) return Annotate(made.status(), what);
       *arena = *std::move(made);
-      *memory = arena->Take(decoder_->tensors().floats());
+      *memory = arena->Take(floats);
     }
     return *memory;
   }
 
-  const kernels::Compute* const compute_;
-  const std::string key_;
-  const std::unique_ptr<model::Decoder> decoder_;
+  const std::unique_ptr<PhaseModels> models_;
   model::Arena weights_memory_, gradients_memory_;
   float* weights_ = nullptr;
   float* gradients_ = nullptr;
-  Sized training_, evaluation_;
 };
 
 // The phase's context under one configuration of the shards.
 class PhaseSeat::Epoch {
  public:
-  static absl::StatusOr<std::unique_ptr<Epoch>> Create(const kernels::Compute* compute, Model* model,
+  static absl::StatusOr<std::unique_ptr<Epoch>> Create(const kernels::Compute* compute, Models* models,
                                                        const v1::PhaseContext& context,
                                                        std::shared_ptr<client::ShardGroup> group) {
-    MILLRACE_ASSIGN_OR_RETURN(v1::TensorTable table, TableOf(model->decoder(), context.phase()));
+    MILLRACE_ASSIGN_OR_RETURN(v1::TensorTable table, models->models().Table(context.phase()));
     MILLRACE_ASSIGN_OR_RETURN(blocks::BlockTable blocks, blocks::BlockTable::Create(table));
     if (group != nullptr && context.table().SerializeAsString() != table.SerializeAsString()) {
       return absl::InternalError("the coordinator's table of tensors is not what this build makes of the model");
     }
-    const std::string& objective = context.phase().objective();
-    if (objective != "causal_lm" && objective != "sft") {
-      return absl::InvalidArgumentError(absl::StrCat("there is no objective '", objective, "'"));
-    }
     float* weights = nullptr;
     if (group != nullptr) {
-      MILLRACE_ASSIGN_OR_RETURN(weights, model->Weights());
+      MILLRACE_ASSIGN_OR_RETURN(weights, models->Weights());
     }
-    return std::unique_ptr<Epoch>(
-        new Epoch(compute, model, context, std::move(table), std::move(blocks), std::move(group), weights));
+    auto epoch = std::unique_ptr<Epoch>(
+        new Epoch(compute, models, context, std::move(table), std::move(blocks), std::move(group), weights));
+    // What the objective lacks is told before anything is trained.
+    MILLRACE_RETURN_IF_ERROR(epoch->ObjectiveOf(context.phase().objective()).status());
+    return epoch;
   }
 
   uint64_t number() const { return context_.epoch(); }
 
   void Plan(v1::WorkResult* result) const {
     *result->mutable_table() = table_;
-    for (const v1::ModelPart& part : PartsOf()) *result->add_parts() = part;
+    for (const PhaseModel& model : models_->models().models()) *result->add_parts() = model.part;
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
+    const bool scalar = models_->models().trained().decoder->score() >= 0;
+    configuration.head = scalar ? model::Head::kScalar : model::Head::kLanguage;
     (*result->mutable_files())["config.json"] = model::PrintConfig(configuration);
     (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig();
   }
 
+  // New weights: only where there is one model.
   absl::Status Initialize() {
     MILLRACE_RETURN_IF_ERROR(CheckGroup());
+    if (models_->models().models().size() > 1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("phase ", context_.phase().name(), " begins with trained models, not with new weights"));
+    }
     return group_->Load(0, [this](uint32_t index, v1::LoadRequest* request) {
       const blocks::Block& block = blocks_.blocks()[index];
       std::vector<float> values(static_cast<size_t>(block.size));
       const int tensor = static_cast<int>(block.tensor);
-      model::StartValues(model_->decoder().tensors()[tensor], tensor, context_.seed(), block.begin,
+      model::StartValues(models_->models().trained().decoder->tensors()[tensor], tensor, context_.seed(), block.begin,
                          absl::MakeSpan(values));
       request->set_weights(values.data(), values.size() * sizeof(float));
       return absl::OkStatus();
@@ -201,9 +121,9 @@ class PhaseSeat::Epoch {
   // The microbatches of a unit one after another; the gradients' sum leaves group by group with the last one.
   absl::Status Train(const v1::WorkUnit& unit, v1::WorkResult* result) {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
-    MILLRACE_ASSIGN_OR_RETURN(float* const gradients, model_->Gradients());
-    std::memset(gradients, 0, static_cast<size_t>(model_->decoder().tensors().floats()) * sizeof(float));
-    const auto scale = static_cast<float>(1.0 / unit.loss_denominator());
+    MILLRACE_ASSIGN_OR_RETURN(Objective* const objective, ObjectiveOf(context_.phase().objective()));
+    MILLRACE_ASSIGN_OR_RETURN(float* const gradients, models_->Gradients());
+    std::memset(gradients, 0, static_cast<size_t>(models_->models().trained_floats()) * sizeof(float));
     const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
     parameters_->Fetch(unit.version());
     const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
@@ -212,100 +132,115 @@ class PhaseSeat::Epoch {
       sent = true;
       return Send(group, unit.version(), gradients, push.get());
     };
-    MILLRACE_ASSIGN_OR_RETURN(
-        const Total total, Pass(unit, [&](const Part& part, model::GroupHook need) -> absl::StatusOr<double> {
-          const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + part.microbatch->index());
-          MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
-                                    model_->ForBatch(part.batch, /*for_training=*/true));
-          return objective->Gradients(weights_, part.batch, {&key}, scale, need, gradients,
-                                      part.last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup),
-                                      &trainable_);
-        }));
+    MILLRACE_RETURN_IF_ERROR(
+        Pass(unit, *objective, result,
+             [&](const v1::Microbatch& microbatch, bool last, model::GroupHook need,
+                 Measured* measured) -> absl::StatusOr<double> {
+               const Philox key = dropout.Derive(unit.version() * kMaxMicrobatches + microbatch.index());
+               return objective->Gradients({microbatch,
+                                            need,
+                                            {&key},
+                                            1.0 / unit.loss_denominator(),
+                                            unit.statistics(),
+                                            gradients,
+                                            last ? model::GroupHook(send) : model::GroupHook(model::IgnoreGroup)},
+                                           measured);
+             }));
     if (!sent) {
       // Nothing counts in the unit: the shards wait for its zeros.
-      for (uint32_t group = model_->decoder().groups(); group-- > 0;) MILLRACE_RETURN_IF_ERROR(send(group));
+      for (uint32_t group = blocks_.groups(); group-- > 0;) MILLRACE_RETURN_IF_ERROR(send(group));
     }
-    MILLRACE_RETURN_IF_ERROR(push->Finish());
-    total.Report(result);
-    return absl::OkStatus();
+    return push->Finish();
   }
 
   absl::Status Evaluate(const v1::WorkUnit& unit, v1::WorkResult* result) {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
+    MILLRACE_ASSIGN_OR_RETURN(Objective* const objective,
+                              ObjectiveOf(unit.objective().empty() ? context_.phase().objective() : unit.objective()));
     parameters_->Fetch(unit.version());
-    MILLRACE_ASSIGN_OR_RETURN(const Total total,
-                              Pass(unit, [this](const Part& part, model::GroupHook need) -> absl::StatusOr<double> {
-                                MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const objective,
-                                                          model_->ForBatch(part.batch, /*for_training=*/false));
-                                return objective->Loss(weights_, part.batch, need);
-                              }));
-    total.Report(result);
-    return absl::OkStatus();
+    return Pass(unit, *objective, result,
+                [&](const v1::Microbatch& microbatch, bool, model::GroupHook need, Measured* measured) {
+                  return objective->Loss({microbatch, need}, measured);
+                });
+  }
+
+  absl::Status Rollout(const v1::WorkUnit& unit, v1::WorkResult* result) {
+    MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
+    MILLRACE_ASSIGN_OR_RETURN(Objective* const objective, ObjectiveOf(context_.phase().objective()));
+    parameters_->Fetch(unit.version());
+    return Pass(unit, *objective, result,
+                [&](const v1::Microbatch& microbatch, bool, model::GroupHook need,
+                    Measured* measured) -> absl::StatusOr<double> {
+                  MILLRACE_ASSIGN_OR_RETURN(std::vector<v1::Experience> experiences,
+                                            objective->Rollout({microbatch, need, unit.statistics()}, measured));
+                  for (v1::Experience& experience : experiences) *result->add_experiences() = std::move(experience);
+                  return 0.0;
+                });
   }
 
  private:
-  Epoch(const kernels::Compute* compute, Model* model, const v1::PhaseContext& context, v1::TensorTable table,
+  Epoch(const kernels::Compute* compute, Models* models, const v1::PhaseContext& context, v1::TensorTable table,
         blocks::BlockTable blocks, std::shared_ptr<client::ShardGroup> group, float* weights)
       : compute_(compute),
-        model_(model),
+        models_(models),
         context_(context),
         table_(std::move(table)),
         blocks_(std::move(blocks)),
         group_(std::move(group)),
         weights_(weights) {
-    for (int i = 0; i < model_->decoder().tensors().size(); ++i) trainable_.push_back(table_.tensors(i).trainable());
     if (group_ == nullptr) return;
     group_->Place(&blocks_, context_.phase().optimizer());
-    parameters_ = std::make_unique<Parameters>(&model_->decoder().tensors(), &blocks_, group_.get(),
+    parameters_ = std::make_unique<Parameters>(&models_->models().offsets(), &blocks_, group_.get(),
                                                blocks::WeightBits(context_.phase().optimizer()), weights_);
   }
 
-  // Of all microbatches of a unit.
-  struct Total {
-    double loss = 0;  // nats, summed over predictions
-    uint64_t predictions = 0;
-
-    void Report(v1::WorkResult* result) const {
-      result->set_loss_sum(loss);
-      result->set_predictions(predictions);
+  // Made on first use.
+  absl::StatusOr<Objective*> ObjectiveOf(const std::string& name) {
+    std::unique_ptr<Objective>& objective = objectives_[name];
+    if (objective == nullptr) {
+      MILLRACE_ASSIGN_OR_RETURN(objective,
+                                MakeObjective(name, {compute_, &context_, &models_->models(), &table_, weights_}));
     }
-  };
+    return objective.get();
+  }
 
-  // A microbatch of a unit.
-  struct Part {
-    const v1::Microbatch* microbatch;
-    model::Batch batch;
-    bool last;  // of those in which something counts
-  };
-  // Computes the microbatches one after another, whose weights are being fetched, and adds up their losses. The fetch
-  // has ended when this returns, in any case: it writes into the weights.
-  absl::StatusOr<Total> Pass(
-      const v1::WorkUnit& unit,
-      absl::FunctionRef<absl::StatusOr<double>(const Part& part, model::GroupHook need)> loss_of) {
+  // Computes the microbatches one after another, whose weights are being fetched, and fills in what they sum up to. The
+  // fetch has ended when this returns, in any case: it writes into the weights. `last`: of those in which something
+  // counts.
+  absl::Status Pass(const v1::WorkUnit& unit, const Objective& objective, v1::WorkResult* result,
+                    absl::FunctionRef<absl::StatusOr<double>(const v1::Microbatch& microbatch, bool last,
+                                                             model::GroupHook need, Measured* measured)>
+                        loss_of) {
     const auto need = [this](uint32_t group) { return parameters_->Await(group); };
-    Total total;
-    std::vector<Part> parts;
+    double loss = 0;
+    uint64_t predictions = 0;
+    Measured measured;
+    std::vector<const v1::Microbatch*> counting;
     absl::Status done;
     for (const v1::Microbatch& microbatch : unit.microbatches()) {
-      const absl::StatusOr<model::Batch> batch = BatchOf(microbatch, context_.model().context());
-      done = batch.status();
+      const absl::StatusOr<uint64_t> count = objective.Count(microbatch);
+      done = count.status();
+      if (done.ok() && microbatch.index() >= kMaxMicrobatches) {
+        done = absl::InvalidArgumentError(
+            absl::StrCat("microbatch ", microbatch.index(), " is beyond the ", kMaxMicrobatches, " of a step"));
+      }
       if (!done.ok()) break;
-      // Rows of padding alone are fine where the batch says what counts; else a batch that predicts nothing is refused.
-      if (batch->scored == nullptr || batch->predictions() > 0) parts.push_back({&microbatch, *batch, false});
+      if (*count > 0) counting.push_back(&microbatch);
+      predictions += *count;
     }
-    if (!parts.empty()) parts.back().last = true;
-    for (const Part& part : parts) {
+    for (const v1::Microbatch* const microbatch : counting) {
       if (!done.ok()) break;
-      const absl::StatusOr<double> sum = loss_of(part, need);
+      const absl::StatusOr<double> sum = loss_of(*microbatch, microbatch == counting.back(), need, &measured);
       done = sum.status();
-      if (!done.ok()) break;
-      total.loss += *sum;
-      total.predictions += static_cast<uint64_t>(part.batch.predictions());
+      if (done.ok()) loss += *sum;
     }
     const absl::Status fetched = parameters_->Settle();
     MILLRACE_RETURN_IF_ERROR(done);
     MILLRACE_RETURN_IF_ERROR(fetched);
-    return total;
+    result->set_loss_sum(loss);
+    result->set_predictions(predictions);
+    measured.Report(result);
+    return absl::OkStatus();
   }
 
   absl::Status CheckGroup() const {
@@ -332,8 +267,7 @@ class PhaseSeat::Epoch {
       for (int64_t i = begin; i < end; ++i) {
         const auto at = static_cast<size_t>(i);
         const blocks::Block& block = blocks_.blocks()[indices[at]];
-        const model::TensorSpec& tensor = model_->decoder().tensors()[static_cast<int>(block.tensor)];
-        const float* const values = gradients + tensor.offset + block.begin;
+        const float* const values = gradients + models_->models().offsets()[block.tensor] + block.begin;
         clipped[at] = blocks::Encode(absl::MakeConstSpan(values, static_cast<size_t>(block.size)),
                                      parameters_->coding(block.index), &coded[at]);
       }
@@ -353,14 +287,14 @@ class PhaseSeat::Epoch {
   }
 
   const kernels::Compute* const compute_;
-  Model* const model_;
+  Models* const models_;
   const v1::PhaseContext context_;
   const v1::TensorTable table_;
-  std::vector<bool> trainable_;  // by tensor of the model that is trained
   const blocks::BlockTable blocks_;
   const std::shared_ptr<client::ShardGroup> group_;
-  float* const weights_;  // the model's; null without a group
+  float* const weights_;  // the models'; null without a group
   std::unique_ptr<Parameters> parameters_;
+  std::map<std::string, std::unique_ptr<Objective>> objectives_;  // by name
 };
 
 PhaseSeat::PhaseSeat(const kernels::Compute* compute, bool share_memory)
@@ -399,9 +333,9 @@ absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
     return absl::FailedPreconditionError(absl::StrCat("a unit of epoch ", unit.epoch(), " came without its context"));
   }
   const v1::PhaseContext& context = unit.context();
-  if (model_ == nullptr || !model_->Fits(context)) {
-    model_.reset();
-    MILLRACE_ASSIGN_OR_RETURN(model_, Model::Create(compute_, context));
+  if (models_ == nullptr || !models_->models().Fits(context)) {
+    models_.reset();
+    MILLRACE_ASSIGN_OR_RETURN(models_, Models::Create(context));
   }
   std::shared_ptr<client::ShardGroup> group;
   if (context.shard_addresses_size() > 0) {
@@ -409,7 +343,7 @@ absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
         context.epoch(), std::vector<std::string>(context.shard_addresses().begin(), context.shard_addresses().end()),
         share_memory_);
   }
-  MILLRACE_ASSIGN_OR_RETURN(epoch_, Epoch::Create(compute_, model_.get(), context, group));
+  MILLRACE_ASSIGN_OR_RETURN(epoch_, Epoch::Create(compute_, models_.get(), context, group));
   absl::MutexLock lock(&mutex_);
   group_ = std::move(group);
   if (group_ != nullptr && (leaving_ || group_->epoch() < announced_)) group_->Cancel();
@@ -437,6 +371,8 @@ absl::Status PhaseSeat::EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* res
       return epoch_->Train(unit, result);
     case v1::WorkUnit::EVALUATE:
       return epoch_->Evaluate(unit, result);
+    case v1::WorkUnit::ROLLOUT:
+      return epoch_->Rollout(unit, result);
     default:
       return absl::InvalidArgumentError(absl::StrCat("there is no unit of kind ", static_cast<int>(unit.kind())));
   }

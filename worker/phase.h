@@ -1,4 +1,4 @@
-// Does units of work: plans, initialises, trains and evaluates with the parameters of an epoch's shards.
+// Does units of work: plans, initialises, trains, evaluates and answers with the parameters of an epoch's shards.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ class PhaseSeat {
   absl::Status Do(const v1::WorkUnit& unit, v1::WorkResult* result);
 
  private:
-  class Model;
+  class Models;
   class Epoch;
 
   absl::Status Enter(const v1::WorkUnit& unit);
@@ -41,8 +41,8 @@ class PhaseSeat {
 
   const kernels::Compute* const compute_;
   const bool share_memory_;
-  // Own thread only. The model outlives epochs that have the same architecture.
-  std::unique_ptr<Model> model_;
+  // Own thread only. The models outlive epochs that have the same ones.
+  std::unique_ptr<Models> models_;
   std::unique_ptr<Epoch> epoch_;
 
   absl::Mutex mutex_;

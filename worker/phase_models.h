@@ -1,18 +1,71 @@
-// Says which models a phase works with, and how the shards see their tensors.
+// The models that a phase works with: which there are, what their tensors are called in the phase's table, and where
+// their weights lie in a worker's memory.
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "model/families/decoder.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 
 namespace millrace::worker {
 
-// INVALID_ARGUMENT for a pattern of phase.trainable that matches no tensor, and if nothing is left to train.
-absl::StatusOr<v1::TensorTable> TableOf(const model::Decoder& decoder, const v1::PhaseSpec& phase);
+// Prefixes of names in the table. The model that is trained has none.
+inline constexpr absl::string_view kReference = "reference/";
+inline constexpr absl::string_view kValue = "value/";
+// Of the phase's reward of that index, which is a model.
+std::string RewardPrefix(int index);
 
-std::vector<v1::ModelPart> PartsOf();
+struct PhaseModel {
+  v1::ModelPart part;
+  bool trained = false;
+  std::unique_ptr<model::Decoder> decoder;
+  // Its tensors are those of the table from `first_tensor` on, its groups those from `first_group` on, and its weights
+  // lie `offset` floats behind the first model's.
+  int first_tensor = 0;
+  uint32_t first_group = 0;
+  int64_t offset = 0;
+};
+
+// Constant after Create.
+class PhaseModels {
+ public:
+  // Those that the context's objective needs, of the context's architecture; those that are trained first.
+  // INVALID_ARGUMENT names the field that does not fit.
+  static absl::StatusOr<std::unique_ptr<PhaseModels>> Create(const v1::PhaseContext& context);
+
+  // Whether another phase's, or epoch's, are these.
+  bool Fits(const v1::PhaseContext& context) const;
+
+  absl::Span<const PhaseModel> models() const { return models_; }
+  const PhaseModel& trained() const { return models_[0]; }
+  // Null if there is none.
+  const PhaseModel* Find(absl::string_view prefix) const;
+
+  // All models' tensors, as shards see them. What `phase` freezes and speeds up is of the first model. INVALID_ARGUMENT
+  // for a pattern that matches no tensor, and if nothing is left to train.
+  absl::StatusOr<v1::TensorTable> Table(const v1::PhaseSpec& phase) const;
+
+  // Floats of all weights, and of those that are trained, which come first.
+  int64_t floats() const { return floats_; }
+  int64_t trained_floats() const { return trained_floats_; }
+  uint32_t groups() const { return groups_; }
+  // Where a tensor of the table begins, in floats.
+  const std::vector<int64_t>& offsets() const { return offsets_; }
+
+ private:
+  PhaseModels() = default;
+
+  std::string key_;
+  std::vector<PhaseModel> models_;
+  std::vector<int64_t> offsets_;
+  int64_t floats_ = 0, trained_floats_ = 0;
+  uint32_t groups_ = 0;
+};
 
 }  // namespace millrace::worker

@@ -44,13 +44,69 @@ phases:
     stop: {max_steps: 20}
 )";
 
+// What makes an assistant of it: a reward model, and four ways to learn from preferences and rewards.
+constexpr char kAligned[] = R"(
+  - name: reward
+    objective: reward
+    data: {sources: [{path: pairs.jsonl}], held_out: 0.05}
+    global_batch: 8
+    microbatch: 2
+    optimizer: {lr: 3.0e-3}
+    evaluate: {every_steps: 10, max_tokens: 500}
+    stop: {max_steps: 10}
+  - name: ppo
+    objective: ppo
+    data: {sources: [{path: prompts.jsonl}], held_out: 0.05}
+    rewards: [{type: model, from: reward@best}, {type: answer, weight: 0}]
+    rollout: {prompts: 16, samples: 2, epochs: 2, max_tokens: 12, evaluation_prompts: 20}
+    policy: {kl_target: 0.5}
+    global_batch: 16
+    microbatch: 4
+    optimizer: {lr: 1.0e-3}
+    evaluate: {every_steps: 4, max_tokens: 2000}
+    stop: {max_steps: 12}
+  - name: grpo
+    objective: grpo
+    from: sft@best
+    data: {sources: [{path: prompts.jsonl}], held_out: 0.05}
+    rewards: [{type: length, target: 4}]
+    rollout: {prompts: 8, samples: 4, max_tokens: 12, evaluation_prompts: 20}
+    policy: {kl_coefficient: 0.01}
+    global_batch: 32
+    microbatch: 4
+    optimizer: {lr: 1.0e-3}
+    evaluate: {every_steps: 5, max_tokens: 2000}
+    stop: {max_steps: 5}
+  - name: rloo
+    objective: rloo
+    from: sft@best
+    data: {sources: [{path: prompts.jsonl}], held_out: 0.05}
+    rewards: [{type: pattern, pattern: "^[0-9 ]+$"}]
+    rollout: {prompts: 8, samples: 4, max_tokens: 12, evaluation_prompts: 20}
+    global_batch: 32
+    microbatch: 4
+    optimizer: {lr: 1.0e-3}
+    evaluate: {every_steps: 5, max_tokens: 2000}
+    stop: {max_steps: 5}
+  - name: dpo
+    objective: dpo
+    from: sft@best
+    reference: pretrain@last
+    data: {sources: [{path: pairs.jsonl}], held_out: 0.05}
+    global_batch: 8
+    microbatch: 2
+    optimizer: {lr: 1.0e-3}
+    evaluate: {every_steps: 5, max_tokens: 500}
+    stop: {max_steps: 5}
+)";
+
 class Phases : public ::testing::Test {
  protected:
   Phases() {
     // Whole, the data would take longer to prepare than to train on.
     const std::string make = absl::StrCat(MILLRACE_SOURCE_DIR, "/examples/assistant/make-data ", folder_ / "all");
     EXPECT_EQ(std::system(make.c_str()), 0);
-    for (const char* name : {"text.txt", "sft.jsonl", "pairs.jsonl"}) {
+    for (const char* name : {"text.txt", "sft.jsonl", "pairs.jsonl", "prompts.jsonl"}) {
       std::ifstream all(absl::StrCat(folder_ / "all", "/", name));
       std::ofstream some(folder_ / name);
       std::string line;
@@ -62,7 +118,8 @@ class Phases : public ::testing::Test {
     std::string digest;
     std::vector<v1::EvaluationEvent> evaluations;
     std::vector<std::string> notes;
-    std::string checkpoints;  // their folder
+    std::map<std::string, std::string> digests;  // of checkpoints, by phase and step
+    std::string checkpoints;                     // their folder
   };
   Result Train(Cluster* cluster, const std::string& yaml, const std::vector<std::string>& overrides = {}) {
     const std::string file = folder_ / "job.yaml";
@@ -74,6 +131,10 @@ class Phases : public ::testing::Test {
     result.checkpoints = absl::StrCat(cluster->directory(), "/jobs/", job, "/checkpoints");
     const absl::Status read = cluster->client().ReadEvents(job, 0, [&](const v1::JobEvent& event) {
       if (event.has_evaluation()) result.evaluations.push_back(event.evaluation());
+      if (event.has_checkpoint()) {
+        const v1::CheckpointEvent& checkpoint = event.checkpoint();
+        result.digests[absl::StrCat(checkpoint.phase(), "-", checkpoint.step())] = checkpoint.digest();
+      }
       if (event.has_log()) result.notes.push_back(event.log().text());
       return true;
     });
@@ -87,6 +148,7 @@ class Phases : public ::testing::Test {
     Cluster three({.workers = 3, .shards = 2});
     Result second = Train(&three, yaml, overrides);
     EXPECT_EQ(first.digest, second.digest);
+    EXPECT_EQ(first.digests, second.digests);
     last_ = std::make_unique<Tensors>(second.checkpoints);
     return second;
   }
@@ -175,13 +237,58 @@ TEST_F(Phases, AWorkerKilledWhileFineTuningChangesNothing) {
   EXPECT_EQ(cluster.LastDigest(job), digest);
 }
 
+TEST_F(Phases, AlignmentIsTheSameOnAnyCluster) {
+  const Result result = TrainOnTwo(absl::StrCat(kJob, kAligned + 1));
+  std::map<std::string, std::vector<v1::EvaluationEvent>> evaluations;
+  for (const v1::EvaluationEvent& evaluation : result.evaluations)
+    evaluations[evaluation.phase()].push_back(evaluation);
+  for (const char* name : {"accuracy", "margin", "confidence"}) {
+    EXPECT_TRUE(evaluations["reward"].back().statistics().contains(name)) << name;
+  }
+  EXPECT_FALSE(evaluations["reward"].back().statistics().contains("retained_loss"));
+  for (const char* phase : {"ppo", "grpo", "rloo"}) {
+    const std::vector<v1::EvaluationEvent>& all = evaluations[phase];
+    ASSERT_GE(all.size(), 2u) << phase;
+    // Before it learns the policy is its reference, to the bit.
+    EXPECT_EQ(all[0].step(), 0u);
+    EXPECT_EQ(all[0].statistics().at("kl"), 0) << phase;
+    EXPECT_NE(all.back().statistics().at("kl"), 0) << phase;
+    EXPECT_EQ(all[0].loss(), -all[0].statistics().at("reward"));
+    EXPECT_TRUE(all[0].statistics().contains("retained_loss"));
+  }
+  EXPECT_TRUE(evaluations["ppo"][0].statistics().contains("reward_answer"));
+  EXPECT_GT(evaluations["grpo"].back().statistics().at("reward"), evaluations["grpo"][0].statistics().at("reward"));
+  EXPECT_GT(evaluations["dpo"].back().statistics().at("accuracy"), 0.5);
+  EXPECT_THAT(result.notes, AllOf(Contains("reward0/ of phase ppo starts from checkpoint reward-10"),
+                                  Contains("value/ of phase ppo starts from checkpoint reward-10"),
+                                  Contains("reference/ of phase dpo starts from checkpoint pretrain-20")));
+}
+
+TEST_F(Phases, ProcessesKilledWhileAnswersAreLearntFromChangeNothing) {
+  std::string job_text = absl::StrCat(kJob, kAligned + 1);
+  job_text.resize(job_text.find("  - name: grpo"));
+  const std::vector<std::string> longer = {"phases.3.stop.max_steps=40", "phases.3.checkpoint.every_steps=8"};
+  Cluster calm({});
+  const Result wanted = Train(&calm, job_text, longer);
+  Cluster cluster({.workers = 2, .shards = 2});
+  const std::string job = cluster.Submit(folder_ / "job.yaml", longer);
+  cluster.Await(job, "some steps of ppo", [](const v1::Job& it) { return it.phase() == "ppo" && it.step() > 9; });
+  cluster.worker(0).Kill();
+  cluster.Await(job, "more steps of ppo", [](const v1::Job& it) { return it.phase() == "ppo" && it.step() > 17; });
+  // The value model and the adapted cost of divergence come back with the checkpoint.
+  cluster.shard(0).Kill();
+  cluster.shard(0).Restart();
+  cluster.AwaitSuccess(job);
+  EXPECT_EQ(cluster.LastDigest(job), wanted.digest);
+}
+
 TEST_F(Phases, APatternOfNoTensorFailsTheJobWithItsName) {
   Cluster cluster({});
   const std::string file = folder_ / "job.yaml";
   std::ofstream(file) << kJob;
   const std::string job = cluster.Submit(file, {"phases.1.trainable.freeze=['transformer.wet.*']"});
-  EXPECT_THAT(cluster.AwaitFailure(job).error(),
-              AllOf(HasSubstr("trainable: no tensor is called 'transformer.wet.*'"), HasSubstr("transformer.wte.weight")));
+  EXPECT_THAT(cluster.AwaitFailure(job).error(), AllOf(HasSubstr("trainable: no tensor is called 'transformer.wet.*'"),
+                                                       HasSubstr("transformer.wte.weight")));
 }
 
 }  // namespace

@@ -760,7 +760,7 @@ TEST_F(PhaseSeatTest, MemoryThatIsNotThereMayBeElsewhere) {
   unit.set_epoch(kEpoch + 1);
   done = seat.Do(unit, &result_);
   EXPECT_EQ(done.code(), absl::StatusCode::kResourceExhausted) << done;
-  EXPECT_THAT(std::string(done.message()), HasSubstr("the model's weights: out of memory"));
+  EXPECT_THAT(std::string(done.message()), HasSubstr("the weights of the phase's models: out of memory"));
 
   // A pass that is too large, of a model that is not.
   constexpr uint32_t kLarge = 1024;
@@ -800,7 +800,7 @@ TEST_F(PhaseSeatTest, RefusesAContextThatDoesNotFit) {
     TakePushes();
     return done;
   };
-  EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_phase()->set_objective("ppo"); }).code(),
+  EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_phase()->set_objective("telepathy"); }).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_model()->set_family("bert"); }).code(),
             absl::StatusCode::kInvalidArgument);
