@@ -24,7 +24,7 @@ absl::Status RunExport(Arguments arguments) {
   if (format != "hf") return UsageError(absl::StrCat("--format takes hf, not '", format, "'"));
   MILLRACE_RETURN_IF_ERROR(CheckIsFree(out));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, model_flags.Open(model::Weights::kStored));
-  MILLRACE_RETURN_IF_ERROR(WriteModelFolder(*open->language_model, out));
+  MILLRACE_RETURN_IF_ERROR(WriteModelFolder(*open, out));
   std::printf("%s holds the model in Hugging Face's layout.\n", out.c_str());
   return absl::OkStatus();
 }

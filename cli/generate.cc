@@ -1,6 +1,7 @@
 // millrace generate: continues a prompt.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "common/status.h"
 #include "model/sampling.h"
 #include "nlohmann/json.hpp"
+#include "text/chat_template.h"
 
 namespace millrace::cli {
 namespace {
@@ -24,7 +26,7 @@ bool Write(absl::string_view text) {
 }  // namespace
 
 absl::Status RunGenerate(Arguments arguments) {
-  std::string prompt;
+  std::string prompt, chat;
   int64_t max_tokens = 100, seed = 1;
   bool json = false;
   model::SamplingOptions sampling;
@@ -33,6 +35,7 @@ absl::Status RunGenerate(Arguments arguments) {
               "--model runs/quickstart/model --prompt \"In the beginning\" --temperature 0.7");
   model_flags.Declare(&flags);
   flags.Text("prompt", "TEXT", "what to continue; without it, the beginning of a document", &prompt);
+  flags.Text("chat", "TEXT", "what a user says, to be answered as the model was taught to; instead of --prompt", &chat);
   flags.Integer("max-tokens", "N", "to draw at most", &max_tokens, 1, 1 << 20);
   flags.Number("temperature", "T", "below 1 the likely is likelier still; 0: always the likeliest token",
                &sampling.temperature, 0, 100);
@@ -44,7 +47,20 @@ absl::Status RunGenerate(Arguments arguments) {
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, model_flags.Open());
   model::LanguageModel& model = *open->language_model;
-  MILLRACE_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, model.EncodeDocument(prompt));
+  std::vector<uint32_t> ids;
+  std::optional<uint32_t> end;  // of an answer
+  if (chat.empty()) {
+    MILLRACE_ASSIGN_OR_RETURN(ids, model.EncodeDocument(prompt));
+  } else {
+    if (!prompt.empty()) return UsageError("--chat and --prompt: one of them");
+    MILLRACE_RETURN_IF_ERROR(
+        Annotate(open->chat_template.status(), "--chat needs a model that learnt from conversations"));
+    const std::vector<text::Message> messages = {{"user", chat}};
+    MILLRACE_ASSIGN_OR_RETURN(const text::ChatText asked, open->chat_template->Prompt(messages));
+    MILLRACE_ASSIGN_OR_RETURN(const text::ChatTokens asked_tokens, text::EncodeChat(asked, model.tokenizer()));
+    MILLRACE_ASSIGN_OR_RETURN(end, text::EndOfTurn(*open->chat_template, model.tokenizer()));
+    ids = asked_tokens.ids;
+  }
 
   ReadableText readable;
   std::string text;
@@ -54,6 +70,7 @@ absl::Status RunGenerate(Arguments arguments) {
   MILLRACE_RETURN_IF_ERROR(
       model.Generate(ids, sampling, max_tokens, static_cast<uint64_t>(seed), [&](uint32_t id, float log_probability) {
         if (tokens.empty() && !json) written = Write(ReadableTextOf(prompt));
+        if (id == end) return false;
         tokens.push_back(id);
         log_probabilities.push_back(log_probability);
         const std::string piece = readable.Add(model.tokenizer().TokenBytes(id));
@@ -69,11 +86,11 @@ absl::Status RunGenerate(Arguments arguments) {
     return absl::OkStatus();
   }
   const nlohmann::ordered_json result = {
-      {"prompt", ReadableTextOf(prompt)},
+      {"prompt", ReadableTextOf(chat.empty() ? prompt : chat)},
       {"text", text},
       {"tokens", tokens},
       {"log_probabilities", log_probabilities},
-      {"ended", static_cast<int64_t>(tokens.size()) < max_tokens ? "end_of_text" : "max_tokens"},
+      {"ended", static_cast<int64_t>(tokens.size()) < max_tokens ? (end.has_value() ? "end_of_turn" : "end_of_text") : "max_tokens"},
       {"seed", seed},
   };
   std::printf("%s\n", result.dump(2).c_str());

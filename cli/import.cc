@@ -27,7 +27,7 @@ absl::Status RunImport(Arguments arguments) {
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open,
                             OpenModelFolder(from, /*threads=*/1, model::Weights::kStored));
   const model::LanguageModel& model = *open->language_model;
-  MILLRACE_RETURN_IF_ERROR(WriteModelFolder(model, out));
+  MILLRACE_RETURN_IF_ERROR(WriteModelFolder(*open, out));
   std::printf("%s holds the model: %s, %lld parameters, a vocabulary of %u.\n", out.c_str(),
               model.decoder().spec().family().c_str(), static_cast<long long>(model.decoder().tensors().parameters()),
               model.decoder().vocab_size());

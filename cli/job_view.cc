@@ -4,6 +4,7 @@
 #include <map>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
@@ -69,6 +70,7 @@ void JobView::Show(const v1::JobEvent& event) {
       // A map of protobuf has no order.
       const std::map<std::string, double> statistics(evaluation.statistics().begin(), evaluation.statistics().end());
       for (const auto& [name, value] : statistics) {
+        if (absl::StrContains(name, "_at_")) continue;  // curves are for --json
         absl::StrAppendFormat(&text, ", %s %.4f", absl::StrReplaceAll(name, {{"_", " "}}), value);
       }
       line_->Print(absl::StrCat(text, evaluation.best() ? " (best)" : ""));

@@ -28,7 +28,8 @@ absl::Status CheckIsFree(const std::string& out) {
   return absl::AlreadyExistsError(absl::StrCat(out, " exists already; choose a new folder"));
 }
 
-absl::Status WriteModelFolder(const model::LanguageModel& model, const std::string& out) {
+absl::Status WriteModelFolder(const OpenModel& open, const std::string& out) {
+  const model::LanguageModel& model = *open.language_model;
   const fs::path target = Folder(out);
   MILLRACE_RETURN_IF_ERROR(CheckIsFree(out));
   if (target.has_parent_path()) MILLRACE_RETURN_IF_ERROR(MakeDirectories(target.parent_path().string()));
@@ -44,6 +45,10 @@ absl::Status WriteModelFolder(const model::LanguageModel& model, const std::stri
       WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer.json"), model.tokenizer().ToJson()));
   MILLRACE_RETURN_IF_ERROR(
       WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer_config.json"), model.tokenizer().ConfigJson()));
+  if (open.chat_template.ok()) {
+    MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder->path(), "/", text::kChatTemplateFile),
+                                                 open.chat_template->source()));
+  }
   return folder->MoveTo(target.string());
 }
 

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "model/language_model.h"
+#include "cli/model_source.h"
 
 namespace millrace::cli {
 
@@ -12,7 +12,7 @@ namespace millrace::cli {
 absl::Status CheckIsFree(const std::string& out);
 
 // Makes the folder `out` and the folders above it: config.json, generation_config.json, model.safetensors (f32),
-// tokenizer.json, tokenizer_config.json. It is there whole or not at all.
-absl::Status WriteModelFolder(const model::LanguageModel& model, const std::string& out);
+// tokenizer.json, tokenizer_config.json, and chat_template.jinja if the model has one. It is there whole or not at all.
+absl::Status WriteModelFolder(const OpenModel& open, const std::string& out);
 
 }  // namespace millrace::cli

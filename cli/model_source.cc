@@ -99,6 +99,9 @@ absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& di
                                                            model::Weights weights) {
   auto open = std::make_unique<OpenModel>(kernels::DetectIsa(), threads > 0 ? static_cast<int>(threads) : Cores());
   MILLRACE_ASSIGN_OR_RETURN(open->language_model, model::LanguageModel::Open(directory, &open->compute, weights));
+  v1::ChatSpec chat;
+  chat.set_template_(fs::absolute(directory).string());
+  open->chat_template = text::ChatTemplate::Load(chat, open->language_model->tokenizer(), /*base_dir=*/"");
   return open;
 }
 

@@ -12,6 +12,7 @@
 #include "cli/new_folder.h"
 #include "kernels/compute.h"
 #include "model/language_model.h"
+#include "text/chat_template.h"
 
 namespace millrace::cli {
 
@@ -40,6 +41,8 @@ struct OpenModel {
 
   kernels::Compute compute;
   std::unique_ptr<model::LanguageModel> language_model;
+  // How it is asked. NOT_FOUND if the folder says nothing of it.
+  absl::StatusOr<text::ChatTemplate> chat_template = absl::NotFoundError("not opened");
 };
 // `threads`: 0 for one a core.
 absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& directory, int64_t threads,

@@ -632,7 +632,7 @@ std::optional<PhaseStart> ParsePhaseStart(absl::string_view from) {
 
 ObjectiveTraits TraitsOf(absl::string_view objective) {
   ObjectiveTraits traits;
-  if (objective == "causal_lm") return traits;
+  if (objective.empty() || objective == "causal_lm") return traits;
   traits.data = "conversations";
   if (objective == "sft") return traits;
   traits.trains_rewards = objective == "reward";
@@ -663,8 +663,13 @@ void FillPhaseSteps(v1::PhaseSpec* phase) {
 }
 
 void FillDefaults(v1::JobSpec* job) {
+  const v1::ChatSpec* chat = nullptr;  // of the last phase that has one
   for (v1::PhaseSpec& phase : *job->mutable_phases()) {
     const ObjectiveTraits traits = TraitsOf(phase.objective());
+    if (!traits.data.empty() && !phase.has_chat()) {
+      *phase.mutable_chat() = chat == nullptr ? v1::ChatSpec() : *chat;
+    }
+    if (phase.has_chat()) chat = &phase.chat();
     if (traits.samples) phase.mutable_rollout();
     if (traits.samples) phase.mutable_policy();
     if (traits.prefers) phase.mutable_preference();

@@ -40,7 +40,7 @@ struct ObjectiveTraits {
   bool has_reference = false;   // a second model that stays as it is
   absl::string_view data;       // what its examples are, for messages; empty: text
 };
-// Of a name that the rule of PhaseSpec.objective allows.
+// Of a name that the rule of PhaseSpec.objective allows; empty: its default.
 ObjectiveTraits TraitsOf(absl::string_view objective);
 
 // Where the weights of a phase come from: its `from`, or else the best checkpoint of the last phase before that trains

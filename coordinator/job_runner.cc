@@ -26,6 +26,7 @@
 #include "coordinator/checkpoint_writer.h"
 #include "coordinator/planner.h"
 #include "coordinator/stop_rules.h"
+#include "text/chat_template.h"
 #include "text/example_store.h"
 #include "text/token_store.h"
 #include "text/tokenizer.h"
@@ -515,6 +516,13 @@ absl::Status JobRun::PlanModel() {
     const std::string path = absl::StrCat(data_directory(), "/", name);
     if (!std::filesystem::exists(path)) continue;
     MILLRACE_ASSIGN_OR_RETURN(side_files_[name], ReadFile(path, 256 << 20));
+  }
+  // What learns from conversations is asked as it was taught.
+  if (ExamplesOf(phase_->objective()).has_value()) {
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer, text::LoadTokenizer(data_directory()));
+    MILLRACE_ASSIGN_OR_RETURN(const text::ChatTemplate chat,
+                              text::ChatTemplate::Load(phase_->chat(), *tokenizer, base_directory_));
+    side_files_[text::kChatTemplateFile] = chat.source();
   }
   MILLRACE_ASSIGN_OR_RETURN(side_files_[kJobFile], ReadFile(absl::StrCat(directory_, "/", kJobFile), 16 << 20));
   parts_of_model_.assign(plan.parts().begin(), plan.parts().end());

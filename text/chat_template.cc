@@ -80,7 +80,7 @@ absl::StatusOr<Source> ReadSource(const std::string& name, const std::string& ba
     return source;
   }
   const bool folder = fs::is_directory(path, error);
-  const std::string file = folder ? path + "/chat_template.jinja" : path;
+  const std::string file = folder ? absl::StrCat(path, "/", kChatTemplateFile) : path;
   if (!folder || fs::exists(file, error)) {
     MILLRACE_ASSIGN_OR_RETURN(source.jinja, ReadFile(file, kMaxConfigBytes));
     if (source.jinja.empty()) return absl::InvalidArgumentError(absl::StrCat(file, " is empty"));
@@ -104,6 +104,7 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Load(const v1::ChatSpec& spec, const 
   absl::StatusOr<JinjaTemplate> parsed = JinjaTemplate::Parse(source.jinja);
   if (!parsed.ok()) return Annotate(parsed.status(), absl::StrCat("the chat template ", named.template_()));
   ChatTemplate chat_template(*std::move(parsed), named);
+  chat_template.source_ = source.jinja;
   chat_template.bos_token_ = source.bos_token.value_or(FirstOf(tokenizer, "<s>"));
   chat_template.eos_token_ = source.eos_token.value_or(FirstOf(tokenizer, "</s>"));
   for (const std::string& part : {source.jinja, spec.system(), chat_template.bos_token_, chat_template.eos_token_})

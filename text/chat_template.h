@@ -14,6 +14,9 @@
 
 namespace millrace::text {
 
+// Beside a model that learnt from conversations.
+inline constexpr char kChatTemplateFile[] = "chat_template.jinja";
+
 struct Message {
   std::string role;  // system, user or assistant
   std::string content;
@@ -50,6 +53,8 @@ class ChatTemplate {
   // The conversation up to where the assistant answers next. Encoded, it is how Conversation begins.
   absl::StatusOr<ChatText> Prompt(absl::Span<const Message> messages) const;
 
+  // In Jinja: what chat_template.jinja beside a model holds. spec.system is no part of it.
+  const std::string& source() const { return source_; }
   // All that the results are a function of, besides the messages.
   const std::string& identity() const { return identity_; }
 
@@ -60,6 +65,7 @@ class ChatTemplate {
 
   JinjaTemplate jinja_;
   v1::ChatSpec spec_;
+  std::string source_;
   std::string bos_token_;
   std::string eos_token_;
   std::string identity_;

@@ -148,6 +148,7 @@ TEST(JobFile, EveryDefaultKeepsItsOwnRule) {
   - {name: d, objective: dpo, data: {sources: [{path: d.jsonl}]}, global_batch: 32, stop: {max_steps: 100}}
 )";
   ExpectDefaultsFilled(Parsed(more).phases(1).rollout());
+  ExpectDefaultsFilled(Parsed(more).phases(1).chat());
   ExpectDefaultsFilled(Parsed(more).phases(1).policy());
   ExpectDefaultsFilled(Parsed(more).phases(1).rewards(0));
   ExpectDefaultsFilled(Parsed(more).phases(2).preference());
@@ -188,6 +189,74 @@ TEST(JobFile, WhatNeedsDataOfItsOwnSaysSo) {
               HasSubstr("phases.0.data is missing: the conversations that sft learns from"));
 }
 
+// A phase of each kind that learns from preferences or rewards.
+constexpr char kAligned[] = R"(
+  - {name: sft, objective: sft, data: {sources: [{path: s.jsonl}]}, global_batch: 8, stop: {max_steps: 8},
+     chat: {template: chatml}}
+  - {name: reward, objective: reward, data: {sources: [{path: p.jsonl}]}, global_batch: 8, stop: {max_steps: 8}}
+  - name: ppo
+    objective: ppo
+    data: {sources: [{path: q.jsonl}]}
+    rewards: [{type: model, from: reward@best}, {type: pattern, pattern: "^[a-z]+$"}]
+    rollout: {prompts: 16, epochs: 2}
+    global_batch: 8
+    evaluate: {every_steps: 4}
+    stop: {max_steps: 8}
+  - {name: dpo, objective: dpo, from: sft@best, data: {sources: [{path: p.jsonl}]}, global_batch: 8, stop: {max_steps: 8}}
+)";
+
+TEST(JobFile, AlignmentHasItsDefaults) {
+  const v1::JobSpec job = Parsed(absl::StrCat(kJob, kAligned + 1));
+  EXPECT_EQ(job.phases(2).centering(), 0.01);
+  EXPECT_EQ(job.phases(3).rollout().samples(), 1u);
+  EXPECT_EQ(job.phases(3).policy().kl_coefficient(), 0.02);
+  EXPECT_EQ(job.phases(3).policy().clip_high(), 0.2);
+  EXPECT_EQ(StepsOfRollout(job.phases(3)), 4u);
+  EXPECT_EQ(job.phases(4).preference().beta(), 0.1);
+  // Asked as it was taught, unless a phase says otherwise.
+  EXPECT_FALSE(job.phases(0).has_chat());
+  for (int i = 1; i < 5; ++i) EXPECT_EQ(job.phases(i).chat().template_(), "chatml");
+  // A reward model continues no text: who comes after it goes on from the last that does.
+  EXPECT_EQ(StartOfPhase(job, 1), "pretrain@best");
+  EXPECT_EQ(StartOfPhase(job, 3), "sft@best");
+  EXPECT_EQ(StartOfPhase(job, 0), "");
+  const v1::JobSpec grpo =
+      Parsed(absl::StrCat(kJob, kAligned + 1),
+             {"phases.3.objective=grpo", "phases.3.evaluate.every_steps=32", "phases.3.stop.max_steps=32"});
+  EXPECT_EQ(grpo.phases(3).rollout().samples(), 8u);
+  EXPECT_EQ(grpo.phases(3).policy().kl_coefficient(), 0);
+}
+
+TEST(JobFile, AlignmentThatCannotBeIsRefusedBeforeAnythingIsTrained) {
+  const std::string job = absl::StrCat(kJob, kAligned + 1);
+  const auto refusal = [&](const std::string& override_text) { return Refusal(job, {override_text}); };
+  EXPECT_THAT(refusal("phases.3.rewards=[]"), HasSubstr("phases.3.rewards is missing: ppo learns from what"));
+  EXPECT_THAT(refusal("phases.3.rewards.0.from=sft@best"),
+              HasSubstr("phases.3.rewards.0.from: phase sft has the objective sft; one that trains a reward model"));
+  EXPECT_THAT(refusal("phases.3.from=reward@best"),
+              HasSubstr("phases.3.from: phase reward has the objective reward; a reward model cannot continue text"));
+  EXPECT_THAT(refusal("phases.4.reference=reward@best"), HasSubstr("phases.4.reference: phase reward"));
+  EXPECT_THAT(refusal("phases.3.rewards.1.pattern='('"), HasSubstr("rewards.1.pattern: '(' is no regular expression"));
+  EXPECT_THAT(refusal("phases.3.rewards.1.type=length"),
+              HasSubstr("rewards.1.target is missing: the type length needs it"));
+  EXPECT_THAT(refusal("phases.3.rewards.1.from=reward@best"), HasSubstr("only for the type model, not pattern"));
+  EXPECT_THAT(refusal("phases.3.rollout.prompts=13"),
+              HasSubstr("phases.3.global_batch (8) does not divide rollout.prompts x samples x epochs (13 x 1 x 2)"));
+  EXPECT_THAT(refusal("phases.3.stop.max_steps=6"), HasSubstr("phases.3.stop.max_steps: 6 is no multiple of the 4"));
+  EXPECT_THAT(refusal("phases.3.evaluate.every_steps=3"), HasSubstr("every_steps: 3 is no multiple of the 4 steps"));
+  EXPECT_THAT(refusal("phases.3.policy.average=answers"), HasSubstr("rollout.max_tokens is missing"));
+  EXPECT_THAT(Refusal(job, {"phases.3.policy.kl_target=1", "phases.3.policy.kl_coefficient=0"}),
+              HasSubstr("needs one above 0 to begin with"));
+  EXPECT_THAT(Refusal(job, {"phases.3.objective=rloo", "phases.3.rollout.samples=1"}),
+              HasSubstr("at least 2 are wanted"));
+  EXPECT_THAT(refusal("phases.1.preference.beta=1"), HasSubstr("phases.1.preference: only for dpo, ipo, orpo and kto"));
+  EXPECT_THAT(refusal("phases.1.rollout.prompts=1"), HasSubstr("phases.1.rollout: only for ppo, grpo and rloo"));
+  EXPECT_THAT(refusal("phases.4.centering=1"), HasSubstr("phases.4.centering: only for reward, not dpo"));
+  EXPECT_THAT(Refusal(job, {"phases.4.objective=kto", "phases.4.microbatch=1"}), HasSubstr("at least 2"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.objective=dpo", "phases.0.data={sources: [{path: p.jsonl}]}"}),
+              HasSubstr("phases.0.from is missing: dpo begins with a trained model"));
+}
+
 TEST(JobFile, EveryExampleParses) {
   int examples = 0;
   for (const auto& entry : std::filesystem::directory_iterator(MILLRACE_SOURCE_DIR "/examples")) {
@@ -216,8 +285,9 @@ TEST(JobFile, AnUnknownFieldHasItsLineAndTheNearestName) {
   EXPECT_EQ(Refusal(Changed("seed:", "sede:")), "job.yaml:2: unknown field 'sede'; did you mean 'seed'?");
   EXPECT_EQ(Refusal(Changed("max_steps:", "maxsteps:")),
             "job.yaml:17: unknown field 'maxsteps' in phases.0.stop; did you mean 'max_steps'?");
-  EXPECT_EQ(Refusal(Changed("max_steps:", "zzzzzz:")),
-            "job.yaml:17: unknown field 'zzzzzz' in phases.0.stop; it takes max_steps, patience, min_delta, max_epochs");
+  EXPECT_EQ(
+      Refusal(Changed("max_steps:", "zzzzzz:")),
+      "job.yaml:17: unknown field 'zzzzzz' in phases.0.stop; it takes max_steps, patience, min_delta, max_epochs");
   EXPECT_THAT(Refusal(Changed("name: mine", std::string(1000, 'x') + ": mine")),
               HasSubstr(absl::StrCat("job.yaml:1: unknown field '", std::string(80, 'x'), "…'")));
 }
