@@ -43,16 +43,7 @@ Place PlaceOf(const v1::JobEvent& event) {
 
 absl::StatusOr<std::unique_ptr<JobStore>> JobStore::Open(const std::string& path) {
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<Database> database, Database::Open(path));
-  int64_t format = 0;
-  {
-    MILLRACE_ASSIGN_OR_RETURN(Statement query, database->Prepare("PRAGMA user_version"));
-    MILLRACE_ASSIGN_OR_RETURN(const bool row, query.Step());
-    if (row) format = query.Int(0);
-  }
-  if (format > kFormat) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(path, ": format ", format, "; this build knows up to ", kFormat, "; run a newer build"));
-  }
+  MILLRACE_RETURN_IF_ERROR(database->RefuseNewerFormat(kFormat));
   MILLRACE_RETURN_IF_ERROR(database->Execute(kTables));
   return std::unique_ptr<JobStore>(new JobStore(std::move(database)));
 }

@@ -10,7 +10,7 @@ namespace {
 
 absl::Status Failure(sqlite3* connection, int code) {
   const char* file = connection != nullptr ? sqlite3_db_filename(connection, "main") : nullptr;
-  const std::string message = absl::StrCat(file != nullptr ? file : "job store", ": ",
+  const std::string message = absl::StrCat(file != nullptr ? file : "database", ": ",
                                            connection != nullptr ? sqlite3_errmsg(connection) : sqlite3_errstr(code));
   switch (code & 0xff) {
     case SQLITE_FULL:
@@ -27,7 +27,7 @@ absl::Status Failure(sqlite3* connection, int code) {
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
       return absl::DataLossError(
-          absl::StrCat(message, "; move the file away to start with no jobs: checkpoints do not depend on it"));
+          absl::StrCat(message, "; move the file away to start with an empty one: checkpoints do not depend on it"));
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:
     case SQLITE_PERM:
@@ -105,6 +105,15 @@ Database::~Database() { sqlite3_close_v2(connection_); }
 absl::Status Database::Execute(const char* sql) {
   const int code = sqlite3_exec(connection_, sql, nullptr, nullptr, nullptr);
   return code == SQLITE_OK ? absl::OkStatus() : Failure(connection_, code);
+}
+
+absl::Status Database::RefuseNewerFormat(int newest) {
+  MILLRACE_ASSIGN_OR_RETURN(Statement query, Prepare("PRAGMA user_version"));
+  MILLRACE_ASSIGN_OR_RETURN(const bool row, query.Step());
+  const int64_t format = row ? query.Int(0) : 0;
+  if (format <= newest) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(sqlite3_db_filename(connection_, "main"), ": format ", format,
+                                                    "; this build knows up to ", newest, "; run a newer build"));
 }
 
 absl::StatusOr<Statement> Database::Prepare(absl::string_view sql) {

@@ -1,4 +1,4 @@
-// Speaks to one SQLite database file: the few calls of its C interface that the job store needs, with absl::Status.
+// Speaks to one SQLite database file: the few calls of its C interface that the stores need, with absl::Status.
 #pragma once
 
 #include <cstdint>
@@ -51,6 +51,8 @@ class Database {
   Database& operator=(const Database&) = delete;
 
   absl::Status Execute(const char* sql);
+  // FAILED_PRECONDITION if a newer build than one that knows formats up to `newest` has written PRAGMA user_version.
+  absl::Status RefuseNewerFormat(int newest);
   absl::StatusOr<Statement> Prepare(absl::string_view sql);
 
  private:
