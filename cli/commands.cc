@@ -31,6 +31,7 @@ constexpr Command kCommands[] = {
     {kModels, "export", "writes a model for other programs", &RunExport},
     {kModels, "import", "reads a model of other programs", &RunImport},
     {kData, "data", "prepare, stats: makes tokens of a job's text, tells what it became", &RunData},
+    {kData, "ratings", "list, import, export: pairs of answers that people compare", &RunRatings},
     {kRoles, "coordinator", "plans, leases work, decides on evaluation, checkpoint and stop", &RunCoordinatorRole},
     {kRoles, "ps", "holds a share of the parameters", &RunShardRole},
     {kRoles, "worker", "computes gradients and evaluations", &RunWorkerRole},

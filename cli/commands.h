@@ -50,6 +50,9 @@ absl::Status RunImport(Arguments arguments);
 // `data prepare` and `data stats`.
 absl::Status RunData(Arguments arguments);
 
+// `ratings list`, `ratings import` and `ratings export`.
+absl::Status RunRatings(Arguments arguments);
+
 // One role, as run in a cluster.
 absl::Status RunCoordinatorRole(Arguments arguments);
 absl::Status RunShardRole(Arguments arguments);

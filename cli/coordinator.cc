@@ -4,6 +4,7 @@
 #include "absl/time/time.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/page_flags.h"
 #include "cli/role_flags.h"
 #include "cli/stop_signal.h"
 #include "common/status.h"
@@ -15,6 +16,7 @@ namespace millrace::cli {
 
 absl::Status RunCoordinatorRole(Arguments arguments) {
   std::string directory;
+  PageFlags page;
   int64_t shards = 1, units_per_call = 1;
   double lease = 10;
   ServerFlags server;
@@ -24,6 +26,7 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   flags.Integer("shards", "M", "a job starts when so many shards are there", &shards, 1, 1024);
   flags.Number("lease", "SECONDS", "silence after which a member counts as lost", &lease, 0.1, 3600);
   flags.Integer("units-per-call", "N", "work units that a worker gets at once at most", &units_per_call, 1, 1024);
+  page.Declare(&flags);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   server.SetLog();
@@ -33,6 +36,8 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   options.listen = server.listen;
   options.address_file = server.address_file;
   options.metrics_listen = server.metrics;
+  options.http_listen = page.http;
+  options.http_token_file = page.token_file;
   options.shards = static_cast<uint32_t>(shards);
   options.units_per_call = static_cast<uint32_t>(units_per_call);
   options.lease = absl::Seconds(lease);

@@ -186,6 +186,12 @@ void LocalCluster::Impl::StartCoordinator() {
                      "--listen",       options.listen, "--address-file", address_file,
                      "--shards",       absl::StrCat(options.shards),
                      "--lease",        absl::StrCat(options.lease_seconds)};
+  if (!options.http.empty()) {
+    place.arguments.insert(place.arguments.end(), {"--http", options.http});
+    if (!options.http_token_file.empty()) {
+      place.arguments.insert(place.arguments.end(), {"--http-token", options.http_token_file});
+    }
+  }
   places.push_back(std::move(place));
   Place& coordinator_place = places[0];
   if (absl::Status started = StartPlace(&coordinator_place); !started.ok()) return GiveUp(started);

@@ -28,6 +28,8 @@ struct LocalClusterOptions {
   int threads = 0;                    // of each worker; 0: this machine's cores shared out
   std::vector<std::string> max_isas;  // of the workers in turn; empty: what the processor has
   std::string listen = "127.0.0.1:0";  // of the coordinator
+  std::string http;                    // where it serves the rating page; empty: nowhere
+  std::string http_token_file;         // empty: none
   double lease_seconds = 10;
   // Told what happens to processes, from the supervising thread.
   std::function<void(absl::string_view)> say;

@@ -17,6 +17,8 @@
 #include "cli/flags.h"
 #include "cli/job_view.h"
 #include "cli/local_cluster.h"
+#include "cli/page_flags.h"
+#include "cli/rating_page.h"
 #include "cli/stop_signal.h"
 #include "cli/submission.h"
 #include "client/coordinator_client.h"
@@ -81,6 +83,7 @@ absl::Status RunTrain(Arguments arguments) {
   int64_t workers = 1, shards = 1, threads = 0;
   double lease = 10;
   bool resume = false;
+  PageFlags page;
   Flags flags("train", "Trains a job on a local cluster of its own: shows the progress, ends with the job.",
               "examples/tiny.yaml --workers 2 --shards 2 --dir runs/tiny");
   flags.Positional("JOB.yaml", "the job file (docs/job-file.md)", &job_file).Required();
@@ -93,6 +96,7 @@ absl::Status RunTrain(Arguments arguments) {
   flags.Text("max-isa", "ISA[,ISA…]", "instruction sets to hold the workers to, in turn: scalar, avx2, avx512, avx512_bf16",
              &max_isa);
   flags.Number("lease", "SECONDS", "silence after which a process counts as lost", &lease, 0.1, 3600);
+  page.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   MILLRACE_ASSIGN_OR_RETURN(const v1::SubmitJobRequest request, ReadSubmission(job_file, overrides));
   if (directory.empty()) directory = absl::StrCat("runs/", request.spec().name());
@@ -116,6 +120,8 @@ absl::Status RunTrain(Arguments arguments) {
   options.workers = static_cast<int>(workers);
   options.threads = static_cast<int>(threads);
   if (!max_isa.empty()) options.max_isas = absl::StrSplit(max_isa, ',');
+  options.http = page.http;
+  options.http_token_file = page.token_file;
   options.lease_seconds = lease;
   options.say = [](absl::string_view text) { std::fprintf(stderr, "%s\n", std::string(text).c_str()); };
   const int64_t since = absl::ToUnixMillis(absl::Now());
@@ -127,6 +133,10 @@ absl::Status RunTrain(Arguments arguments) {
     line.Print(absl::StrCat("cluster: coordinator ", cluster->coordinator(), ", ", shards, " shard",
                             shards == 1 ? "" : "s", ", ", workers, " worker", workers == 1 ? "" : "s", "; logs in ",
                             directory, "/logs"));
+    if (!page.http.empty()) {
+      MILLRACE_ASSIGN_OR_RETURN(const std::string link, RatingPage(cluster->coordinator()));
+      line.Print(absl::StrCat("rating page: ", link));
+    }
     cluster->StartMembers();
     JobView view(&line);
     absl::Status watched;

@@ -13,6 +13,8 @@
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
 #include "cli/local_cluster.h"
+#include "cli/page_flags.h"
+#include "cli/rating_page.h"
 #include "cli/stop_signal.h"
 #include "common/process.h"
 #include "common/status.h"
@@ -20,16 +22,21 @@
 namespace millrace::cli {
 namespace {
 
-void TellHowToUse(const std::string& address, const std::string& directory) {
+absl::Status TellHowToUse(const std::string& address, const std::string& directory, const PageFlags& page) {
   const std::string where =
       directory == kDefaultClusterDirectory ? std::string() : absl::StrCat(" --dir ", directory);
   std::printf("coordinator: %s; logs in %s/logs\n", address.c_str(), directory.c_str());
+  if (!page.http.empty()) {
+    MILLRACE_ASSIGN_OR_RETURN(const std::string link, RatingPage(address));
+    std::printf("rating page: %s\n", link.c_str());
+  }
   std::printf("  millrace submit JOB.yaml --watch%s\n  millrace down%s\n", where.c_str(), where.c_str());
   std::fflush(stdout);
+  return absl::OkStatus();
 }
 
 // Starts `millrace up` without --detach as a process that outlives this one, and waits until its coordinator serves.
-absl::Status Detach(Arguments arguments, const std::string& directory) {
+absl::Status Detach(Arguments arguments, const std::string& directory, const PageFlags& page) {
   ChildProcess::Options options;
   MILLRACE_ASSIGN_OR_RETURN(const std::string program, OwnProgram());
   options.arguments = {program, "up"};
@@ -46,8 +53,7 @@ absl::Status Detach(Arguments arguments, const std::string& directory) {
     const absl::StatusOr<RunningCluster> running = FindRunningCluster(directory);
     // Its processes are listed once they were started, the coordinator first.
     if (running.ok() && running->supervisor == child->pid() && running->processes.size() > 1) {
-      TellHowToUse(running->coordinator, directory);
-      return absl::OkStatus();
+      return TellHowToUse(running->coordinator, directory, page);
     }
     if (const std::optional<Ending> ending = child->Wait(absl::Now() + absl::Milliseconds(20)); ending.has_value()) {
       return absl::UnavailableError(absl::StrCat("the cluster ", ending->Describe(), "; ", options.log_file,
@@ -63,6 +69,7 @@ absl::Status RunUp(Arguments arguments) {
   int64_t workers = 1, shards = 1, threads = 0;
   double lease = 10;
   bool detach = false;
+  PageFlags page;
   Flags flags("up", "Starts a local cluster that stays, for jobs submitted to it. Ctrl-C or `millrace down` stops it.",
               "--workers 2 --shards 2 --detach");
   flags.Integer("workers", "N", "worker processes", &workers, 1, 1024);
@@ -73,13 +80,14 @@ absl::Status RunUp(Arguments arguments) {
   flags.Text("max-isa", "ISA[,ISA…]", "instruction sets to hold the workers to, in turn: scalar, avx2, avx512, avx512_bf16",
              &max_isa);
   flags.Number("lease", "SECONDS", "silence after which a process counts as lost", &lease, 0.1, 3600);
+  page.Declare(&flags);
   flags.Switch("detach", "returns once the cluster stands", &detach);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   if (detach) {
     if (FindRunningCluster(directory).ok()) {
       return absl::AlreadyExistsError(absl::StrCat("a cluster runs in ", directory, " already"));
     }
-    return Detach(arguments, directory);
+    return Detach(arguments, directory, page);
   }
 
   StopSignal stop;
@@ -91,11 +99,13 @@ absl::Status RunUp(Arguments arguments) {
   options.threads = static_cast<int>(threads);
   if (!max_isa.empty()) options.max_isas = absl::StrSplit(max_isa, ',');
   options.listen = listen;
+  options.http = page.http;
+  options.http_token_file = page.token_file;
   options.lease_seconds = lease;
   options.say = [](absl::string_view text) { std::fprintf(stderr, "%s\n", std::string(text).c_str()); };
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(std::move(options)));
   cluster->StartMembers();
-  TellHowToUse(cluster->coordinator(), directory);
+  MILLRACE_RETURN_IF_ERROR(TellHowToUse(cluster->coordinator(), directory, page));
   stop.Tell([&cluster] { cluster->Wake(); });
   cluster->Await([&stop] { return stop.asked(); });
   stop.Tell(nullptr);

@@ -14,6 +14,7 @@
 #include "absl/time/clock.h"
 #include "common/files.h"
 #include "common/grpc_server.h"
+#include "common/http_server.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status.h"
@@ -25,6 +26,9 @@
 #include "coordinator/job_store.h"
 #include "coordinator/jobs_service.h"
 #include "coordinator/members.h"
+#include "coordinator/rating_store.h"
+#include "coordinator/ratings_http.h"
+#include "coordinator/ratings_service.h"
 #include "coordinator/remote_fleet.h"
 #include "coordinator/work_board.h"
 
@@ -66,7 +70,9 @@ class Coordinator {
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<DirectoryLock> lock, DirectoryLock::Take(directory_));
     MILLRACE_ASSIGN_OR_RETURN(store_, JobStore::Open(absl::StrCat(directory_, "/coordinator.sqlite")));
     MILLRACE_ASSIGN_OR_RETURN(book_, JobBook::Open(store_.get()));
+    MILLRACE_ASSIGN_OR_RETURN(ratings_, RatingStore::Open(absl::StrCat(directory_, "/ratings.sqlite")));
     MILLRACE_RETURN_IF_ERROR(registry_.Serve(options_.metrics_listen));
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> page, ServePage());
 
     JobQueue queue(
         directory_, book_.get(),
@@ -78,10 +84,11 @@ class Coordinator {
     ClusterService cluster(&members_, &board_, options_.units_per_call);
     cluster_ = &cluster;
     JobsService jobs(directory_, &queue, book_.get());
+    RatingsService ratings(ratings_.get(), page == nullptr ? "" : page->address());
     GrpcServerOptions serving;
     serving.listen = options_.listen;
     serving.address_file = options_.address_file;
-    serving.services = {&cluster, &jobs};
+    serving.services = {&cluster, &jobs, &ratings};
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 
@@ -128,6 +135,24 @@ class Coordinator {
       board_.Wake();
     };
     return options;
+  }
+
+  // Null if no page is wanted.
+  absl::StatusOr<std::unique_ptr<HttpServer>> ServePage() {
+    if (options_.http_listen.empty()) return nullptr;
+    std::string token;
+    if (!options_.http_token_file.empty()) {
+      MILLRACE_ASSIGN_OR_RETURN(token, ReadHttpToken(options_.http_token_file));
+    }
+    page_ = std::make_unique<RatingsHttp>(ratings_.get(), std::move(token), &absl::Now);
+    HttpServerOptions serving;
+    serving.listen = options_.http_listen;
+    serving.max_body_bytes = kMaxRatingBodyBytes;
+    serving.answer = [this](const HttpRequest& request) { return page_->Answer(request); };
+    serving.refuse = &RatingsHttp::Refuse;
+    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server, HttpServer::Start(std::move(serving)));
+    Log(Severity::kInfo, "serves the rating page", {{"address", server->address()}});
+    return server;
   }
 
   RunnerParts Parts() {
@@ -185,6 +210,8 @@ class Coordinator {
   Members members_;
   std::unique_ptr<JobStore> store_;
   std::unique_ptr<JobBook> book_;
+  std::unique_ptr<RatingStore> ratings_;
+  std::unique_ptr<RatingsHttp> page_;
   ClusterService* cluster_ = nullptr;
 };
 

@@ -3,6 +3,7 @@
 //
 // Directory layout, every file written atomically:
 //   DIR/coordinator.sqlite                         jobs, events, evaluations, checkpoints (job_store.h)
+//   DIR/ratings.sqlite                             pairs of answers and what people said of them (rating_store.h)
 //   DIR/jobs/JOB/job.yaml, job.json                as submitted, and with every default filled in
 //   DIR/jobs/JOB/data/                             tokenizer and token stores (text/token_store.h)
 //   DIR/jobs/JOB/checkpoints/PHASE-STEP/           one checkpoint (checkpoint_manifest.h)
@@ -23,6 +24,8 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:0";  // HOST:PORT; port 0: any
   std::string address_file;            // written with the bound HOST:PORT once serving; empty: none
   std::string metrics_listen;          // HOST:PORT of the Prometheus endpoint; empty: none
+  std::string http_listen;             // HOST:PORT of the rating page; empty: none
+  std::string http_token_file;         // the secret that the page's requests must bring; empty: none
   uint32_t shards = 1;                 // a job starts when so many shards are there
   uint32_t units_per_call = 1;         // work units that one NextWork call hands out at most
   // What this build computes (worker/ and ps/ define them): members that report another digest are refused.
@@ -33,7 +36,7 @@ struct CoordinatorOptions {
   absl::Notification* stop = nullptr;           // required; notified: finish the step, checkpoint, return
 };
 
-// Serves the Jobs and Cluster services with health and reflection until `stop` is notified. A running job is
+// Serves the Jobs, Ratings and Cluster services with health and reflection until `stop` is notified. A running job is
 // checkpointed, if its shards still answer, and goes on when a coordinator is started on the same directory.
 absl::Status RunCoordinator(const CoordinatorOptions& options);
 

@@ -1,0 +1,22 @@
+// The flags of the page on which people compare answers.
+#pragma once
+
+#include <string>
+
+#include "cli/flags.h"
+
+namespace millrace::cli {
+
+struct PageFlags {
+  std::string http;        // --http
+  std::string token_file;  // --http-token
+
+  void Declare(Flags* flags) {
+    flags->Text("http", "HOST:PORT", "where to serve the rating page (docs/ratings.md), port 0: any; default: nowhere",
+                &http);
+    flags->Text("http-token", "FILE", "file with the secret that raters' requests must bring; default: none",
+                &token_file);
+  }
+};
+
+}  // namespace millrace::cli

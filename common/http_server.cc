@@ -1,0 +1,172 @@
+#include "common/http_server.h"
+
+#include <civetweb.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "common/log.h"
+
+namespace millrace {
+namespace {
+
+// Each takes one request at a time.
+constexpr char kThreads[] = "8";
+constexpr char kRequestTimeoutMs[] = "10000";
+constexpr char kMaxHeaderBytes[] = "16384";
+constexpr size_t kMaxParameterBytes = 1 << 10;
+
+// Never taken down again: the metrics' endpoint may use the same library.
+void KeepCivetweb() {
+  static const unsigned features = mg_init_library(0);
+  (void)features;
+}
+
+absl::string_view Reason(int status) {
+  switch (status) {
+    case 200:
+      return "OK";
+    case 400:
+      return "Bad Request";
+    case 401:
+      return "Unauthorized";
+    case 404:
+      return "Not Found";
+    case 405:
+      return "Method Not Allowed";
+    case 409:
+      return "Conflict";
+    case 411:
+      return "Length Required";
+    case 413:
+      return "Content Too Large";
+    case 415:
+      return "Unsupported Media Type";
+    case 503:
+      return "Service Unavailable";
+    default:
+      return status < 500 ? "Error" : "Internal Server Error";
+  }
+}
+
+std::string Text(const char* text) { return text == nullptr ? std::string() : std::string(text); }
+
+bool IsHostAndPort(absl::string_view listen) {
+  const size_t colon = listen.rfind(':');
+  uint32_t port = 0;
+  // The library's list of ports has its own signs.
+  return colon != absl::string_view::npos && colon > 0 && absl::SimpleAtoi(listen.substr(colon + 1), &port) &&
+         port <= 65535 && listen.find_first_of(",+ rsx", colon) == absl::string_view::npos &&
+         listen.find_first_of(",+ ") == absl::string_view::npos;
+}
+
+void Write(mg_connection* connection, const HttpResponse& response, bool with_body) {
+  std::string bytes = absl::StrCat("HTTP/1.1 ", response.status, " ", Reason(response.status),
+                                   "\r\nContent-Type: ", response.content_type,
+                                   "\r\nContent-Length: ", response.body.size(), "\r\nConnection: close\r\n");
+  for (const auto& [name, value] : response.headers) absl::StrAppend(&bytes, name, ": ", value, "\r\n");
+  absl::StrAppend(&bytes, "\r\n");
+  if (with_body) bytes += response.body;
+  mg_write(connection, bytes.data(), bytes.size());
+}
+
+}  // namespace
+
+struct HttpServer::Impl {
+  HttpServerOptions options;
+  mg_context* context = nullptr;
+  absl::Mutex mutex;
+  std::string said ABSL_GUARDED_BY(mutex);  // the library's last complaint
+
+  HttpResponse Answer(mg_connection* connection, const mg_request_info& info) const {
+    HttpRequest request;
+    request.method = Text(info.request_method);
+    request.path = Text(info.local_uri);
+    request.query = Text(info.query_string);
+    request.authorization = Text(mg_get_header(connection, "Authorization"));
+    request.content_type = Text(mg_get_header(connection, "Content-Type"));
+    if (mg_get_header(connection, "Transfer-Encoding") != nullptr ||
+        (request.method == "POST" && info.content_length < 0)) {
+      return options.refuse(411, "a request with a body needs a Content-Length");
+    }
+    const auto size = static_cast<uint64_t>(std::max(info.content_length, 0LL));
+    if (size > options.max_body_bytes) {
+      return options.refuse(413, absl::StrCat("the body has ", size, " bytes; at most ", options.max_body_bytes));
+    }
+    request.body.resize(size);
+    for (size_t done = 0; done < size;) {
+      const int got = mg_read(connection, request.body.data() + done, size - done);
+      if (got <= 0) return options.refuse(400, "the body is shorter than its Content-Length");
+      done += static_cast<size_t>(got);
+    }
+    return options.answer(request);
+  }
+};
+
+std::string HttpRequest::Parameter(const char* name) const {
+  char value[kMaxParameterBytes + 1];
+  const int size = mg_get_var(query.data(), query.size(), name, value, sizeof(value));
+  return size <= 0 ? std::string() : std::string(value, static_cast<size_t>(size));
+}
+
+HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions options) {
+  if (!IsHostAndPort(options.listen)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot serve HTTP at '", options.listen, "': it is no HOST:PORT, as 127.0.0.1:8080"));
+  }
+  KeepCivetweb();
+  std::unique_ptr<HttpServer> server(new HttpServer(std::make_unique<Impl>()));
+  Impl& impl = *server->impl_;
+  impl.options = std::move(options);
+  const std::string& listen = impl.options.listen;
+  mg_callbacks callbacks = {};
+  callbacks.begin_request = [](mg_connection* connection) {
+    const mg_request_info& info = *mg_get_request_info(connection);
+    const HttpResponse response = static_cast<Impl*>(info.user_data)->Answer(connection, info);
+    Write(connection, response, Text(info.request_method) != "HEAD");
+    return response.status;
+  };
+  callbacks.log_message = [](const mg_connection* connection, const char* message) {
+    auto* const impl = static_cast<Impl*>(mg_get_user_data(mg_get_context(connection)));
+    Log(Severity::kWarning, "http", {{"error", message}});
+    if (impl == nullptr) return 1;
+    absl::MutexLock lock(&impl->mutex);
+    impl->said = message;
+    return 1;
+  };
+  const char* const settings[] = {"listening_ports",
+                                  listen.c_str(),
+                                  "num_threads",
+                                  kThreads,
+                                  "request_timeout_ms",
+                                  kRequestTimeoutMs,
+                                  "max_request_size",
+                                  kMaxHeaderBytes,
+                                  "enable_keep_alive",
+                                  "no",
+                                  nullptr};
+  impl.context = mg_start(&callbacks, &impl, const_cast<const char**>(settings));
+  if (impl.context == nullptr) {
+    absl::MutexLock lock(&impl.mutex);
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve HTTP at ", listen, impl.said.empty() ? "" : ": ", impl.said));
+  }
+  mg_server_port port = {};
+  if (mg_get_server_ports(impl.context, 1, &port) != 1) {
+    return absl::InternalError(absl::StrCat("cannot tell the port of ", listen));
+  }
+  server->address_ = absl::StrCat(listen.substr(0, listen.rfind(':') + 1), port.port);
+  return server;
+}
+
+HttpServer::~HttpServer() {
+  if (impl_->context != nullptr) mg_stop(impl_->context);
+}
+
+}  // namespace millrace

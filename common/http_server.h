@@ -1,0 +1,62 @@
+// Serves small HTTP requests to browsers: whole bodies in, whole bodies out.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace millrace {
+
+struct HttpRequest {
+  std::string method;         // GET, POST, …
+  std::string path;           // decoded, without "..", as in "/api/v1/x"
+  std::string query;          // what follows '?', as sent
+  std::string authorization;  // headers of these names; empty if absent
+  std::string content_type;
+  std::string body;
+
+  // Decodes the query's parameter `name`; empty if it is absent or longer than 1 KiB.
+  std::string Parameter(const char* name) const;
+};
+
+struct HttpResponse {
+  int status = 200;
+  std::string content_type;
+  std::string body;
+  std::vector<std::pair<std::string, std::string>> headers;  // further ones
+};
+
+struct HttpServerOptions {
+  std::string listen;         // HOST:PORT; port 0: any
+  size_t max_body_bytes = 0;  // a request with a larger body is not read
+  // Called by several threads at once.
+  std::function<HttpResponse(const HttpRequest&)> answer;
+  // The answer to a request that is refused before `answer` sees it: 411 without a length, 413 with a larger body.
+  std::function<HttpResponse(int status, absl::string_view why)> refuse;
+};
+
+// One connection a request. Who is slow loses the connection after some seconds.
+class HttpServer {
+ public:
+  // INVALID_ARGUMENT if `listen` is no HOST:PORT; UNAVAILABLE naming it if it cannot be bound.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options);
+  // Takes no new requests and returns when those in flight were answered.
+  ~HttpServer();
+
+  // As bound: the host that was asked for and the port that was given.
+  const std::string& address() const { return address_; }
+
+ private:
+  struct Impl;
+  explicit HttpServer(std::unique_ptr<Impl> impl);
+  const std::unique_ptr<Impl> impl_;
+  std::string address_;
+};
+
+}  // namespace millrace

@@ -1,0 +1,72 @@
+// Calls the coordinator (docs/ratings.md has the requests).
+
+const TOKEN = 'millrace-token';
+const TIMEOUT_MS = 10000;
+const FIRST_PAUSE_MS = 250;
+const LONGEST_PAUSE_MS = 5000;
+
+// The coordinator understood, and said no.
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+// A link may bring the token once; it is kept for this tab and taken out of the address.
+export function takeTokenFromLink() {
+  const address = new URL(location.href);
+  const token = address.searchParams.get('token');
+  if (token === null) return;
+  sessionStorage.setItem(TOKEN, token);
+  address.searchParams.delete('token');
+  history.replaceState(null, '', address);
+}
+
+async function once(path, options) {
+  const headers = {...options.headers};
+  const token = sessionStorage.getItem(TOKEN);
+  if (token !== null) headers.Authorization = `Bearer ${token}`;
+  const reply = await fetch(path, {
+    ...options, headers, cache: 'no-store', credentials: 'omit', signal: AbortSignal.timeout(TIMEOUT_MS),
+  });
+  const body = await reply.json();
+  if (reply.ok) return body;
+  throw new Refused(reply.status, body.error.message);
+}
+
+// Resolves after a pause, or when the network comes back.
+function pause(milliseconds) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(done, milliseconds);
+    function done() {
+      clearTimeout(timer);
+      removeEventListener('online', done);
+      resolve();
+    }
+    addEventListener('online', done);
+  });
+}
+
+// Sends the same request until the coordinator answers; all of ours may be repeated. `onTrouble` hears why it did not,
+// after each attempt. Throws Refused for an answer that another attempt would not change.
+async function untilAnswered(path, options, onTrouble) {
+  for (let wait = FIRST_PAUSE_MS;; wait = Math.min(2 * wait, LONGEST_PAUSE_MS)) {
+    try {
+      return await once(path, options);
+    } catch (error) {
+      if (error instanceof Refused && error.status < 500) throw error;
+      onTrouble(error instanceof Refused ? error.message : 'The coordinator does not answer.');
+    }
+    await pause(wait);
+  }
+}
+
+export function get(path, parameters, onTrouble) {
+  return untilAnswered(`${path}?${new URLSearchParams(parameters)}`, {method: 'GET'}, onTrouble);
+}
+
+export function post(path, body, onTrouble) {
+  const headers = {'Content-Type': 'application/json'};
+  return untilAnswered(path, {method: 'POST', headers, body: JSON.stringify(body)}, onTrouble);
+}
