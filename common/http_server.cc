@@ -16,7 +16,6 @@ namespace {
 
 // Each takes one request at a time.
 constexpr char kThreads[] = "8";
-constexpr char kRequestTimeoutMs[] = "10000";
 constexpr char kMaxHeaderBytes[] = "16384";
 constexpr size_t kMaxParameterBytes = 1 << 10;
 
@@ -140,12 +139,13 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
     impl->said = message;
     return 1;
   };
+  const std::string patience_ms = absl::StrCat(absl::ToInt64Milliseconds(impl.options.patience));
   const char* const settings[] = {"listening_ports",
                                   listen.c_str(),
                                   "num_threads",
                                   kThreads,
                                   "request_timeout_ms",
-                                  kRequestTimeoutMs,
+                                  patience_ms.c_str(),
                                   "max_request_size",
                                   kMaxHeaderBytes,
                                   "enable_keep_alive",

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 
 namespace millrace {
 
@@ -33,20 +34,22 @@ struct HttpResponse {
 };
 
 struct HttpServerOptions {
-  std::string listen;         // HOST:PORT; port 0: any
-  size_t max_body_bytes = 0;  // a request with a larger body is not read
+  std::string listen;                           // HOST:PORT; port 0: any
+  size_t max_body_bytes = 0;                    // a request with a larger body is not read
+  absl::Duration patience = absl::Seconds(10);  // who is silent for longer loses the connection
   // Called by several threads at once.
   std::function<HttpResponse(const HttpRequest&)> answer;
   // The answer to a request that is refused before `answer` sees it: 411 without a length, 413 with a larger body.
   std::function<HttpResponse(int status, absl::string_view why)> refuse;
 };
 
-// One connection a request. Who is slow loses the connection after some seconds.
+// One connection a request.
 class HttpServer {
  public:
   // INVALID_ARGUMENT if `listen` is no HOST:PORT; UNAVAILABLE naming it if it cannot be bound.
   static absl::StatusOr<std::unique_ptr<HttpServer>> Start(HttpServerOptions options);
-  // Takes no new requests and returns when those in flight were answered.
+  // Takes no new requests and returns when those in flight were answered, within two seconds if there are none: so
+  // often does the library look.
   ~HttpServer();
 
   // As bound: the host that was asked for and the port that was given.

@@ -72,7 +72,7 @@ class Coordinator {
     MILLRACE_ASSIGN_OR_RETURN(book_, JobBook::Open(store_.get()));
     MILLRACE_ASSIGN_OR_RETURN(ratings_, RatingStore::Open(absl::StrCat(directory_, "/ratings.sqlite")));
     MILLRACE_RETURN_IF_ERROR(registry_.Serve(options_.metrics_listen));
-    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> page, ServePage());
+    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> page, ServePage());
 
     JobQueue queue(
         directory_, book_.get(),
@@ -97,6 +97,7 @@ class Coordinator {
     std::thread stopper([&] {
       options_.stop->WaitForNotification();
       queue.Stop();
+      page.reset();
     });
     queue.Run();
     jobs.Close();

@@ -1,0 +1,148 @@
+#include "common/http_server.h"
+
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace millrace {
+namespace {
+
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+// Sends bytes over a connection of its own and returns all that comes until it is closed.
+std::string Exchange(const std::string& address, const std::string& bytes) {
+  const size_t colon = address.rfind(':');
+  addrinfo* found = nullptr;
+  EXPECT_EQ(getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), nullptr, &found), 0);
+  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  EXPECT_EQ(connect(descriptor, found->ai_addr, found->ai_addrlen), 0);
+  freeaddrinfo(found);
+  EXPECT_EQ(send(descriptor, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
+  std::string reply;
+  char buffer[4096];
+  for (ssize_t got; (got = recv(descriptor, buffer, sizeof(buffer), 0)) > 0;) {
+    reply.append(buffer, static_cast<size_t>(got));
+  }
+  close(descriptor);
+  return reply;
+}
+
+// Answers with what it was asked.
+HttpResponse Echo(const HttpRequest& request) {
+  HttpResponse response;
+  response.content_type = "text/plain";
+  response.body = absl::StrCat(request.method, "|", request.path, "|", request.Parameter("ab"), "|",
+                               request.authorization, "|", request.content_type, "|", request.body);
+  response.headers = {{"X-More", "yes"}};
+  return response;
+}
+
+HttpServerOptions EchoOptions(const std::string& listen = "127.0.0.1:0") {
+  HttpServerOptions options;
+  options.listen = listen;
+  options.max_body_bytes = 1000;
+  options.patience = absl::Milliseconds(100);
+  options.answer = &Echo;
+  options.refuse = [](int status, absl::string_view why) {
+    return HttpResponse{status, "text/plain", std::string(why), {}};
+  };
+  return options;
+}
+
+class HttpServerTest : public ::testing::Test {
+ protected:
+  HttpServerTest() {
+    auto server = HttpServer::Start(EchoOptions());
+    EXPECT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+  }
+  std::string Send(const std::string& bytes) { return Exchange(server_->address(), bytes); }
+
+  std::unique_ptr<HttpServer> server_;
+};
+
+TEST_F(HttpServerTest, GivesRequestsWholeAndSendsAnswersWhole) {
+  const std::string reply = Send(
+      "POST /x%20y/../z?x=9&ab=1%262+3&c=3 HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer t\r\nContent-Type: text/x\r\n"
+      "Content-Length: 5\r\n\r\nhello");
+  EXPECT_THAT(reply, StartsWith("HTTP/1.1 200 OK\r\n"));
+  EXPECT_THAT(reply, HasSubstr("Content-Type: text/plain\r\n"));
+  EXPECT_THAT(reply, HasSubstr("X-More: yes\r\n"));
+  EXPECT_THAT(reply, EndsWith("\r\n\r\nPOST|/z|1&2 3|Bearer t|text/x|hello"));
+  EXPECT_THAT(Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n"), EndsWith("\r\n\r\nGET|/||||"));
+  EXPECT_THAT(Send("HEAD / HTTP/1.1\r\nHost: h\r\n\r\n"), EndsWith("\r\n\r\n")) << "no body";
+}
+
+TEST_F(HttpServerTest, RefusesBodiesThatAreTooLargeOrOfUnknownSize) {
+  EXPECT_THAT(Send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n"),
+              ::testing::AllOf(StartsWith("HTTP/1.1 413 "), EndsWith("the body has 1001 bytes; at most 1000")));
+  EXPECT_THAT(Send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9223372036854775807\r\n\r\n"),
+              StartsWith("HTTP/1.1 413 "));
+  EXPECT_THAT(Send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+              StartsWith("HTTP/1.1 411 "));
+  EXPECT_THAT(Send("POST / HTTP/1.1\r\nHost: h\r\n\r\n"), StartsWith("HTTP/1.1 411 "));
+}
+
+TEST_F(HttpServerTest, SurvivesWhatIsNoHttp) {
+  for (const std::string& bytes : {std::string("\r\n\r\n"), std::string("nonsense\r\n\r\n"), std::string(20000, 'x'),
+                                   std::string("GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"),
+                                   absl::StrCat("GET / HTTP/1.1\r\nX: ", std::string(20000, 'x'), "\r\n\r\n")}) {
+    EXPECT_THAT(Send(bytes), ::testing::Not(HasSubstr("200 OK"))) << bytes.substr(0, 40);
+  }
+  EXPECT_THAT(Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n"), StartsWith("HTTP/1.1 200 "));
+}
+
+TEST(HttpServer, DoesNotWaitForWhoIsSlow) {
+  const auto server = HttpServer::Start(EchoOptions());
+  ASSERT_TRUE(server.ok()) << server.status();
+  // More at a time than there are threads, each announcing a body that never comes.
+  std::vector<std::thread> slow;
+  for (int i = 0; i < 20; ++i) {
+    slow.emplace_back([&] {
+      EXPECT_THAT(Exchange((*server)->address(), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nhalf"),
+                  ::testing::Not(HasSubstr("200 OK")));
+    });
+  }
+  EXPECT_THAT(Exchange((*server)->address(), "GET / HTTP/1.1\r\nHost: h\r\n\r\n"), StartsWith("HTTP/1.1 200 "));
+  for (std::thread& thread : slow) thread.join();
+}
+
+TEST(HttpServer, NamesAddressesThatCannotBeServed) {
+  for (const char* listen : {"", "8080", ":8080", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:80s",
+                             "127.0.0.1:1,127.0.0.1:2"}) {
+    const absl::Status status = HttpServer::Start(EchoOptions(listen)).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << listen << ": " << status;
+  }
+  const auto first = HttpServer::Start(EchoOptions());
+  ASSERT_TRUE(first.ok());
+  const absl::Status taken = HttpServer::Start(EchoOptions((*first)->address())).status();
+  EXPECT_TRUE(absl::IsUnavailable(taken)) << taken;
+  EXPECT_THAT(taken.message(), HasSubstr((*first)->address()));
+}
+
+TEST(HttpServer, ServesAgainAtTheSameAddress) {
+  auto server = HttpServer::Start(EchoOptions("localhost:0"));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string address = (*server)->address();
+  EXPECT_THAT(address, StartsWith("localhost:"));
+  server->reset();
+  server = HttpServer::Start(EchoOptions(address));
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(
+      Exchange(absl::StrCat("127.0.0.1", address.substr(address.rfind(':'))), "GET / HTTP/1.1\r\nHost: h\r\n\r\n"),
+      StartsWith("HTTP/1.1 200 "));
+}
+
+}  // namespace
+}  // namespace millrace
