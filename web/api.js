@@ -56,7 +56,7 @@ async function untilAnswered(path, options, onTrouble) {
       return await once(path, options);
     } catch (error) {
       if (error instanceof Refused && error.status < 500) throw error;
-      onTrouble(error instanceof Refused ? error.message : 'The coordinator does not answer.');
+      onTrouble(error instanceof Refused ? error.message : 'Connection lost: the coordinator does not answer.');
     }
     await pause(wait);
   }

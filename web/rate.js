@@ -30,7 +30,7 @@ async function ask(request, waiting) {
   busy = true;
   showActions();
   try {
-    const answer = await request((why) => showTrouble(`Connection lost: ${why} ${waiting} Trying again …`));
+    const answer = await request((why) => showTrouble(`${why} ${waiting} Trying again …`));
     showTrouble('');
     return answer;
   } catch (error) {

@@ -21,8 +21,8 @@
 namespace millrace::coordinator {
 namespace {
 
+using ::testing::AllOf;
 using testing::Browser;
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using testing::kDesktop;
@@ -299,7 +299,8 @@ TEST_F(PageTest, SaysNothingIsSavedWhileTheConnectionIsLostAndThenSavesOnce) {
   server_.reset();
   tab_->Press("1");
   tab_->Await("!document.querySelector('#trouble').hidden");
-  EXPECT_THAT(Text("#trouble"), HasSubstr("Your rating is not saved yet. Trying again"));
+  EXPECT_THAT(Text("#trouble"),
+              AllOf(HasSubstr("Connection lost"), HasSubstr("Your rating is not saved yet. Trying again")));
   EXPECT_EQ(Text("#mine-text"), "0 of 2");
   EXPECT_EQ(Shown(), pair);
   tab_->Press("2");  // not now
