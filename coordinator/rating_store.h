@@ -60,8 +60,8 @@ struct RaterState {
 };
 
 // Thread-safe. Each change is on the disk when its call returns OK; on a full disk calls fail with RESOURCE_EXHAUSTED.
-// An unknown set is NOT_FOUND. A call that looks for the next pair takes time with the number of pairs: about a
-// millisecond for a thousand.
+// An unknown set is NOT_FOUND. A call that looks for the next pair takes time with the number of pairs: tenths of a
+// second for a million.
 class RatingStore {
  public:
   static absl::StatusOr<std::unique_ptr<RatingStore>> Open(const std::string& path);
