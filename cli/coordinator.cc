@@ -29,6 +29,7 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   page.Declare(&flags);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  MILLRACE_RETURN_IF_ERROR(page.Check());
   server.SetLog();
   StopSignal stop;
   coordinator::CoordinatorOptions options;

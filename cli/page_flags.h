@@ -17,6 +17,11 @@ struct PageFlags {
     flags->Text("http-token", "FILE", "file with the secret that raters' requests must bring; default: none",
                 &token_file);
   }
+  // After the flags were parsed.
+  absl::Status Check() const {
+    if (http.empty() && !token_file.empty()) return UsageError("--http-token guards the page that --http serves");
+    return absl::OkStatus();
+  }
 };
 
 }  // namespace millrace::cli

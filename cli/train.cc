@@ -98,6 +98,7 @@ absl::Status RunTrain(Arguments arguments) {
   flags.Number("lease", "SECONDS", "silence after which a process counts as lost", &lease, 0.1, 3600);
   page.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  MILLRACE_RETURN_IF_ERROR(page.Check());
   MILLRACE_ASSIGN_OR_RETURN(const v1::SubmitJobRequest request, ReadSubmission(job_file, overrides));
   if (directory.empty()) directory = absl::StrCat("runs/", request.spec().name());
 

@@ -83,6 +83,7 @@ absl::Status RunUp(Arguments arguments) {
   page.Declare(&flags);
   flags.Switch("detach", "returns once the cluster stands", &detach);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  MILLRACE_RETURN_IF_ERROR(page.Check());
   if (detach) {
     if (FindRunningCluster(directory).ok()) {
       return absl::AlreadyExistsError(absl::StrCat("a cluster runs in ", directory, " already"));

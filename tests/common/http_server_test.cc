@@ -1,9 +1,5 @@
 #include "common/http_server.h"
 
-#include <netdb.h>
-#include <sys/socket.h>
-#include <unistd.h>
-
 #include <memory>
 #include <string>
 #include <thread>
@@ -12,31 +8,15 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/http_exchange.h"
 
 namespace millrace {
 namespace {
 
 using ::testing::EndsWith;
+using testing::Exchange;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
-
-// Sends bytes over a connection of its own and returns all that comes until it is closed.
-std::string Exchange(const std::string& address, const std::string& bytes) {
-  const size_t colon = address.rfind(':');
-  addrinfo* found = nullptr;
-  EXPECT_EQ(getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), nullptr, &found), 0);
-  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  EXPECT_EQ(connect(descriptor, found->ai_addr, found->ai_addrlen), 0);
-  freeaddrinfo(found);
-  EXPECT_EQ(send(descriptor, bytes.data(), bytes.size(), MSG_NOSIGNAL), static_cast<ssize_t>(bytes.size()));
-  std::string reply;
-  char buffer[4096];
-  for (ssize_t got; (got = recv(descriptor, buffer, sizeof(buffer), 0)) > 0;) {
-    reply.append(buffer, static_cast<size_t>(got));
-  }
-  close(descriptor);
-  return reply;
-}
 
 // Answers with what it was asked.
 HttpResponse Echo(const HttpRequest& request) {
