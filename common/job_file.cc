@@ -450,7 +450,24 @@ absl::Status CheckModel(const v1::ModelSpec& model) {
   return absl::OkStatus();
 }
 
-// What a phase of an objective that samples answers must say.
+// What a phase whose answers people compare must say.
+absl::Status CheckComparing(const v1::PhaseSpec& phase, const std::string& path) {
+  if (phase.rollout().samples() != 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".rollout.samples: two answers are compared, not ", phase.rollout().samples()));
+  }
+  if (phase.compare().from_size() > 2) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ".compare.from: answers of one model or of two are compared, not of ", phase.compare().from_size()));
+  }
+  if (phase.global_batch() != 1 || phase.stop().max_steps() != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": nothing is trained where people compare answers; leave out global_batch and stop"));
+  }
+  return absl::OkStatus();
+}
+
+// What a phase that learns from its own answers must say.
 absl::Status CheckSampling(const v1::PhaseSpec& phase, const std::string& path) {
   const v1::RolloutSpec& rollout = phase.rollout();
   const v1::PolicySpec& policy = phase.policy();
@@ -544,11 +561,14 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   };
   MILLRACE_RETURN_IF_ERROR(only("centering", phase.has_centering(), traits.trains_rewards, "reward"));
   MILLRACE_RETURN_IF_ERROR(only("preference", phase.has_preference(), traits.prefers, "dpo, ipo, orpo and kto"));
-  MILLRACE_RETURN_IF_ERROR(only("rollout", phase.has_rollout(), traits.samples, "ppo, grpo and rloo"));
-  MILLRACE_RETURN_IF_ERROR(only("rewards", phase.rewards_size() > 0, traits.samples, "ppo, grpo and rloo"));
-  MILLRACE_RETURN_IF_ERROR(only("policy", phase.has_policy(), traits.samples, "ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(only("compare", phase.has_compare(), !traits.learns, "compare"));
+  MILLRACE_RETURN_IF_ERROR(only("rollout", phase.has_rollout(), traits.samples, "compare, ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(
+      only("rewards", phase.rewards_size() > 0, traits.samples && traits.learns, "ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(only("policy", phase.has_policy(), traits.samples && traits.learns, "ppo, grpo and rloo"));
   MILLRACE_RETURN_IF_ERROR(
       only("reference", phase.has_reference(), traits.has_reference, "dpo, ipo, kto, ppo, grpo and rloo"));
+  if (!traits.learns) return CheckComparing(phase, path);
   if (traits.samples) MILLRACE_RETURN_IF_ERROR(CheckSampling(phase, path));
   const v1::OptimizerSpec& optimizer = phase.optimizer();
   if (optimizer.betas_size() != 2 && optimizer.betas_size() != 0) {
@@ -586,10 +606,35 @@ absl::Status CheckStart(const std::string& from, bool rewards, const std::map<st
         earlier.empty() ? "none comes before" : absl::StrCat("there is ", absl::StrJoin(earlier, ", ", name)),
         ". A folder whose name has an @ is given as ./", from));
   }
+  if (!TraitsOf(found->second).learns) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": phase ", start->phase, " has the objective compare, which trains no model"));
+  }
   if (TraitsOf(found->second).trains_rewards != rewards) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ": phase ", start->phase, " has the objective ", found->second, "; ",
                      rewards ? "one that trains a reward model is wanted" : "a reward model cannot continue text"));
+  }
+  return absl::OkStatus();
+}
+
+// Ratings are of an earlier phase in which people compare answers, and are pairs.
+absl::Status CheckRatings(const v1::PhaseSpec& phase, const std::map<std::string, std::string>& earlier,
+                          const std::string& path) {
+  for (int i = 0; i < phase.data().sources_size(); ++i) {
+    const std::optional<std::string> rated = RatedPhase(phase.data().sources(i));
+    if (!rated.has_value()) continue;
+    const std::string field = absl::StrCat(path, ".data.sources.", i, ".path");
+    const auto found = earlier.find(*rated);
+    if (found == earlier.end() || TraitsOf(found->second).learns) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ": there is no earlier phase ", Shown(*rated), " of the objective compare"));
+    }
+    const ObjectiveTraits traits = TraitsOf(phase.objective());
+    if (!traits.trains_rewards && (!traits.prefers || phase.objective() == "kto")) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(field, ": ratings are pairs of answers, from which ", phase.objective(), " does not learn"));
+    }
   }
   return absl::OkStatus();
 }
@@ -605,6 +650,10 @@ absl::Status CheckStarts(const v1::JobSpec& job, int index, const std::map<std::
   const bool from_rewards = traits.trains_rewards && of != earlier.end() && TraitsOf(of->second).trains_rewards;
   MILLRACE_RETURN_IF_ERROR(CheckStart(phase.from(), from_rewards, earlier, path + ".from"));
   MILLRACE_RETURN_IF_ERROR(CheckStart(phase.reference(), false, earlier, path + ".reference"));
+  for (int i = 0; i < phase.compare().from_size(); ++i) {
+    MILLRACE_RETURN_IF_ERROR(
+        CheckStart(phase.compare().from(i), false, earlier, absl::StrCat(path, ".compare.from.", i)));
+  }
   for (int i = 0; i < phase.rewards_size(); ++i) {
     MILLRACE_RETURN_IF_ERROR(
         CheckStart(phase.rewards(i).from(), true, earlier, absl::StrCat(path, ".rewards.", i, ".from")));
@@ -614,8 +663,8 @@ absl::Status CheckStarts(const v1::JobSpec& job, int index, const std::map<std::
   const bool value_from_rewards = value_of != earlier.end() && TraitsOf(value_of->second).trains_rewards;
   MILLRACE_RETURN_IF_ERROR(
       CheckStart(phase.policy().value_from(), value_from_rewards, earlier, path + ".policy.value_from"));
-  if ((traits.has_reference || traits.trains_rewards || phase.objective() == "orpo") &&
-      StartOfPhase(job, index).empty()) {
+  const bool begins = traits.has_reference || traits.trains_rewards || !traits.learns || phase.objective() == "orpo";
+  if (begins && phase.compare().from().empty() && StartOfPhase(job, index).empty()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ".from is missing: ", phase.objective(),
                                                    " begins with a trained model, of an earlier phase or a folder"));
   }
@@ -636,17 +685,25 @@ ObjectiveTraits TraitsOf(absl::string_view objective) {
   traits.data = "conversations";
   if (objective == "sft") return traits;
   traits.trains_rewards = objective == "reward";
-  traits.samples = objective == "ppo" || objective == "grpo" || objective == "rloo";
+  traits.learns = objective != "compare";
+  traits.samples = objective == "compare" || objective == "ppo" || objective == "grpo" || objective == "rloo";
   traits.prefers = objective == "dpo" || objective == "ipo" || objective == "orpo" || objective == "kto";
-  traits.has_reference = traits.samples || (traits.prefers && objective != "orpo");
+  traits.has_reference = (traits.samples && traits.learns) || (traits.prefers && objective != "orpo");
   traits.data = traits.samples ? "prompts" : objective == "kto" ? "answers with labels" : "pairs of answers";
   return traits;
+}
+
+std::optional<std::string> RatedPhase(const v1::SourceSpec& source) {
+  const std::optional<PhaseStart> named = ParsePhaseStart(source.path());
+  if (!named.has_value() || named->which != "ratings") return std::nullopt;
+  return named->phase;
 }
 
 std::string StartOfPhase(const v1::JobSpec& job, int phase) {
   if (!job.phases(phase).from().empty()) return job.phases(phase).from();
   while (--phase >= 0) {
-    if (!TraitsOf(job.phases(phase).objective()).trains_rewards) return job.phases(phase).name() + "@best";
+    const ObjectiveTraits traits = TraitsOf(job.phases(phase).objective());
+    if (traits.learns && !traits.trains_rewards) return job.phases(phase).name() + "@best";
   }
   return "";
 }
@@ -671,7 +728,14 @@ void FillDefaults(v1::JobSpec* job) {
     }
     if (phase.has_chat()) chat = &phase.chat();
     if (traits.samples) phase.mutable_rollout();
-    if (traits.samples) phase.mutable_policy();
+    if (traits.samples && traits.learns) phase.mutable_policy();
+    if (!traits.learns) {
+      // Nothing is trained: what every phase must say has one value.
+      phase.mutable_compare();
+      if (!phase.has_global_batch()) phase.set_global_batch(1);
+      if (!phase.stop().has_max_steps()) phase.mutable_stop()->set_max_steps(1);
+      if (!phase.rollout().has_samples()) phase.mutable_rollout()->set_samples(2);
+    }
     if (traits.prefers) phase.mutable_preference();
     if (traits.trains_rewards && !phase.has_centering()) phase.set_centering(0.01);
   }
@@ -690,7 +754,7 @@ void FillDefaults(v1::JobSpec* job) {
     if (!phase.optimizer().has_weight_bits()) {
       phase.mutable_optimizer()->set_weight_bits(model.precision() == "bf16" ? 16 : 32);
     }
-    if (TraitsOf(phase.objective()).samples) {
+    if (const ObjectiveTraits traits = TraitsOf(phase.objective()); traits.samples && traits.learns) {
       if (!phase.rollout().has_samples()) {
         phase.mutable_rollout()->set_samples(phase.objective() == "ppo" ? 1 : phase.objective() == "grpo" ? 8 : 4);
       }
@@ -719,6 +783,7 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
     }
     MILLRACE_RETURN_IF_ERROR(CheckStarts(job, i, earlier));
+    MILLRACE_RETURN_IF_ERROR(CheckRatings(job.phases(i), earlier, path));
     if (!earlier.emplace(job.phases(i).name(), job.phases(i).objective()).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".name: there is a phase ", Shown(job.phases(i).name()), " already"));

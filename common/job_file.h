@@ -34,6 +34,7 @@ std::optional<PhaseStart> ParsePhaseStart(absl::string_view from);
 
 // What an objective trains and learns from.
 struct ObjectiveTraits {
+  bool learns = true;           // false: answers are sampled for people to compare
   bool trains_rewards = false;  // a model with a scalar head
   bool samples = false;         // answers of the model that is trained
   bool prefers = false;         // by the log-probabilities of whole answers
@@ -42,6 +43,9 @@ struct ObjectiveTraits {
 };
 // Of a name that the rule of PhaseSpec.objective allows; empty: its default.
 ObjectiveTraits TraitsOf(absl::string_view objective);
+
+// The earlier phase whose ratings a source is, PHASE@ratings; nothing for files.
+std::optional<std::string> RatedPhase(const v1::SourceSpec& source);
 
 // Where the weights of a phase come from: its `from`, or else the best checkpoint of the last phase before that trains
 // a language model. Empty: new weights.

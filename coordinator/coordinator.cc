@@ -77,6 +77,7 @@ class Coordinator {
     JobQueue queue(
         directory_, book_.get(),
         [this](const StoredJob& job, const JobControl& control) { return RunJob(job, Parts(), control); },
+        [this](const std::string& job_id) { return ratings_->RemoveSetsOf(job_id); },
         [this] {
           members_.Wake();
           board_.Wake();
@@ -84,7 +85,7 @@ class Coordinator {
     ClusterService cluster(&members_, &board_, options_.units_per_call);
     cluster_ = &cluster;
     JobsService jobs(directory_, &queue, book_.get());
-    RatingsService ratings(ratings_.get(), page == nullptr ? "" : page->address());
+    RatingsService ratings(ratings_.get(), page_address_);
     GrpcServerOptions serving;
     serving.listen = options_.listen;
     serving.address_file = options_.address_file;
@@ -152,7 +153,8 @@ class Coordinator {
     serving.answer = [this](const HttpRequest& request) { return page_->Answer(request); };
     serving.refuse = &RatingsHttp::Refuse;
     MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server, HttpServer::Start(std::move(serving)));
-    Log(Severity::kInfo, "serves the rating page", {{"address", server->address()}});
+    page_address_ = server->address();
+    Log(Severity::kInfo, "serves the rating page", {{"address", page_address_}});
     return server;
   }
 
@@ -169,6 +171,8 @@ class Coordinator {
     };
     parts.announce = [this](uint64_t epoch) { cluster_->Announce(epoch); };
     parts.metrics = &metrics_;
+    parts.ratings = ratings_.get();
+    parts.rating_page = page_address_;
     return parts;
   }
 
@@ -212,6 +216,7 @@ class Coordinator {
   std::unique_ptr<JobStore> store_;
   std::unique_ptr<JobBook> book_;
   std::unique_ptr<RatingStore> ratings_;
+  std::string page_address_;  // of the rating page; empty: not served
   std::unique_ptr<RatingsHttp> page_;
   ClusterService* cluster_ = nullptr;
 };

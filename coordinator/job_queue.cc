@@ -73,8 +73,12 @@ std::string JobDirectory(absl::string_view directory, absl::string_view job_id) 
   return absl::StrCat(directory, "/jobs/", job_id);
 }
 
-JobQueue::JobQueue(std::string directory, JobBook* book, RunJob run, std::function<void()> wake)
-    : directory_(std::move(directory)), book_(book), run_(std::move(run)), wake_(std::move(wake)) {}
+JobQueue::JobQueue(std::string directory, JobBook* book, RunJob run, ForgetJob forget, std::function<void()> wake)
+    : directory_(std::move(directory)),
+      book_(book),
+      run_(std::move(run)),
+      forget_(std::move(forget)),
+      wake_(std::move(wake)) {}
 
 absl::StatusOr<v1::Job> JobQueue::Submit(const v1::SubmitJobRequest& request) {
   StoredJob job;
@@ -163,6 +167,8 @@ absl::Status JobQueue::Delete(absl::string_view job_id) {
                                                       runs ? " and running" : "", "; cancel it first"));
   }
   // The book first: a folder without a job is only space, a job without its folder would be broken.
+  // What is kept elsewhere would be taken for that of a later job of the same name.
+  MILLRACE_RETURN_IF_ERROR(forget_(job.id()));
   MILLRACE_RETURN_IF_ERROR(book_->Delete(job_id));
   std::error_code error;
   const std::string directory = JobDirectory(directory_, job.id());

@@ -25,7 +25,7 @@ struct JobOutcome {
     kCancelled,  // as asked
   };
   Kind kind = Kind::kSucceeded;
-  std::string stop_reason;  // kSucceeded: "max_steps", "patience"
+  std::string stop_reason;  // kSucceeded: "max_steps", "patience", "rated"
 };
 
 // Thread-safe but for Run, which one thread calls once.
@@ -33,8 +33,10 @@ class JobQueue {
  public:
   // Runs a job to its end or until `control` asks otherwise; an error fails the job.
   using RunJob = std::function<absl::StatusOr<JobOutcome>(const StoredJob& job, const JobControl& control)>;
+  // Removes what is kept of a job elsewhere than in its folder and the book.
+  using ForgetJob = std::function<absl::Status(const std::string& job_id)>;
   // `directory` is the coordinator's; `wake` wakes whatever RunJob may wait in.
-  JobQueue(std::string directory, JobBook* book, RunJob run, std::function<void()> wake);
+  JobQueue(std::string directory, JobBook* book, RunJob run, ForgetJob forget, std::function<void()> wake);
 
   // Checks the job (every field again: clients are not trusted), makes its folder and puts it in the queue.
   // INVALID_ARGUMENT says what is wrong with it.
@@ -60,6 +62,7 @@ class JobQueue {
   const std::string directory_;
   JobBook* const book_;
   const RunJob run_;
+  const ForgetJob forget_;
   const std::function<void()> wake_;
   // Serialises changes of state by users with the start and end of runs. Taken before mutex_.
   absl::Mutex changing_;

@@ -25,6 +25,7 @@
 #include "coordinator/checkpoint_shelf.h"
 #include "coordinator/checkpoint_writer.h"
 #include "coordinator/planner.h"
+#include "coordinator/rating_examples.h"
 #include "coordinator/stop_rules.h"
 #include "text/chat_template.h"
 #include "text/example_store.h"
@@ -41,6 +42,8 @@ constexpr absl::Duration kStepEvents = absl::Milliseconds(250);
 constexpr absl::Duration kFirstPause = absl::Milliseconds(100);
 constexpr absl::Duration kLongestPause = absl::Seconds(5);
 constexpr int kTries = 12;
+// How often a phase that waits for people looks at what they said.
+constexpr absl::Duration kRatingsLookedAt = absl::Milliseconds(500);
 constexpr size_t kMostSideFiles = 16;
 constexpr size_t kMostSideFileBytes = 16 << 20;
 
@@ -87,6 +90,12 @@ v1::JobEvent PreparedEvent(const std::string& phase, const Report& report) {
 // The cost of divergence for the next rollout, given that of this one (Ziegler et al. 2019, section 2.2).
 double AdaptedKlCoefficient(double coefficient, double divergence, double target) {
   return coefficient * (1 + 0.1 * std::clamp((divergence - target) / target, -0.2, 0.2));
+}
+
+bool LearnsFromRatings(const v1::PhaseSpec& phase) {
+  const auto& sources = phase.data().sources();
+  return std::any_of(sources.begin(), sources.end(),
+                     [](const v1::SourceSpec& source) { return RatedPhase(source).has_value(); });
 }
 
 // Of several results, added up in their order.
@@ -153,7 +162,7 @@ class JobRun {
     JobOutcome outcome;
     for (int index = 0; index < spec_.phases_size(); ++index) {
       MILLRACE_RETURN_IF_ERROR(OpenPhase(index));
-      MILLRACE_ASSIGN_OR_RETURN(outcome, TrainPhase());
+      MILLRACE_ASSIGN_OR_RETURN(outcome, TraitsOf(phase_->objective()).learns ? TrainPhase() : CollectRatings());
       if (outcome.kind != JobOutcome::Kind::kSucceeded) break;
     }
     return outcome;
@@ -167,7 +176,11 @@ class JobRun {
   absl::Status PreparePhase(const std::string& folder);
   absl::Status OpenPhase(int index);
   absl::StatusOr<JobOutcome> TrainPhase();
+  absl::StatusOr<JobOutcome> CollectRatings();
+  absl::StatusOr<JobOutcome> InCourses(const std::function<absl::StatusOr<JobOutcome>()>& course);
 
+  // Samples the answers that people are to compare, as the set of this id.
+  absl::StatusOr<JobOutcome> SamplingCourse(const std::string& id);
   // One course of training: from a checkpoint, on one set of shards, until the phase ends or something is lost.
   absl::StatusOr<JobOutcome> Course() {
     MILLRACE_RETURN_IF_ERROR(AwaitCluster());
@@ -271,7 +284,12 @@ class JobRun {
   const JobControl& control_;
 
   std::string data_directory() const { return absl::StrCat(directory_, "/data"); }
+  // What people said in a phase.
+  std::string RatingsFile(const std::string& phase) const {
+    return absl::StrCat(std::filesystem::absolute(directory_).string(), "/ratings/", phase, ".jsonl");
+  }
   // Of the present phase.
+  v1::DataSpec SourcesOfPhase() const;
   std::string PhaseData() const { return absl::StrCat(directory_, "/phase-data/", phase_->name()); }
 
   // Of the present phase.
@@ -322,7 +340,8 @@ absl::Status JobRun::PrepareData() {
   MILLRACE_RETURN_IF_ERROR(PrepareTextInto(data_directory(), spec_));
   for (const v1::PhaseSpec& phase : spec_.phases()) {
     phase_ = phase;
-    if (phase.has_data()) {
+    // What people will say is not known yet.
+    if (phase.has_data() && !LearnsFromRatings(phase)) {
       MILLRACE_RETURN_IF_ERROR(Annotate(PreparePhase(PhaseData()), absl::StrCat("phase ", phase.name())));
     }
   }
@@ -363,7 +382,7 @@ absl::Status JobRun::PrepareExamplesInto(const std::string& folder, text::Exampl
   const uint32_t context = spec_.model().context() - (TraitsOf(phase_->objective()).trains_rewards ? 1 : 0);
   MILLRACE_ASSIGN_OR_RETURN(
       const text::ExampleReport report,
-      text::PrepareExamples(kind, phase_->data(), phase_->chat(), *tokenizer, context, base_directory_, folder));
+      text::PrepareExamples(kind, SourcesOfPhase(), phase_->chat(), *tokenizer, context, base_directory_, folder));
   v1::JobEvent event = PreparedEvent(phase_->name(), report);
   v1::DataEvent& about = *event.mutable_data();
   about.set_documents(report.examples);
@@ -371,6 +390,17 @@ absl::Status JobRun::PrepareExamplesInto(const std::string& folder, text::Exampl
   about.set_scored_tokens(report.train_scored);
   parts_.book->Append(id_, std::move(event));
   return absl::OkStatus();
+}
+
+// The phase's data, with what people said as a file.
+v1::DataSpec JobRun::SourcesOfPhase() const {
+  v1::DataSpec data = phase_->data();
+  for (v1::SourceSpec& source : *data.mutable_sources()) {
+    if (const std::optional<std::string> rated = RatedPhase(source); rated.has_value()) {
+      source.set_path(RatingsFile(*rated));
+    }
+  }
+  return data;
 }
 
 // Prepares the phase's own data.
@@ -390,6 +420,7 @@ absl::Status JobRun::OpenPhase(int index) {
   phase_index_ = static_cast<uint32_t>(index);
   DataFolders folders{data_directory(), ""};
   if (phase_->has_data()) folders.phase = PhaseData();
+  if (LearnsFromRatings(*phase_)) MILLRACE_RETURN_IF_ERROR(PreparePhase(folders.phase));
   MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, folders));
   if (phase_->stop().has_max_epochs()) {
     const uint64_t steps = std::max<uint64_t>(1, planner_->StepsOf(phase_->stop().max_epochs()));
@@ -397,7 +428,7 @@ absl::Status JobRun::OpenPhase(int index) {
                                                                          : steps);
   }
   FillPhaseSteps(&*phase_);
-  if (planner_->samples() && max_steps() % StepsOfRollout(*phase_) != 0) {
+  if (planner_->samples() && TraitsOf(phase_->objective()).learns && max_steps() % StepsOfRollout(*phase_) != 0) {
     return absl::InvalidArgumentError(absl::StrCat("phase ", phase_->name(), ": stop.max_steps ", max_steps(),
                                                    " is no multiple of the ", StepsOfRollout(*phase_),
                                                    " steps in which the answers of a rollout are learnt from"));
@@ -424,12 +455,17 @@ absl::StatusOr<JobOutcome> JobRun::TrainPhase() {
     job->set_phase(phase_->name());
     job->set_max_steps(max_steps());
   }));
+  return InCourses([this] { return Course(); });
+}
+
+// Runs the course again as long as shards are lost.
+absl::StatusOr<JobOutcome> JobRun::InCourses(const std::function<absl::StatusOr<JobOutcome>()>& course) {
   uint64_t furthest = 0;
   int tries = 0;
   for (;;) {
     stepping_ = false;
     course_began_ = parts_.now();
-    absl::StatusOr<JobOutcome> outcome = Course();
+    absl::StatusOr<JobOutcome> outcome = course();
     stepping_ = false;
     parts_.board->Withdraw();
     checkpoint_.reset();  // one that was on its way is given up, unless it has arrived
@@ -450,6 +486,94 @@ absl::StatusOr<JobOutcome> JobRun::TrainPhase() {
     parts_.metrics->recoveries->Increment();
     if (!lost) control_.Pause(std::min(kLongestPause, kFirstPause * (1 << std::min(tries - 1, 10))));
   }
+}
+
+// A phase in which people compare answers: they are sampled once, and the phase ends when all pairs are rated.
+absl::StatusOr<JobOutcome> JobRun::CollectRatings() {
+  const std::string id = absl::StrCat(id_, "/", phase_->name());
+  absl::StatusOr<v1::RatingSet> set = parts_.ratings->Get(id);
+  MILLRACE_RETURN_IF_ERROR(parts_.book->SetState(id_, v1::Job::RUNNING, [&](v1::Job* job) {
+    job->set_phase(phase_->name());
+    job->set_step(set.ok() ? set->done() : 0);
+    job->set_max_steps(set.ok() ? set->pairs() : phase_->rollout().prompts());
+  }));
+  if (absl::IsNotFound(set.status())) {
+    MILLRACE_ASSIGN_OR_RETURN(const JobOutcome outcome, InCourses([&] { return SamplingCourse(id); }));
+    if (outcome.kind != JobOutcome::Kind::kSucceeded) return outcome;
+    set = parts_.ratings->Get(id);
+  }
+  MILLRACE_RETURN_IF_ERROR(set.status());
+  if (set->done() < set->pairs()) {
+    Tell(Severity::kInfo, absl::StrCat(set->pairs() - set->done(),
+                                       " pairs of answers wait for people to compare them, as set ", id, ", ",
+                                       parts_.rating_page.empty()
+                                           ? "but the coordinator serves no page: start it again with --http HOST:PORT"
+                                           : absl::StrCat("at http://", parts_.rating_page, "/")));
+  }
+  while (set->done() < set->pairs()) {
+    control_.Pause(kRatingsLookedAt);
+    if (Asked()) return AsAsked();
+    set = parts_.ratings->Get(id);
+    MILLRACE_RETURN_IF_ERROR(set.status());
+    parts_.book->Update(id_, [&](v1::Job* job) {
+      job->set_step(set->done());
+      job->set_max_steps(set->pairs());
+    });
+  }
+  std::string lines;
+  MILLRACE_ASSIGN_OR_RETURN(const v1::ExportCounts counts,
+                            ExportExamples(parts_.ratings, id, [&](absl::string_view piece) {
+                              absl::StrAppend(&lines, piece);
+                              return absl::OkStatus();
+                            }));
+  MILLRACE_RETURN_IF_ERROR(MakeDirectories(absl::StrCat(directory_, "/ratings")));
+  MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(RatingsFile(phase_->name()), lines));
+  Tell(Severity::kInfo,
+       absl::StrCat(counts.examples(), " pairs were compared, ", counts.ties(), " of them ties; ", counts.flagged(),
+                    " were flagged and ", counts.skipped(), " skipped by all, and are left out"));
+  return JobOutcome{JobOutcome::Kind::kSucceeded, "rated"};
+}
+
+absl::StatusOr<JobOutcome> JobRun::SamplingCourse(const std::string& id) {
+  MILLRACE_RETURN_IF_ERROR(AwaitCluster());
+  MILLRACE_RETURN_IF_ERROR(PlanModel());
+  MILLRACE_RETURN_IF_ERROR(ConfigureShards());
+  MILLRACE_RETURN_IF_ERROR(LoadShards(0, nullptr));
+  parts_.board->Offer(planner_->Rollout(epoch_, 0, {}));
+  MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::WorkResult> results, Await());
+  MILLRACE_ASSIGN_OR_RETURN(const std::vector<Planner::ComparedPair> sampled, planner_->Compared(results));
+  const auto& from = phase_->compare().from();
+  const std::string first = from.empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : from[0];
+  std::vector<v1::RatingPair> pairs;
+  for (const Planner::ComparedPair& pair : sampled) {
+    // Nobody can prefer one of two that are equal, or that say nothing.
+    if (pair.answers[0] == pair.answers[1] || pair.answers[0].empty() || pair.answers[1].empty()) continue;
+    v1::RatingPair& made = pairs.emplace_back();
+    for (const text::Message& message : pair.prompt) {
+      v1::RatingPair::Message* const added = made.add_prompt();
+      added->set_role(message.role);
+      added->set_content(message.content);
+    }
+    made.set_a(pair.answers[0]);
+    made.set_b(pair.answers[1]);
+    made.set_source_a(first);
+    made.set_source_b(from.size() > 1 ? from[1] : first);
+  }
+  if (pairs.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("phase ", phase_->name(), ": of all ", sampled.size(),
+                                                   " pairs of answers both are equal, or one is empty; a higher ",
+                                                   "rollout.temperature makes them differ"));
+  }
+  if (pairs.size() < sampled.size()) {
+    Tell(Severity::kInfo, absl::StrCat(sampled.size() - pairs.size(), " of ", sampled.size(),
+                                       " pairs are left out: their answers are equal, or one is empty"));
+  }
+  v1::RatingSet set;
+  set.set_id(id);
+  set.set_title(phase_->compare().title());
+  set.set_raters(phase_->compare().raters());
+  MILLRACE_RETURN_IF_ERROR(parts_.ratings->Create(set, pairs));
+  return JobOutcome{JobOutcome::Kind::kSucceeded, ""};
 }
 
 absl::Status JobRun::AwaitCluster() {

@@ -12,6 +12,7 @@
 #include "coordinator/job_control.h"
 #include "coordinator/job_queue.h"
 #include "coordinator/members.h"
+#include "coordinator/rating_store.h"
 #include "coordinator/shard_fleet.h"
 #include "coordinator/work_board.h"
 
@@ -28,6 +29,8 @@ struct RunnerParts {
   FleetConnector connect;
   std::function<void(uint64_t epoch)> announce;  // an epoch begins
   CoordinatorMetrics* metrics = nullptr;
+  RatingStore* ratings = nullptr;
+  std::string rating_page;  // HOST:PORT where people compare answers; empty: not served
   std::function<absl::Time()> now = &absl::Now;
 };
 

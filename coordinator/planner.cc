@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/job_file.h"
 #include "common/philox.h"
@@ -13,6 +14,7 @@
 #include "text/example_batches.h"
 #include "text/example_store.h"
 #include "text/token_store.h"
+#include "text/unicode.h"
 
 namespace millrace::coordinator {
 
@@ -73,6 +75,17 @@ void Fill(text::PromptOrder::Prompt from, uint64_t index, v1::Prompt* prompt) {
   prompt->set_index(index);
   prompt->set_tokens(from.ids.data(), from.ids.size() * sizeof(uint32_t));
   prompt->set_answer(std::move(from.answer));
+}
+
+// White space around the answer is the template's; bytes that are no characters become U+FFFD.
+std::string WellFormed(absl::string_view text) {
+  std::string good;
+  while (!text.empty()) {
+    const text::Character character = text::FirstCharacter(text);
+    good += character.valid ? std::string(text.substr(0, character.bytes)) : "\uFFFD";
+    text.remove_prefix(character.bytes);
+  }
+  return std::string(absl::StripAsciiWhitespace(good));
 }
 
 text::BatchOptions OptionsOf(const v1::JobSpec& job, uint32_t phase_index) {
@@ -176,7 +189,7 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
     impl->evaluation_predictions = AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
   }
   impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
-  if (!folders.phase.empty() && !traits.trains_rewards) {
+  if (!folders.phase.empty() && traits.learns && !traits.trains_rewards) {
     MILLRACE_ASSIGN_OR_RETURN(impl->retained, BatchesOf(std::move(text), options));
     impl->retained_predictions = AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
   }
@@ -251,6 +264,32 @@ absl::Status Planner::TakeRollout(uint64_t version, absl::Span<v1::WorkResult> r
   impl_->statistics = statistics;
   impl_->rollout = version;
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Planner::ComparedPair>> Planner::Compared(absl::Span<const v1::WorkResult> results) const {
+  std::vector<std::string> answers;
+  for (const v1::WorkResult& result : results) {
+    for (const v1::Experience& experience : result.experiences()) {
+      const size_t all = experience.tokens().size() / sizeof(uint32_t);
+      if (experience.prompt_tokens() >= all) return absl::InternalError("an answer without tokens");
+      std::vector<uint32_t> ids(all - experience.prompt_tokens());
+      std::memcpy(ids.data(), experience.tokens().data() + size_t{experience.prompt_tokens()} * sizeof(uint32_t),
+                  ids.size() * sizeof(uint32_t));
+      if (ids.back() == impl_->store->end_of_turn()) ids.pop_back();
+      answers.push_back(WellFormed(impl_->store->tokenizer().Decode(ids)));
+    }
+  }
+  const uint32_t prompts = impl_->phase.rollout().prompts();
+  if (answers.size() != size_t{2} * prompts) {
+    return absl::InternalError(
+        absl::StrCat("workers report ", answers.size(), " answers where ", 2 * prompts, " were asked for"));
+  }
+  std::vector<ComparedPair> pairs;
+  for (uint32_t i = 0; i < prompts; ++i) {
+    pairs.push_back({impl_->prompts->Training(i).messages,
+                     {std::move(answers[2 * size_t{i}]), std::move(answers[2 * size_t{i} + 1])}});
+  }
+  return pairs;
 }
 
 void Planner::ForgetRollout() { impl_->rollout.reset(); }

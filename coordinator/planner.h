@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/job.pb.h"
+#include "text/chat_template.h"
 #include "text/examples.h"
 
 namespace millrace::coordinator {
@@ -47,6 +48,14 @@ class Planner {
   // Takes the answers in; `statistics` go with the units that learn from them. INTERNAL if they are not what was asked.
   absl::Status TakeRollout(uint64_t version, absl::Span<v1::WorkResult> results,
                            const std::map<std::string, double>& statistics);
+  // What the answers to prompts say, in well-formed UTF-8, in the order in which they were asked for: of phases whose
+  // answers people compare. INTERNAL if they are not what was asked.
+  struct ComparedPair {
+    std::vector<text::Message> prompt;
+    std::string answers[2];
+  };
+  absl::StatusOr<std::vector<ComparedPair>> Compared(absl::Span<const v1::WorkResult> results) const;
+
   // Training returns to a version before.
   void ForgetRollout();
 

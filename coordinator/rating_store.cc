@@ -361,6 +361,21 @@ absl::Status RatingStore::Undo(absl::string_view set_id, absl::string_view rater
   return transaction.Commit();
 }
 
+absl::Status RatingStore::RemoveSetsOf(absl::string_view job_id) {
+  const std::string prefix = absl::StrCat(job_id, "/");
+  absl::MutexLock lock(&mutex_);
+  MILLRACE_ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(database_.get()));
+  constexpr char kOfJob[] = "(SELECT number FROM rating_sets WHERE substr(id, 1, length(?1)) = ?1)";
+  for (const std::string& statement :
+       {absl::StrCat("DELETE FROM ratings WHERE set_number IN ", kOfJob),
+        absl::StrCat("DELETE FROM rating_pairs WHERE set_number IN ", kOfJob),
+        absl::StrCat("DELETE FROM rating_sets WHERE number IN ", kOfJob)}) {
+    MILLRACE_ASSIGN_OR_RETURN(Statement remove, database_->Prepare(statement));
+    MILLRACE_RETURN_IF_ERROR(remove.Bind(1, prefix).Run());
+  }
+  return transaction.Commit();
+}
+
 absl::StatusOr<std::vector<RatedPair>> RatingStore::Read(absl::string_view set_id, uint64_t first, uint64_t limit) {
   absl::MutexLock lock(&mutex_);
   MILLRACE_ASSIGN_OR_RETURN(const StoredSet stored, Find(set_id));

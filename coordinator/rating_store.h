@@ -70,6 +70,9 @@ class RatingStore {
   // the same content; ALREADY_EXISTS if with another. INVALID_ARGUMENT naming the pair, counted from 1, and its field.
   absl::Status Create(const v1::RatingSet& set, absl::Span<const v1::RatingPair> pairs);
 
+  // Removes the sets of a job, those whose ids begin with its id and a '/', with all that was said of them.
+  absl::Status RemoveSetsOf(absl::string_view job_id);
+
   // In the order in which they came.
   absl::StatusOr<std::vector<v1::RatingSet>> List();
   absl::StatusOr<v1::RatingSet> Get(absl::string_view set_id);

@@ -270,7 +270,11 @@ PromptOrder::Prompt PromptAt(const ExampleFile& part, uint64_t index) {
   const ExampleRecord record = part[index];
   PromptOrder::Prompt prompt;
   prompt.record = index;
-  prompt.answer = std::string(record.answer);
+  // It was checked when the file was opened.
+  if (absl::StatusOr<PromptDetails> details = ParsePromptDetails(record.details); details.ok()) {
+    prompt.answer = std::move(details->answer);
+    prompt.messages = std::move(details->messages);
+  }
   for (uint32_t i = 0; i < record.length; ++i) prompt.ids.push_back(part.id(record.first + i));
   return prompt;
 }

@@ -116,6 +116,7 @@ class PromptOrder {
  public:
   struct Prompt {
     std::vector<uint32_t> ids;
+    std::vector<Message> messages;
     std::string answer;   // empty if there is none
     uint64_t record = 0;  // its index in its part of the store
   };

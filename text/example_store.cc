@@ -19,7 +19,7 @@ static_assert(std::endian::native == std::endian::little, "tokens are read as th
 using Json = nlohmann::ordered_json;
 
 constexpr absl::string_view kMagic = "MREXAMPL";
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr size_t kHeaderBytes = 64;
 constexpr size_t kRecordBytes = 40;
 constexpr uint32_t kScored = uint32_t{1} << 31;
@@ -108,6 +108,14 @@ absl::StatusOr<ExampleFile> ExampleFile::Parse(absl::string_view bytes, absl::st
         !ValueFits(file.kind_, Load<float>(record + 28))) {
       return Broken(where + " does not follow the format");
     }
+    if (file.kind_ == ExampleKind::kPrompts) {
+      const char* const details = file.data_ + file.tokens_ * 4 + file.records_ * kRecordBytes + answer;
+      if (absl::Status good = ParsePromptDetails({details, answer_bytes}).status(); !good.ok()) {
+        return Annotate(good, where);
+      }
+    } else if (answer_bytes != 0) {
+      return Broken(where + " has an answer, which only prompts have");
+    }
     absl::StatusOr<uint32_t> scored = CheckSequence(file, first, length);
     if (!scored.ok()) return Annotate(scored.status(), where);
     uint64_t total = *scored;
@@ -136,9 +144,40 @@ ExampleRecord ExampleFile::operator[](uint64_t index) const {
   found.second = Load<uint32_t>(record + 20);
   found.scored = Load<uint32_t>(record + 24);
   found.value = Load<float>(record + 28);
-  found.answer = {data_ + tokens_ * 4 + records_ * kRecordBytes + Load<uint64_t>(record + 8),
+  found.details = {data_ + tokens_ * 4 + records_ * kRecordBytes + Load<uint64_t>(record + 8),
                   Load<uint32_t>(record + 32)};
   return found;
+}
+
+std::string PrintPromptDetails(const PromptDetails& details) {
+  Json messages = Json::array();
+  for (const Message& message : details.messages) {
+    messages.push_back({{"role", message.role}, {"content", message.content}});
+  }
+  const Json json = {{"messages", std::move(messages)}, {"answer", details.answer}};
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+absl::StatusOr<PromptDetails> ParsePromptDetails(absl::string_view text) {
+  // Nothing is nested deeper; a deep nest would exhaust the parser's stack.
+  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth < 8; };
+  const Json json = Json::parse(text.begin(), text.end(), shallow, /*allow_exceptions=*/false);
+  const auto text_of = [](const Json& object, const char* name, std::string* value) {
+    const auto found = object.find(name);
+    if (found == object.end() || !found->is_string()) return false;
+    *value = found->get<std::string>();
+    return true;
+  };
+  PromptDetails details;
+  bool good = json.is_object() && text_of(json, "answer", &details.answer) && json.contains("messages") &&
+              json["messages"].is_array();
+  for (size_t i = 0; good && i < json["messages"].size(); ++i) {
+    const Json& message = json["messages"][i];
+    Message& made = details.messages.emplace_back();
+    good = message.is_object() && text_of(message, "role", &made.role) && text_of(message, "content", &made.content);
+  }
+  if (!good) return Broken("no messages and answer of a prompt");
+  return details;
 }
 
 uint32_t ExampleFile::id(uint64_t token) const { return Load<uint32_t>(data_ + 4 * token) & ~kScored; }

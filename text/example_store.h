@@ -9,7 +9,7 @@
 //   file     = header tokens records answers
 //   header   = magic version kind vocab records tokens answers zeros              64 bytes
 //     magic    = "MREXAMPL"        8 bytes
-//     version  = u32, 1
+//     version  = u32, 2
 //     kind     = u32               ExampleKind
 //     vocab    = u64               ids are below it, and it is at most 2^31
 //     records, tokens, answers = u64 each: numbers of the first two, bytes of the last
@@ -24,10 +24,11 @@
 //     value    = f32               pairs: the margin, or kTie; labelled: +1 or -1; else 0
 //     answer_bytes = u32
 //     zero     = u32
-//   answers  = bytes, those of record after record without gaps                   prompts only
+//   answers  = JSON, those of record after record without gaps                    prompts only
+//     {"messages": [{"role": ROLE, "content": TEXT}, …], "answer": TEXT}          what is asked, and the right answer
 //
 // manifest.json:
-//   {"format": "millrace example store", "version": 1, "kind": "sft" | "pairs" | "labelled" | "prompts",
+//   {"format": "millrace example store", "version": 2, "kind": "sft" | "pairs" | "labelled" | "prompts",
 //    "inputs": {…}                         everything that the store is a function of
 //    "end_of_turn": ID,                    the token with which the assistant's turn ends
 //    "tokenizer": {"kind": "bpe" | "char", "vocab_size": N, "sha256": HEX},     of tokenizer.json
@@ -84,13 +85,22 @@ absl::StatusOr<ExampleReport> PrepareExamples(ExampleKind kind, const v1::DataSp
                                               const std::string& out_dir);
 
 struct ExampleRecord {
-  uint64_t first = 0;   // index of its first token
-  uint32_t length = 0;  // tokens of its sequence; pairs: of the chosen one
-  uint32_t second = 0;  // pairs: tokens of the rejected one, which follow
-  uint32_t scored = 0;  // scored tokens, of both
-  float value = 0;      // TokenBatch::row_values
-  absl::string_view answer;
+  uint64_t first = 0;         // index of its first token
+  uint32_t length = 0;        // tokens of its sequence; pairs: of the chosen one
+  uint32_t second = 0;        // pairs: tokens of the rejected one, which follow
+  uint32_t scored = 0;        // scored tokens, of both
+  float value = 0;            // TokenBatch::row_values
+  absl::string_view details;  // prompts: ParsePromptDetails
 };
+
+// A prompt in words, as records keep it.
+struct PromptDetails {
+  std::vector<Message> messages;
+  std::string answer;  // empty if there is none
+};
+std::string PrintPromptDetails(const PromptDetails& details);
+// DATA_LOSS if it is none.
+absl::StatusOr<PromptDetails> ParsePromptDetails(absl::string_view json);
 
 // One *.examples file's content: a view of memory that the caller keeps.
 class ExampleFile {

@@ -49,7 +49,7 @@ struct Encoded {
   uint32_t scored = 0;
   float value = 0;
   bool held_out = false;
-  std::string answer;
+  std::string details;  // prompts
 };
 
 class Preparation {
@@ -148,9 +148,9 @@ class Preparation {
     Encoded encoded;
     encoded.first = tokens_;
     encoded.held_out = by_hash() && IsHeldOut(sum, data_.held_out());
-    encoded.answer = example.answer;
-    if (encoded.answer.size() > kMaxAnswerBytes)
+    if (example.answer.size() > kMaxAnswerBytes)
       return absl::StrCat("an answer of more than ", kMaxAnswerBytes, " bytes");
+    if (kind_ == ExampleKind::kPrompts) encoded.details = PrintPromptDetails({example.messages, example.answer});
     if (kind_ == ExampleKind::kPairs) encoded.value = example.tie ? kTie : example.margin;
     if (kind_ == ExampleKind::kLabelled) encoded.value = example.label ? 1 : -1;
 
@@ -276,9 +276,9 @@ class Preparation {
       Append(encoded.second, &records);
       Append(encoded.scored, &records);
       Append(encoded.value, &records);
-      Append(static_cast<uint32_t>(encoded.answer.size()), &records);
+      Append(static_cast<uint32_t>(encoded.details.size()), &records);
       Append(uint32_t{0}, &records);
-      answers += encoded.answer;
+      answers += encoded.details;
       ++part.records;
       part.tokens += tokens;
       part.scored += encoded.scored;
@@ -287,7 +287,7 @@ class Preparation {
     MILLRACE_RETURN_IF_ERROR(part.file->Append(answers));
     MILLRACE_RETURN_IF_ERROR(part.file->Flush());
     std::string header = "MREXAMPL";
-    Append(uint32_t{1}, &header);
+    Append(uint32_t{2}, &header);
     Append(static_cast<uint32_t>(kind_), &header);
     for (const uint64_t number :
          {uint64_t{tokenizer_.vocab_size()}, part.records, part.tokens, uint64_t{answers.size()}}) {
@@ -321,7 +321,7 @@ class Preparation {
     };
     const Json manifest = {
         {"format", "millrace example store"},
-        {"version", 1},
+        {"version", 2},
         {"kind", NameOf(kind_)},
         {"inputs", inputs_},
         {"end_of_turn", end_of_turn_},

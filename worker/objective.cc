@@ -4,6 +4,7 @@
 
 #include "common/job_file.h"
 #include "text/batch_source.h"
+#include "worker/compare_objective.h"
 #include "worker/policy_objective.h"
 #include "worker/preference_objective.h"
 #include "worker/reward_objective.h"
@@ -52,6 +53,7 @@ absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name
     const ObjectiveTraits traits = TraitsOf(name);
     if (traits.trains_rewards) return std::make_unique<RewardObjective>(setting);
     if (traits.prefers) return std::make_unique<PreferenceObjective>(setting);
+    if (!traits.learns) return std::make_unique<CompareObjective>(setting);
     if (traits.samples) return PolicyObjective::Create(setting);
   }
   return absl::InvalidArgumentError(

@@ -102,6 +102,8 @@ std::vector<Wanted> WantedModels(const v1::PhaseSpec& phase) {
     value.trained = true;
     value.part.set_file("value.safetensors");
   }
+  if (phase.compare().from_size() > 0) wanted[0].part.set_from(phase.compare().from(0));
+  if (phase.compare().from_size() > 1) add(kOther, phase.compare().from(1), model::Head::kLanguage);
   if (traits.has_reference) add(kReference, phase.reference(), model::Head::kLanguage);
   for (int i = 0; i < phase.rewards_size(); ++i) {
     if (phase.rewards(i).type() == "model") add(RewardPrefix(i), phase.rewards(i).from(), model::Head::kScalar);

@@ -18,6 +18,8 @@ namespace millrace::worker {
 // Prefixes of names in the table. The model that is trained has none.
 inline constexpr absl::string_view kReference = "reference/";
 inline constexpr absl::string_view kValue = "value/";
+// The second of two models whose answers are compared.
+inline constexpr absl::string_view kOther = "other/";
 // Of the phase's reward of that index, which is a model.
 std::string RewardPrefix(int index);
 

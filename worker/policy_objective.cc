@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,16 +12,9 @@ namespace {
 
 constexpr uint64_t kRolloutPurpose = 0x524F4C4C;     // "ROLL"
 constexpr uint64_t kEvaluationPurpose = 0x4556414C;  // "EVAL"
-// Answers that are extended together, and scored together: bits do not depend on it.
-constexpr int64_t kTogether = 64;
+// Answers that are scored together: bits do not depend on it.
 constexpr size_t kScoredTogether = 16;
 constexpr size_t kMaxPromptsAndAnswers = 1 << 20;  // of a microbatch
-
-std::vector<uint32_t> IdsOf(const std::string& bytes) {
-  std::vector<uint32_t> ids(bytes.size() / sizeof(uint32_t));
-  std::memcpy(ids.data(), bytes.data(), ids.size() * sizeof(uint32_t));
-  return ids;
-}
 
 double Number(const google::protobuf::Map<std::string, double>& statistics, const char* name) {
   const auto found = statistics.find(name);
@@ -42,13 +34,12 @@ PolicyObjective::PolicyObjective(const ObjectiveSetting& setting, std::unique_pt
       name_(phase_.objective()),
       vocab_size_(setting.context->vocab_size()),
       context_(setting.context->model().context()),
-      end_of_turn_(setting.context->end_of_turn()),
       groups_(setting.models->groups()),
       temperature_(static_cast<float>(phase_.rollout().temperature())),
       key_(Philox(setting.context->seed()).Derive(kRolloutPurpose + (uint64_t{setting.context->phase_index()} << 32))),
-      compute_(setting.compute),
       tokenizer_(std::move(tokenizer)),
       programs_(std::move(programs)),
+      sampler_(setting, ""),
       policy_(setting.Model("")),
       reference_(setting.Model(kReference)),
       policy_passes_(policy_.decoder, setting.compute, /*for_training=*/true),
@@ -78,15 +69,6 @@ absl::StatusOr<std::unique_ptr<PolicyObjective>> PolicyObjective::Create(const O
     program.emplace(*std::move(made));
   }
   return std::unique_ptr<PolicyObjective>(new PolicyObjective(setting, std::move(tokenizer), std::move(programs)));
-}
-
-absl::Status PolicyObjective::CheckPrompt(const v1::Prompt& prompt) const {
-  const size_t bytes = prompt.tokens().size(), tokens = bytes / sizeof(uint32_t);
-  if (bytes % sizeof(uint32_t) != 0 || tokens == 0 || tokens >= static_cast<size_t>(context_)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("prompt ", prompt.index(), ": ", bytes, " bytes of tokens in a context of ", context_));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status PolicyObjective::CheckExperience(const v1::Experience& experience) const {
@@ -120,7 +102,7 @@ absl::StatusOr<uint64_t> PolicyObjective::Count(const v1::Microbatch& microbatch
         absl::StrCat("microbatch ", microbatch.index(), " has neither prompts nor experiences"));
   }
   uint64_t tokens = 0;
-  for (const v1::Prompt& prompt : microbatch.prompts()) MILLRACE_RETURN_IF_ERROR(CheckPrompt(prompt));
+  for (const v1::Prompt& prompt : microbatch.prompts()) MILLRACE_RETURN_IF_ERROR(sampler_.Check(prompt));
   for (const v1::Experience& experience : microbatch.experiences()) {
     MILLRACE_RETURN_IF_ERROR(CheckExperience(experience));
     tokens += static_cast<uint64_t>(experience.log_probabilities_size());
@@ -138,48 +120,9 @@ absl::Status PolicyObjective::AwaitAll(model::GroupHook need) const {
 
 absl::StatusOr<std::vector<PolicyObjective::Answered>> PolicyObjective::Answer(const v1::Microbatch& microbatch,
                                                                                uint32_t samples, const Philox& key) {
-  std::vector<model::Prompt> prompts;
-  int64_t longest = 0;
-  for (const v1::Prompt& prompt : microbatch.prompts()) {
-    model::Prompt& asked = prompts.emplace_back();
-    asked.ids = IdsOf(prompt.tokens());
-    longest = std::max(longest, static_cast<int64_t>(asked.ids.size()));
-    for (uint32_t sample = 0; sample < samples; ++sample) {
-      asked.keys.push_back(key.Derive(prompt.index()).Derive(sample));
-    }
-  }
-  model::RolloutOptions options;
-  options.sampling.temperature = temperature_;
-  options.max_tokens = phase_.rollout().has_max_tokens() ? phase_.rollout().max_tokens() : context_;
-  options.stop = {end_of_turn_};
-  // A whole sequence fits the context: other models read its last token too.
-  const int64_t columns = std::min(longest + options.max_tokens, context_) - 1;
-  const int64_t together = std::min(static_cast<int64_t>(prompts.size()) * samples, kTogether);
-  if (!rollouts_.has_value() || columns > columns_ || together > together_) {
-    columns_ = std::max(columns, columns_);
-    together_ = std::max(together, together_);
-    rollouts_.reset();
-    MILLRACE_ASSIGN_OR_RETURN(model::Rollouts made,
-                              model::Rollouts::Create(policy_.decoder, compute_, together_, columns_));
-    rollouts_.emplace(std::move(made));
-  }
-  // Memory for longer ones changes no limit: it is short of the context only where all fit with their max_tokens.
+  MILLRACE_ASSIGN_OR_RETURN(std::vector<SampledAnswer> sampled, sampler_.Sample(microbatch.prompts(), samples, key));
   std::vector<Answered> answers;
-  MILLRACE_ASSIGN_OR_RETURN(std::vector<model::Answer> sampled, rollouts_->Sample(policy_.weights, prompts, options));
-  size_t next = 0;
-  for (int i = 0; i < microbatch.prompts_size(); ++i) {
-    const std::vector<uint32_t>& ids = prompts[static_cast<size_t>(i)].ids;
-    for (uint32_t sample = 0; sample < samples; ++sample) {
-      model::Answer& from = sampled[next++];
-      Answered& answer = answers.emplace_back();
-      answer.prompt = &microbatch.prompts(i);
-      answer.ids = ids;
-      answer.prompt_tokens = ids.size();
-      answer.ids.insert(answer.ids.end(), from.ids.begin(), from.ids.end());
-      answer.log_probabilities = std::move(from.log_probabilities);
-      answer.ended = from.stopped;
-    }
-  }
+  for (SampledAnswer& answer : sampled) answers.emplace_back(std::move(answer));
   return answers;
 }
 
@@ -253,9 +196,7 @@ absl::Status PolicyObjective::Reward(absl::Span<Answered> answers, Measured* mea
     std::vector<double> rewards;
     if (programs_[i].has_value()) {
       for (const Answered& answer : answers) {
-        const absl::Span<const uint32_t> said =
-            absl::MakeConstSpan(answer.ids).subspan(answer.prompt_tokens, answer.tokens() - (answer.ended ? 1 : 0));
-        const std::string text = tokenizer_->Decode(said);
+        const std::string text = tokenizer_->Decode(answer.said());
         rewards.push_back(programs_[i]->Reward({text, static_cast<int64_t>(answer.tokens()), answer.prompt->answer()}));
       }
     } else {

@@ -15,17 +15,18 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/philox.h"
 #include "model/objectives/policy.h"
 #include "model/objectives/token_scores.h"
 #include "model/objectives/token_values.h"
-#include "model/rollouts.h"
 #include "text/tokenizer.h"
 #include "worker/objective.h"
 #include "worker/padded_rows.h"
 #include "worker/reward_programs.h"
+#include "worker/sampler.h"
 
 namespace millrace::worker {
 
@@ -42,26 +43,19 @@ class PolicyObjective : public Objective {
   absl::StatusOr<std::vector<v1::Experience>> Rollout(const RolloutPass& pass, Measured* measured) override;
 
  private:
-  // An answer to a prompt, and what is known of it.
-  struct Answered {
-    const v1::Prompt* prompt = nullptr;
-    std::vector<uint32_t> ids;  // of prompt and answer
-    size_t prompt_tokens = 0;
-    std::vector<float> log_probabilities;            // [answer's tokens]
-    std::vector<float> reference_log_probabilities;  // [answer's tokens]
-    std::vector<float> values;                       // [answer's tokens], of what precedes each; ppo
-    bool ended = false;                              // by itself
+  // What is known of an answer. [n]: its tokens.
+  struct Answered : SampledAnswer {
+    explicit Answered(SampledAnswer answer) : SampledAnswer(std::move(answer)) {}
+
+    std::vector<float> reference_log_probabilities;  // [n]
+    std::vector<float> values;                       // [n], of what precedes each; ppo
     double worth = 0;                                // its reward, before the divergence's cost
     double divergence = 0;                           // Σ k1 from the reference
-
-    size_t tokens() const { return ids.size() - prompt_tokens; }
-    PaddedRows::Sequence sequence() const { return {ids, prompt_tokens}; }
   };
 
   PolicyObjective(const ObjectiveSetting& setting, std::unique_ptr<text::Tokenizer> tokenizer,
                   std::vector<std::optional<RewardProgram>> programs);
 
-  absl::Status CheckPrompt(const v1::Prompt& prompt) const;
   absl::Status CheckExperience(const v1::Experience& experience) const;
   absl::Status AwaitAll(model::GroupHook need) const;
   absl::StatusOr<std::vector<Answered>> Answer(const v1::Microbatch& microbatch, uint32_t samples, const Philox& key);
@@ -78,13 +72,12 @@ class PolicyObjective : public Objective {
   const std::string& name_;
   const uint32_t vocab_size_;
   const int64_t context_;
-  const uint32_t end_of_turn_;
   const uint32_t groups_;
   const float temperature_;
   const Philox key_;
-  const kernels::Compute* const compute_;
   const std::unique_ptr<text::Tokenizer> tokenizer_;
   const std::vector<std::optional<RewardProgram>> programs_;  // by reward; nothing: a model
+  Sampler sampler_;
   const ModelInUse policy_, reference_;
   PassMemory<model::TokenScores> policy_passes_, reference_passes_;
   // Models with a scalar head.
@@ -95,8 +88,6 @@ class PolicyObjective : public Objective {
   };
   std::optional<Valuer> value_;                         // ppo
   std::vector<std::unique_ptr<Valuer>> reward_models_;  // by reward; null: a program
-  std::optional<model::Rollouts> rollouts_;
-  int64_t together_ = 0, columns_ = 0;  // of rollouts_
 };
 
 }  // namespace millrace::worker

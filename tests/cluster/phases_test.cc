@@ -9,17 +9,21 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/ratings_client.h"
 #include "common/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/cluster.h"
+#include "testing/http_exchange.h"
 
 namespace millrace::testing {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::AnyOf;
 using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 // A small model of the little language of examples/assistant: pre-trained, then told to answer.
 constexpr char kJob[] = R"(
@@ -69,19 +73,19 @@ constexpr char kAligned[] = R"(
     objective: grpo
     from: sft@best
     data: {sources: [{path: prompts.jsonl}], held_out: 0.05}
-    rewards: [{type: length, target: 4}]
-    rollout: {prompts: 8, samples: 4, max_tokens: 12, evaluation_prompts: 20}
+    rewards: [{type: pattern, pattern: "[12]"}]
+    rollout: {prompts: 16, samples: 4, max_tokens: 12, evaluation_prompts: 40}
     policy: {kl_coefficient: 0.01}
-    global_batch: 32
-    microbatch: 4
-    optimizer: {lr: 1.0e-3}
-    evaluate: {every_steps: 5, max_tokens: 2000}
-    stop: {max_steps: 5}
+    global_batch: 64
+    microbatch: 8
+    optimizer: {lr: 1.0e-2, schedule: constant}
+    evaluate: {every_steps: 10, max_tokens: 2000}
+    stop: {max_steps: 10}
   - name: rloo
     objective: rloo
     from: sft@best
     data: {sources: [{path: prompts.jsonl}], held_out: 0.05}
-    rewards: [{type: pattern, pattern: "^[0-9 ]+$"}]
+    rewards: [{type: length, target: 12}]
     rollout: {prompts: 8, samples: 4, max_tokens: 12, evaluation_prompts: 20}
     global_batch: 32
     microbatch: 4
@@ -280,6 +284,72 @@ TEST_F(Phases, ProcessesKilledWhileAnswersAreLearntFromChangeNothing) {
   cluster.shard(0).Restart();
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), wanted.digest);
+}
+
+// People compare the answers of two phases; the coordinator is killed while they do.
+TEST_F(Phases, PeopleCompareAnswersAndARewardModelLearnsFromThem) {
+  std::ofstream(folder_ / "job.yaml") << absl::StrCat(kJob, R"(
+  - name: compare
+    objective: compare
+    compare: {from: [sft@best, pretrain@best], title: "Which one is right?"}
+    data: {sources: [{path: prompts.jsonl}]}
+    rollout: {prompts: 24, max_tokens: 12}
+  - name: reward
+    objective: reward
+    data: {sources: [{path: compare@ratings}], held_out: 0.2}
+    global_batch: 4
+    evaluate: {every_steps: 4}
+    stop: {max_steps: 4}
+)" + 1);
+  Cluster cluster({.page = true});
+  const std::string job = cluster.Submit(folder_ / "job.yaml");
+  cluster.Await(job, "pairs to compare", [](const v1::Job& it) { return it.phase() == "compare"; });
+  const auto set = [&] {
+    for (;;) {
+      const auto sets = client::RatingsClient(cluster.coordinator().address()).ListRatingSets();
+      if (sets.ok() && sets->sets_size() == 1) return *sets;
+      EXPECT_NE(cluster.Job(job).state(), v1::Job::FAILED) << cluster.Job(job).error();
+    }
+  };
+  const v1::ListRatingSetsReply before = set();
+  EXPECT_EQ(before.sets(0).id(), job + "/compare");
+  EXPECT_EQ(before.sets(0).title(), "Which one is right?");
+  const auto pairs = static_cast<int>(before.sets(0).pairs());
+  EXPECT_LE(pairs, 24);
+  ASSERT_GE(pairs, 16);
+  const auto rate = [&](const std::string& page, int pair) {
+    const char* const choice = pair == 3 ? "tie" : pair == 4 ? "skip" : "left";
+    return Exchange(page, PostBytes("/api/v1/ratings/rate",
+                                    absl::StrCat(R"({"set": ")", job, R"(/compare", "rater": "ann", "pair": )", pair,
+                                                 R"(, "choice": ")", choice, R"("})")));
+  };
+  for (int pair = 0; pair < pairs / 2; ++pair) {
+    EXPECT_THAT(rate(before.http_address(), pair), StartsWith("HTTP/1.1 200 "));
+  }
+  EXPECT_EQ(cluster.Job(job).phase(), "compare");
+  cluster.coordinator().Kill();
+  cluster.coordinator().Restart();
+  const v1::ListRatingSetsReply after = set();
+  EXPECT_EQ(after.sets(0).done(), static_cast<uint64_t>(pairs / 2));
+  for (int pair = pairs / 2; pair < pairs; ++pair) {
+    EXPECT_THAT(rate(after.http_address(), pair), StartsWith("HTTP/1.1 200 "));
+  }
+  cluster.AwaitSuccess(job);
+  std::ifstream ratings(absl::StrCat(cluster.directory(), "/jobs/", job, "/ratings/compare.jsonl"));
+  std::string line;
+  int lines = 0, ties = 0;
+  for (; std::getline(ratings, line); ++lines) {
+    ties += absl::StrContains(line, R"("tie":true)") ? 1 : 0;
+    // Which side is whose is another for every pair.
+    EXPECT_THAT(line, AnyOf(HasSubstr(R"("source_chosen":"sft@best","source_rejected":"pretrain@best")"),
+                            HasSubstr(R"("source_chosen":"pretrain@best","source_rejected":"sft@best")")));
+    EXPECT_FALSE(absl::StrContains(line, "User:")) << "the template is no part of what was asked: " << line;
+  }
+  EXPECT_EQ(lines, pairs - 1);
+  EXPECT_EQ(ties, 1);
+  // What was said goes with the job.
+  ASSERT_TRUE(cluster.client().DeleteJob(job).ok());
+  EXPECT_EQ(client::RatingsClient(cluster.coordinator().address()).ListRatingSets()->sets_size(), 0);
 }
 
 TEST_F(Phases, APatternOfNoTensorFailsTheJobWithItsName) {

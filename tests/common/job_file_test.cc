@@ -250,7 +250,7 @@ TEST(JobFile, AlignmentThatCannotBeIsRefusedBeforeAnythingIsTrained) {
   EXPECT_THAT(Refusal(job, {"phases.3.objective=rloo", "phases.3.rollout.samples=1"}),
               HasSubstr("at least 2 are wanted"));
   EXPECT_THAT(refusal("phases.1.preference.beta=1"), HasSubstr("phases.1.preference: only for dpo, ipo, orpo and kto"));
-  EXPECT_THAT(refusal("phases.1.rollout.prompts=1"), HasSubstr("phases.1.rollout: only for ppo, grpo and rloo"));
+  EXPECT_THAT(refusal("phases.1.rollout.prompts=1"), HasSubstr("phases.1.rollout: only for compare, ppo, grpo and rloo"));
   EXPECT_THAT(refusal("phases.4.centering=1"), HasSubstr("phases.4.centering: only for reward, not dpo"));
   EXPECT_THAT(Refusal(job, {"phases.4.objective=kto", "phases.4.microbatch=1"}), HasSubstr("at least 2"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.objective=dpo", "phases.0.data={sources: [{path: p.jsonl}]}"}),

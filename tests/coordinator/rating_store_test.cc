@@ -56,6 +56,22 @@ class RatingStoreTest : public ::testing::Test {
   std::unique_ptr<RatingStore> store_;
 };
 
+TEST_F(RatingStoreTest, SetsOfAJobGoWithIt) {
+  for (const char* id : {"job/reward", "job/more/reward", "job-2/reward", "job"}) {
+    ASSERT_TRUE(store_->Create(RatingSetOf(id, 1), RatingPairs(3)).ok()) << id;
+    ASSERT_TRUE(store_->Rate(id, 1, RatingOf("ann", Rating::A)).ok());
+  }
+  ASSERT_TRUE(store_->RemoveSetsOf("job").ok());
+  const auto left = store_->List();
+  ASSERT_EQ(left->size(), 2u);
+  EXPECT_EQ((*left)[0].id(), "job-2/reward");
+  EXPECT_EQ((*left)[0].ratings(), 1u);
+  EXPECT_EQ((*left)[1].id(), "job");
+  // The same name again is another set.
+  ASSERT_TRUE(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(4)).ok());
+  EXPECT_EQ(store_->Get("job/reward")->ratings(), 0u);
+}
+
 TEST_F(RatingStoreTest, TakesTheSameSetAgainAndNoOtherUnderItsName) {
   EXPECT_TRUE(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(3)).ok());
   ASSERT_TRUE(store_->Rate("job/reward", 1, RatingOf("ann", Rating::A)).ok());

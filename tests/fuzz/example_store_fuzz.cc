@@ -13,7 +13,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto record = (*file)[i];
     if (record.first != tokens || record.length > file->longest() || record.second > file->longest()) abort();
     tokens += uint64_t{record.length} + record.second;
-    for (const char& byte : record.answer) {
+    for (const char& byte : record.details) {
       if (&byte < bytes.data() || &byte >= bytes.data() + bytes.size()) abort();
     }
   }

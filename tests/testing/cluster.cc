@@ -121,10 +121,15 @@ std::optional<Ending> Member::AwaitEnd(absl::Duration patience) { return process
 
 Cluster::Cluster(Options options) : options_(std::move(options)) {
   directory_ = options_.directory.empty() ? folder_ / "coordinator" : options_.directory;
-  coordinator_ = NewMember("coordinator",
-                           {"coordinator", "--dir", directory_, "--shards", absl::StrCat(options_.shards), "--lease",
-                            absl::StrCat(options_.lease_seconds)},
-                           /*serves=*/true);
+  std::vector<std::string> arguments = {"coordinator",
+                                        "--dir",
+                                        directory_,
+                                        "--shards",
+                                        absl::StrCat(options_.shards),
+                                        "--lease",
+                                        absl::StrCat(options_.lease_seconds)};
+  if (options_.page) arguments.insert(arguments.end(), {"--http", "127.0.0.1:0"});
+  coordinator_ = NewMember("coordinator", std::move(arguments), /*serves=*/true);
   Connect();
   for (int i = 0; i < options_.shards; ++i) AddShard();
   for (int i = 0; i < options_.workers; ++i) {

@@ -77,6 +77,7 @@ class Cluster {
     bool share_memory = true;            // workers with shards
     double lease_seconds = 10;
     std::string directory;               // of the coordinator; empty: a temporary one
+    bool page = false;                   // the coordinator serves the rating page
   };
   explicit Cluster(Options options);
   ~Cluster();

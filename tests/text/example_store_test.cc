@@ -98,10 +98,13 @@ TEST_F(ExampleStoreTest, LabelsAndAnswersAreKept) {
   EXPECT_EQ(labelled->train()[0].value, 1);
   EXPECT_EQ(labelled->held_out()[0].value, -1);
   const auto prompts = Store(ExampleKind::kPrompts, "{\"prompt\": \"1+1\", \"answer\": \"2\"}\n{\"prompt\": \"a\"}\n");
-  EXPECT_EQ(prompts->train()[0].answer, "2");
+  const auto details = ParsePromptDetails(prompts->train()[0].details);
+  ASSERT_TRUE(details.ok()) << details.status();
+  EXPECT_EQ(details->answer, "2");
+  EXPECT_THAT(details->messages, ElementsAre(Message{"user", "1+1"}));
   EXPECT_EQ(Show(*prompts, prompts->train(), 0, prompts->train()[0].length), "User: 1+1\nAssistant:");
   EXPECT_EQ(prompts->train()[0].scored, 0u);
-  EXPECT_EQ(prompts->held_out()[0].answer, "");
+  EXPECT_EQ(ParsePromptDetails(prompts->held_out()[0].details)->answer, "");
 }
 
 TEST_F(ExampleStoreTest, AnExamplesPartDependsOnItAloneAndDuplicatesCountOnce) {
