@@ -699,6 +699,12 @@ std::optional<std::string> RatedPhase(const v1::SourceSpec& source) {
   return named->phase;
 }
 
+bool LearnsFromRatings(const v1::PhaseSpec& phase) {
+  const auto& sources = phase.data().sources();
+  return std::any_of(sources.begin(), sources.end(),
+                     [](const v1::SourceSpec& source) { return RatedPhase(source).has_value(); });
+}
+
 std::string StartOfPhase(const v1::JobSpec& job, int phase) {
   if (!job.phases(phase).from().empty()) return job.phases(phase).from();
   while (--phase >= 0) {
@@ -774,6 +780,10 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
   MILLRACE_RETURN_IF_ERROR(CheckRules(job, ""));
   MILLRACE_RETURN_IF_ERROR(CheckName("name", job.name()));
   MILLRACE_RETURN_IF_ERROR(CheckModel(job.model()));
+  if (!job.has_data() && !job.tokenizer().has_path()) {
+    return absl::InvalidArgumentError(
+        "data is missing: the text to learn from; a job without needs tokenizer.path, and data in each phase");
+  }
   std::map<std::string, std::string> earlier;  // objectives by phase
   for (int i = 0; i < job.phases_size(); ++i) {
     const std::string path = absl::StrCat("phases.", i);
@@ -781,6 +791,10 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
     if (job.model().precision() == "bf16" && job.phases(i).optimizer().weight_bits() == 32) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));
+    }
+    if (!job.has_data() && (!job.phases(i).has_data() || job.phases(i).replay() > 0)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, job.phases(i).has_data() ? ".replay" : ".data is missing", ": the job has no text"));
     }
     MILLRACE_RETURN_IF_ERROR(CheckStarts(job, i, earlier));
     MILLRACE_RETURN_IF_ERROR(CheckRatings(job.phases(i), earlier, path));

@@ -46,6 +46,8 @@ ObjectiveTraits TraitsOf(absl::string_view objective);
 
 // The earlier phase whose ratings a source is, PHASE@ratings; nothing for files.
 std::optional<std::string> RatedPhase(const v1::SourceSpec& source);
+// Whether some of a phase's sources are.
+bool LearnsFromRatings(const v1::PhaseSpec& phase);
 
 // Where the weights of a phase come from: its `from`, or else the best checkpoint of the last phase before that trains
 // a language model. Empty: new weights.

@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -24,6 +25,7 @@
 #include "coordinator/checkpoint_reader.h"
 #include "coordinator/checkpoint_shelf.h"
 #include "coordinator/checkpoint_writer.h"
+#include "coordinator/job_data.h"
 #include "coordinator/planner.h"
 #include "coordinator/rating_examples.h"
 #include "coordinator/stop_rules.h"
@@ -92,10 +94,13 @@ double AdaptedKlCoefficient(double coefficient, double divergence, double target
   return coefficient * (1 + 0.1 * std::clamp((divergence - target) / target, -0.2, 0.2));
 }
 
-bool LearnsFromRatings(const v1::PhaseSpec& phase) {
-  const auto& sources = phase.data().sources();
-  return std::any_of(sources.begin(), sources.end(),
-                     [](const v1::SourceSpec& source) { return RatedPhase(source).has_value(); });
+v1::JobEvent TextEvent(const std::string& phase, const text::DataReport& report) {
+  v1::JobEvent event = PreparedEvent(phase, report);
+  v1::DataEvent& about = *event.mutable_data();
+  about.set_documents(report.documents);
+  about.set_train_bytes(report.train_bytes);
+  about.set_held_out_bytes(report.held_out_bytes);
+  return event;
 }
 
 // Of several results, added up in their order.
@@ -171,9 +176,8 @@ class JobRun {
  private:
   absl::Status PrepareData();
   absl::StatusOr<bool> MustPrepare(const std::string& folder, const absl::Status& opened) const;
-  absl::Status PrepareTextInto(const std::string& folder, const v1::JobSpec& spec);
-  absl::Status PrepareExamplesInto(const std::string& folder, text::ExampleKind kind);
-  absl::Status PreparePhase(const std::string& folder);
+  absl::Status PrepareJob();
+  absl::Status PreparePhase();
   absl::Status OpenPhase(int index);
   absl::StatusOr<JobOutcome> TrainPhase();
   absl::StatusOr<JobOutcome> CollectRatings();
@@ -195,7 +199,8 @@ class JobRun {
   absl::StatusOr<uint64_t> Restore();
   std::string StartOf(const v1::ModelPart& part) const;
   absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenStart(const v1::ModelPart& part);
-  absl::StatusOr<std::string> StartFolder(const PhaseStart& start) const;
+  absl::StatusOr<std::string> StartFolder(const std::string& from) const;
+  void FillContents();
   absl::Status LoadShards(uint64_t version, const CheckpointReader* checkpoint);
   absl::Status Initialize();
 
@@ -289,7 +294,6 @@ class JobRun {
     return absl::StrCat(std::filesystem::absolute(directory_).string(), "/ratings/", phase, ".jsonl");
   }
   // Of the present phase.
-  v1::DataSpec SourcesOfPhase() const;
   std::string PhaseData() const { return absl::StrCat(directory_, "/phase-data/", phase_->name()); }
 
   // Of the present phase.
@@ -337,13 +341,11 @@ absl::Status JobRun::PrepareData() {
     job->set_directory(directory_);
     job->clear_error();
   }));
-  MILLRACE_RETURN_IF_ERROR(PrepareTextInto(data_directory(), spec_));
+  MILLRACE_RETURN_IF_ERROR(PrepareJob());
   for (const v1::PhaseSpec& phase : spec_.phases()) {
     phase_ = phase;
     // What people will say is not known yet.
-    if (phase.has_data() && !LearnsFromRatings(phase)) {
-      MILLRACE_RETURN_IF_ERROR(Annotate(PreparePhase(PhaseData()), absl::StrCat("phase ", phase.name())));
-    }
+    if (phase.has_data() && !LearnsFromRatings(phase)) MILLRACE_RETURN_IF_ERROR(PreparePhase());
   }
   return absl::OkStatus();
 }
@@ -359,60 +361,41 @@ absl::StatusOr<bool> JobRun::MustPrepare(const std::string& folder, const absl::
   return true;
 }
 
-// Prepares the text of `spec`, of the job or of the phase.
-absl::Status JobRun::PrepareTextInto(const std::string& folder, const v1::JobSpec& spec) {
-  MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, text::TokenStore::Open(folder).status()));
+absl::Status JobRun::PrepareJob() {
+  const std::string folder = data_directory();
+  MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, CheckPrepared(spec_, "", folder)));
   if (!must) return absl::OkStatus();
-  MILLRACE_ASSIGN_OR_RETURN(const text::DataReport report, text::PrepareData(spec, base_directory_, folder));
-  v1::JobEvent event = PreparedEvent(phase_.has_value() ? phase_->name() : "", report);
-  v1::DataEvent& about = *event.mutable_data();
-  about.set_documents(report.documents);
-  about.set_train_bytes(report.train_bytes);
-  about.set_held_out_bytes(report.held_out_bytes);
-  parts_.book->Append(id_, std::move(event));
+  MILLRACE_ASSIGN_OR_RETURN(const std::optional<text::DataReport> report,
+                            PrepareJobData(spec_, base_directory_, folder));
+  if (report.has_value()) parts_.book->Append(id_, TextEvent("", *report));
   return absl::OkStatus();
 }
 
-// Prepares the examples of the phase.
-absl::Status JobRun::PrepareExamplesInto(const std::string& folder, text::ExampleKind kind) {
-  MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, text::ExampleStore::Open(folder).status()));
+// Prepares the phase's own data, with what people said as a file.
+absl::Status JobRun::PreparePhase() {
+  const std::string folder = PhaseData();
+  MILLRACE_ASSIGN_OR_RETURN(const bool must, MustPrepare(folder, CheckPrepared(spec_, phase_->objective(), folder)));
   if (!must) return absl::OkStatus();
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer, text::LoadTokenizer(data_directory()));
-  // A reward model reads an answer's last token too.
-  const uint32_t context = spec_.model().context() - (TraitsOf(phase_->objective()).trains_rewards ? 1 : 0);
-  MILLRACE_ASSIGN_OR_RETURN(
-      const text::ExampleReport report,
-      text::PrepareExamples(kind, SourcesOfPhase(), phase_->chat(), *tokenizer, context, base_directory_, folder));
-  v1::JobEvent event = PreparedEvent(phase_->name(), report);
-  v1::DataEvent& about = *event.mutable_data();
-  about.set_documents(report.examples);
-  about.set_truncated(report.truncated);
-  about.set_scored_tokens(report.train_scored);
-  parts_.book->Append(id_, std::move(event));
-  return absl::OkStatus();
-}
-
-// The phase's data, with what people said as a file.
-v1::DataSpec JobRun::SourcesOfPhase() const {
-  v1::DataSpec data = phase_->data();
-  for (v1::SourceSpec& source : *data.mutable_sources()) {
+  v1::PhaseSpec phase = *phase_;
+  for (v1::SourceSpec& source : *phase.mutable_data()->mutable_sources()) {
     if (const std::optional<std::string> rated = RatedPhase(source); rated.has_value()) {
       source.set_path(RatingsFile(*rated));
     }
   }
-  return data;
-}
-
-// Prepares the phase's own data.
-absl::Status JobRun::PreparePhase(const std::string& folder) {
-  if (const std::optional<text::ExampleKind> kind = ExamplesOf(phase_->objective()); kind.has_value()) {
-    return PrepareExamplesInto(folder, *kind);
+  absl::StatusOr<PhaseReport> report = PreparePhaseData(spec_, phase, base_directory_, data_directory(), folder);
+  if (!report.ok()) return Annotate(report.status(), absl::StrCat("phase ", phase.name()));
+  if (const auto* const text = std::get_if<text::DataReport>(&*report); text != nullptr) {
+    parts_.book->Append(id_, TextEvent(phase.name(), *text));
+    return absl::OkStatus();
   }
-  v1::JobSpec spec = spec_;
-  *spec.mutable_data() = phase_->data();
-  spec.mutable_tokenizer()->set_path(
-      absl::StrCat(std::filesystem::absolute(data_directory()).string(), "/", kTokenizerFiles[0]));
-  return PrepareTextInto(folder, spec);
+  const auto& examples = std::get<text::ExampleReport>(*report);
+  v1::JobEvent event = PreparedEvent(phase.name(), examples);
+  v1::DataEvent& about = *event.mutable_data();
+  about.set_documents(examples.examples);
+  about.set_truncated(examples.truncated);
+  about.set_scored_tokens(examples.train_scored);
+  parts_.book->Append(id_, std::move(event));
+  return absl::OkStatus();
 }
 
 absl::Status JobRun::OpenPhase(int index) {
@@ -420,7 +403,7 @@ absl::Status JobRun::OpenPhase(int index) {
   phase_index_ = static_cast<uint32_t>(index);
   DataFolders folders{data_directory(), ""};
   if (phase_->has_data()) folders.phase = PhaseData();
-  if (LearnsFromRatings(*phase_)) MILLRACE_RETURN_IF_ERROR(PreparePhase(folders.phase));
+  if (LearnsFromRatings(*phase_)) MILLRACE_RETURN_IF_ERROR(PreparePhase());
   MILLRACE_ASSIGN_OR_RETURN(planner_, Planner::Open(spec_, phase_index_, folders));
   if (phase_->stop().has_max_epochs()) {
     const uint64_t steps = std::max<uint64_t>(1, planner_->StepsOf(phase_->stop().max_epochs()));
@@ -670,6 +653,7 @@ absl::Status JobRun::PlanModel() {
       return absl::InternalError("the worker's plan: files of weights that no checkpoint has");
     }
   }
+  FillContents();
   table_ = std::move(*plan.mutable_table());
   blocks_ = std::make_unique<blocks::BlockTable>(*std::move(blocks));
   return absl::OkStatus();
@@ -688,6 +672,9 @@ absl::Status JobRun::ConfigureShards() {
   MILLRACE_RETURN_IF_ERROR(Annotate(fleet_->Configure(setup), "configuring the shards"));
   auto context = std::make_shared<v1::PhaseContext>(Context(epoch_));
   *context->mutable_table() = table_;
+  for (const v1::ModelPart& part : parts_of_model_) {
+    if (!part.content().empty()) (*context->mutable_contents())[part.prefix()] = part.content();
+  }
   for (const std::string& address : addresses_) context->add_shard_addresses(address);
   parts_.board->SetContext(std::move(context));
   return absl::OkStatus();
@@ -763,19 +750,31 @@ std::string JobRun::StartOf(const v1::ModelPart& part) const {
   return part.from().empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : part.from();
 }
 
+// Says what the models begin with, by its sums, so that workers keep what is frozen and known. Of a model that cannot
+// be opened nothing is said: LoadShards says why.
+void JobRun::FillContents() {
+  for (v1::ModelPart& part : parts_of_model_) {
+    const std::string from = StartOf(part);
+    const absl::StatusOr<std::string> folder = StartFolder(from);
+    part.clear_content();
+    if (from.empty() || !folder.ok()) continue;
+    const auto reader = CheckpointReader::OpenModel(*folder);
+    if (reader.ok() && !(*reader)->manifest().digest.empty()) {
+      part.set_content(absl::StrCat((*reader)->manifest().digest, " ", spec_.seed()));
+    }
+  }
+}
+
 // What a part begins with, checked.
 absl::StatusOr<std::unique_ptr<CheckpointReader>> JobRun::OpenStart(const v1::ModelPart& part) {
   const std::string from = StartOf(part);
   const std::string what = absl::StrCat(part.prefix(), part.prefix().empty() ? "phase " : " of phase ", phase_->name());
-  const std::optional<PhaseStart> start = ParsePhaseStart(from);
-  std::string folder = (std::filesystem::path(base_directory_) / from).lexically_normal().string();
-  if (start.has_value()) {
-    MILLRACE_ASSIGN_OR_RETURN(folder, StartFolder(*start));
-  }
+  MILLRACE_ASSIGN_OR_RETURN(const std::string folder, StartFolder(from));
+  const bool is_phase = ParsePhaseStart(from).has_value();
   const std::string shown =
-      start.has_value() ? absl::StrCat("checkpoint ", std::filesystem::path(folder).filename().string()) : folder;
+      is_phase ? absl::StrCat("checkpoint ", std::filesystem::path(folder).filename().string()) : folder;
   absl::StatusOr<std::unique_ptr<CheckpointReader>> reader = CheckpointReader::OpenModel(folder);
-  if (absl::IsNotFound(reader.status()) && !start.has_value()) {
+  if (absl::IsNotFound(reader.status()) && !is_phase) {
     return absl::InvalidArgumentError(
         absl::StrCat(what, " starts from ", from, ", which holds no ", kModelFile, " (", folder,
                      "); a checkpoint, or a folder that `millrace import` made, is wanted"));
@@ -788,8 +787,11 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> JobRun::OpenStart(const v1::Mo
   return reader;
 }
 
-// The folder of an earlier phase's checkpoint.
-absl::StatusOr<std::string> JobRun::StartFolder(const PhaseStart& start) const {
+// The folder that `from` names: an earlier phase's checkpoint, or a folder.
+absl::StatusOr<std::string> JobRun::StartFolder(const std::string& from) const {
+  const std::optional<PhaseStart> named = ParsePhaseStart(from);
+  if (!named.has_value()) return (std::filesystem::path(base_directory_) / from).lexically_normal().string();
+  const PhaseStart& start = *named;
   const std::vector<ShelfEntry> entries = shelf_.List();
   const ShelfEntry* found = start.which == "best" ? BestOfPhase(entries, start.phase) : nullptr;
   for (const ShelfEntry& entry : entries) {

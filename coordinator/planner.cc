@@ -126,14 +126,6 @@ absl::StatusOr<std::unique_ptr<text::BatchSource>> OpenExamples(const v1::PhaseS
 
 }  // namespace
 
-std::optional<text::ExampleKind> ExamplesOf(const std::string& objective) {
-  const ObjectiveTraits traits = TraitsOf(objective);
-  if (traits.data.empty()) return std::nullopt;
-  if (traits.samples) return text::ExampleKind::kPrompts;
-  if (objective == "kto") return text::ExampleKind::kLabelled;
-  return traits.trains_rewards || traits.prefers ? text::ExampleKind::kPairs : text::ExampleKind::kSft;
-}
-
 struct Planner::Impl {
   v1::PhaseSpec phase;
   std::unique_ptr<text::BatchSource> source;    // null: the phase samples
@@ -171,7 +163,10 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
   auto impl = std::make_unique<Impl>();
   impl->phase = phase;
   const ObjectiveTraits traits = TraitsOf(phase.objective());
-  MILLRACE_ASSIGN_OR_RETURN(Text text, text::TokenStore::Open(folders.job));
+  Text text;
+  if (job.has_data()) {
+    MILLRACE_ASSIGN_OR_RETURN(text, text::TokenStore::Open(folders.job));
+  }
   if (traits.samples) {
     MILLRACE_ASSIGN_OR_RETURN(impl->store, text::ExampleStore::Open(folders.phase));
     MILLRACE_ASSIGN_OR_RETURN(text::PromptOrder prompts,
@@ -189,7 +184,7 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
     impl->evaluation_predictions = AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
   }
   impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
-  if (!folders.phase.empty() && traits.learns && !traits.trains_rewards) {
+  if (text != nullptr && !folders.phase.empty() && traits.learns && !traits.trains_rewards) {
     MILLRACE_ASSIGN_OR_RETURN(impl->retained, BatchesOf(std::move(text), options));
     impl->retained_predictions = AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
   }

@@ -11,19 +11,16 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "coordinator/job_data.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/job.pb.h"
 #include "text/chat_template.h"
-#include "text/examples.h"
 
 namespace millrace::coordinator {
 
-// What an objective learns from; nothing: text.
-std::optional<text::ExampleKind> ExamplesOf(const std::string& objective);
-
 // Where a phase's data lies, prepared.
 struct DataFolders {
-  std::string job;    // the job's text
+  std::string job;    // the job's text, if it has any
   std::string phase;  // the phase's own; empty: it learns from the job's
 };
 

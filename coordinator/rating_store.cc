@@ -366,10 +366,9 @@ absl::Status RatingStore::RemoveSetsOf(absl::string_view job_id) {
   absl::MutexLock lock(&mutex_);
   MILLRACE_ASSIGN_OR_RETURN(Transaction transaction, Transaction::Begin(database_.get()));
   constexpr char kOfJob[] = "(SELECT number FROM rating_sets WHERE substr(id, 1, length(?1)) = ?1)";
-  for (const std::string& statement :
-       {absl::StrCat("DELETE FROM ratings WHERE set_number IN ", kOfJob),
-        absl::StrCat("DELETE FROM rating_pairs WHERE set_number IN ", kOfJob),
-        absl::StrCat("DELETE FROM rating_sets WHERE number IN ", kOfJob)}) {
+  for (const std::string& statement : {absl::StrCat("DELETE FROM ratings WHERE set_number IN ", kOfJob),
+                                       absl::StrCat("DELETE FROM rating_pairs WHERE set_number IN ", kOfJob),
+                                       absl::StrCat("DELETE FROM rating_sets WHERE number IN ", kOfJob)}) {
     MILLRACE_ASSIGN_OR_RETURN(Statement remove, database_->Prepare(statement));
     MILLRACE_RETURN_IF_ERROR(remove.Bind(1, prefix).Run());
   }

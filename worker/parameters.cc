@@ -7,13 +7,14 @@
 namespace millrace::worker {
 
 Parameters::Parameters(const std::vector<int64_t>* offsets, const blocks::BlockTable* blocks, client::ShardGroup* group,
-                       uint32_t weight_bits, float* weights)
+                       uint32_t weight_bits, bool holds_frozen, float* weights)
     : offsets_(offsets),
       blocks_(blocks),
       group_(group),
       weight_bits_(weight_bits),
       weights_(weights),
-      codings_(blocks->blocks().size()) {}
+      codings_(blocks->blocks().size()),
+      holds_frozen_(holds_frozen) {}
 
 Parameters::~Parameters() {
   if (fetching_.joinable()) fetching_.join();

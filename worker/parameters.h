@@ -20,16 +20,18 @@ class Parameters {
   // All outlive this. `offsets`: where in `weights` each of the table's tensors begins. `weight_bits`: of what is
   // pulled.
   Parameters(const std::vector<int64_t>* offsets, const blocks::BlockTable* blocks, client::ShardGroup* group,
-             uint32_t weight_bits, float* weights);
+             uint32_t weight_bits, bool holds_frozen, float* weights);
   ~Parameters();
 
-  // Starts to fetch `version`, unless it is held. Then Await, then Settle. Frozen tensors are fetched the first time.
+  // Starts to fetch `version`, unless it is held. Then Await, then Settle. Frozen tensors are fetched the first time,
+  // unless they are in `weights` from the start.
   void Fetch(uint64_t version);
   // Waits until the weights of a tensor group are there.
   absl::Status Await(uint32_t group);
   // Waits until all is there. After an error nothing is held.
   absl::Status Settle();
 
+  bool holds_frozen() const { return holds_frozen_; }
   // How gradients are coded at the version that is held.
   const blocks::Coding& coding(uint32_t block) const { return codings_[block]; }
 
@@ -45,7 +47,7 @@ class Parameters {
   float* const weights_;
   std::vector<blocks::Coding> codings_;  // by block; each written once a fetch, before its group counts as there
   uint64_t version_ = kNone;             // own thread only
-  bool holds_frozen_ = false;            // likewise
+  bool holds_frozen_;                    // likewise
   std::thread fetching_;
 
   absl::Mutex mutex_;

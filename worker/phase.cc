@@ -41,6 +41,9 @@ class PhaseSeat::Models {
   absl::StatusOr<float*> Weights() {
     return Memory("the weights of the phase's models", models_->floats(), &weights_memory_, &weights_);
   }
+  // What is frozen in the weights: that of models which began with these contents. Empty: nothing yet.
+  const std::map<std::string, std::string>& frozen() const { return frozen_; }
+  void SetFrozen(std::map<std::string, std::string> contents) { frozen_ = std::move(contents); }
   absl::StatusOr<float*> Gradients() {
     return Memory("the model's gradients", models_->trained_floats(), &gradients_memory_, &gradients_);
   }
@@ -59,6 +62,7 @@ class PhaseSeat::Models {
   }
 
   const std::unique_ptr<PhaseModels> models_;
+  std::map<std::string, std::string> frozen_;
   model::Arena weights_memory_, gradients_memory_;
   float* weights_ = nullptr;
   float* gradients_ = nullptr;
@@ -190,8 +194,16 @@ class PhaseSeat::Epoch {
         weights_(weights) {
     if (group_ == nullptr) return;
     group_->Place(&blocks_, context_.phase().optimizer());
+    // What is frozen is a function of what the models began with, and of which tensors are: those may be other ones.
+    contents_ = {context_.contents().begin(), context_.contents().end()};
+    contents_["frozen"] = absl::StrCat(context_.phase().trainable().SerializeAsString(), " ",
+                                       blocks::WeightBits(context_.phase().optimizer()));
+    // Of each model it must be known.
+    const bool known = context_.contents().size() == models_->models().models().size();
+    const bool holds = known && models_->frozen() == contents_;
+    models_->SetFrozen({});
     parameters_ = std::make_unique<Parameters>(&models_->models().offsets(), &blocks_, group_.get(),
-                                               blocks::WeightBits(context_.phase().optimizer()), weights_);
+                                               blocks::WeightBits(context_.phase().optimizer()), holds, weights_);
   }
 
   // Made on first use.
@@ -235,6 +247,7 @@ class PhaseSeat::Epoch {
       if (done.ok()) loss += *sum;
     }
     const absl::Status fetched = parameters_->Settle();
+    if (parameters_->holds_frozen()) models_->SetFrozen(contents_);
     MILLRACE_RETURN_IF_ERROR(done);
     MILLRACE_RETURN_IF_ERROR(fetched);
     result->set_loss_sum(loss);
@@ -294,6 +307,7 @@ class PhaseSeat::Epoch {
   const std::shared_ptr<client::ShardGroup> group_;
   float* const weights_;  // the models'; null without a group
   std::unique_ptr<Parameters> parameters_;
+  std::map<std::string, std::string> contents_;                   // of what is frozen
   std::map<std::string, std::unique_ptr<Objective>> objectives_;  // by name
 };
 

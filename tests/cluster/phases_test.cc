@@ -22,6 +22,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -284,6 +285,106 @@ TEST_F(Phases, ProcessesKilledWhileAnswersAreLearntFromChangeNothing) {
   cluster.shard(0).Restart();
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), wanted.digest);
+}
+
+// The loss is a mean over the tokens of the whole step, however it is cut.
+TEST_F(Phases, HowAStepIsCutChangesNoLoss) {
+  Cluster cluster({.workers = 2});
+  const std::vector<std::string> short_one = {"phases.0.stop.max_steps=5", "phases.1.stop.max_steps=10",
+                                              "phases.1.optimizer.gradient_bits=32"};
+  const auto loss = [&](const std::string& microbatch, const std::string& unit) {
+    std::vector<std::string> overrides = short_one;
+    overrides.push_back("phases.1.microbatch=" + microbatch);
+    overrides.push_back("phases.1.unit_microbatches=" + unit);
+    overrides.push_back("phases.1.chat.packing=false");
+    return Train(&cluster, kJob, overrides).evaluations.back().loss();
+  };
+  const double wanted = loss("8", "1");
+  EXPECT_NEAR(loss("1", "1"), wanted, 1e-4);
+  EXPECT_NEAR(loss("2", "2"), wanted, 1e-4);
+}
+
+TEST_F(Phases, BadExamplesAreLeftOutCountedAndTold) {
+  std::ofstream(folder_ / "sft.jsonl", std::ios::app)
+      << "{\"prompt\": \"sort 1 2\", \"response\": \n"
+      << "{\"prompt\": \"sort 1 2\", \"response\": \"\"}\n"
+      << "{\"prompt\": \"" << std::string(400, 'q') << "\", \"response\": \"1\"}\n"
+      << "{\"prompt\": \"sort\", \"response\": \"" << std::string(400, 'q') << "\"}\n";
+  std::ofstream(folder_ / "pairs.jsonl", std::ios::app)
+      << "{\"prompt\": \"sort 1 2\", \"chosen\": \"1 2\", \"rejected\": \"1 2\"}\n";
+  std::string job_text = absl::StrCat(kJob, kAligned + 1);
+  job_text.resize(job_text.find("  - name: ppo"));
+  std::ofstream(folder_ / "job.yaml") << job_text;
+  Cluster cluster({});
+  const std::string job = cluster.Submit(folder_ / "job.yaml");
+  cluster.AwaitSuccess(job);
+  std::map<std::string, v1::DataEvent> data;
+  ASSERT_TRUE(cluster.client()
+                  .ReadEvents(job, 0,
+                              [&](const v1::JobEvent& event) {
+                                if (event.has_data()) data[event.data().phase()] = event.data();
+                                return true;
+                              })
+                  .ok());
+  EXPECT_EQ(data["sft"].skipped(), 3u);
+  EXPECT_EQ(data["sft"].truncated(), 1u);
+  EXPECT_THAT(data["sft"].skips(), ElementsAre(AllOf(HasSubstr("sft.jsonl:1501: "), HasSubstr("JSON")),
+                                               AllOf(HasSubstr("sft.jsonl:1502: "), HasSubstr("response")),
+                                               AllOf(HasSubstr("sft.jsonl:1503: "), HasSubstr("context"))));
+  EXPECT_EQ(data["reward"].skipped(), 1u);
+  EXPECT_THAT(data["reward"].skips(), ElementsAre(HasSubstr("pairs.jsonl:1501: ")));
+}
+
+TEST_F(Phases, WhatIsWrongWithALaterPhaseIsToldBeforeTheFirstStep) {
+  std::ofstream(folder_ / "job.yaml") << absl::StrCat(kJob, kAligned + 1);
+  Cluster cluster({});
+  const auto failure = [&](const std::string& override_text) {
+    const std::string job = cluster.Submit(folder_ / "job.yaml", {override_text});
+    const std::string error = cluster.AwaitFailure(job).error();
+    EXPECT_TRUE(cluster.client()
+                    .ReadEvents(job, 0,
+                                [&](const v1::JobEvent& event) {
+                                  EXPECT_FALSE(event.has_step()) << error;
+                                  return true;
+                                })
+                    .ok());
+    return error;
+  };
+  EXPECT_THAT(failure("phases.3.data.sources.0.path=none.jsonl"),
+              AllOf(HasSubstr("phase ppo"), HasSubstr("none.jsonl")));
+  EXPECT_THAT(failure("phases.1.chat.template=qwen"),
+              AllOf(HasSubstr("phase sft"), HasSubstr("chat.template is 'qwen', which is neither one of")));
+  EXPECT_THAT(failure("phases.6.data.sources.0.path=sft.jsonl"), AllOf(HasSubstr("phase dpo"), HasSubstr("chosen")));
+  EXPECT_THAT(failure("phases.1.chat.template=chatml"), HasSubstr("<|im_end|>"));
+}
+
+// A model is asked as it was taught, wherever it goes; and a job may begin with it, without text of its own.
+TEST_F(Phases, AModelTakesItsTemplateAlongAndAJobMayBeginWithIt) {
+  Cluster cluster({});
+  const std::vector<std::string> chatml = {"tokenizer.special_tokens=['<|im_start|>', '<|im_end|>']",
+                                           "phases.1.chat.template=chatml"};
+  const Result result = Train(&cluster, kJob, chatml);
+  const std::string model = result.checkpoints + "/sft-20", exported = folder_ / "exported";
+  const auto ask = [](const std::string& folder) {
+    const Outcome outcome = RunMillrace({"generate", "--model", folder, "--chat", "sort 3 1 2", "--max-tokens", "8"});
+    EXPECT_TRUE(outcome.ending.well()) << outcome.out;
+    return outcome.out;
+  };
+  ASSERT_TRUE(RunMillrace({"export", "--model", model, "--out", exported}).ending.well());
+  EXPECT_EQ(ask(model), ask(exported));
+  const Outcome untaught = RunMillrace({"generate", "--model", result.checkpoints + "/pretrain-20", "--chat", "sort"});
+  EXPECT_EQ(untaught.ending.status, 1);
+  EXPECT_THAT(untaught.out, HasSubstr("--chat needs a model that learnt from conversations"));
+
+  std::string more = kJob;
+  more.erase(more.find("data: "), more.find("tokenizer:") - more.find("data: "));
+  more.replace(more.find("tokenizer: {type: bpe, vocab_size: 280}"), 39,
+               absl::StrCat("tokenizer: {path: ", exported, "}"));
+  more.erase(more.find("  - name: pretrain"), more.find("  - name: sft") - more.find("  - name: pretrain"));
+  const Result second = Train(&cluster, more, {"phases.0.from=" + exported, "phases.0.chat.template=chatml"});
+  EXPECT_THAT(second.notes, Contains("phase sft starts from " + exported));
+  EXPECT_LT(second.evaluations.back().loss(), result.evaluations.back().loss());
+  EXPECT_FALSE(second.evaluations.back().statistics().contains("retained_loss"));
 }
 
 // People compare the answers of two phases; the coordinator is killed while they do.

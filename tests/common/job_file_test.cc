@@ -250,11 +250,45 @@ TEST(JobFile, AlignmentThatCannotBeIsRefusedBeforeAnythingIsTrained) {
   EXPECT_THAT(Refusal(job, {"phases.3.objective=rloo", "phases.3.rollout.samples=1"}),
               HasSubstr("at least 2 are wanted"));
   EXPECT_THAT(refusal("phases.1.preference.beta=1"), HasSubstr("phases.1.preference: only for dpo, ipo, orpo and kto"));
-  EXPECT_THAT(refusal("phases.1.rollout.prompts=1"), HasSubstr("phases.1.rollout: only for compare, ppo, grpo and rloo"));
+  EXPECT_THAT(refusal("phases.1.rollout.prompts=1"),
+              HasSubstr("phases.1.rollout: only for compare, ppo, grpo and rloo"));
   EXPECT_THAT(refusal("phases.4.centering=1"), HasSubstr("phases.4.centering: only for reward, not dpo"));
   EXPECT_THAT(Refusal(job, {"phases.4.objective=kto", "phases.4.microbatch=1"}), HasSubstr("at least 2"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.objective=dpo", "phases.0.data={sources: [{path: p.jsonl}]}"}),
               HasSubstr("phases.0.from is missing: dpo begins with a trained model"));
+}
+
+TEST(JobFile, AJobWithoutTextSaysWhereItsTokensAndDataComeFrom) {
+  const auto job = [](const std::string& tokenizer, const std::string& data) {
+    return absl::StrCat("name: mine\n", tokenizer,
+                        "model: {layers: 1, hidden_size: 8, heads: 1, context: 8}\nphases:\n",
+                        "  - {name: sft, objective: sft, from: m, global_batch: 1, stop: {max_steps: 1}", data, "}\n");
+  };
+  const std::string tokenizer = "tokenizer: {path: m}\n", data = ", data: {sources: [{path: s.jsonl}]}";
+  EXPECT_FALSE(Parsed(job(tokenizer, data)).has_data());
+  EXPECT_THAT(Refusal(job("", data)), HasSubstr("data is missing: the text to learn from; a job without needs"));
+  EXPECT_THAT(Refusal(job(tokenizer, "")), HasSubstr("phases.0.data is missing"));
+  EXPECT_THAT(Refusal(job(tokenizer, data + ", replay: 0.1")), HasSubstr("phases.0.replay: the job has no text"));
+}
+
+TEST(JobFile, RatingsAreOfAnEarlierPhaseInWhichPeopleCompare) {
+  const std::string job = absl::StrCat(kJob, kAligned + 1, R"(  - name: compare
+    objective: compare
+    compare: {from: [sft@best, pretrain@best]}
+    data: {sources: [{path: q.jsonl}]}
+  - {name: again, objective: reward, data: {sources: [{path: compare@ratings}]}, global_batch: 8, stop: {max_steps: 8}}
+)");
+  EXPECT_EQ(Parsed(job).phases(5).rollout().samples(), 2u);
+  EXPECT_TRUE(LearnsFromRatings(Parsed(job).phases(6)));
+  EXPECT_FALSE(LearnsFromRatings(Parsed(job).phases(2)));
+  EXPECT_EQ(StartOfPhase(Parsed(job), 6), "dpo@best");
+  EXPECT_THAT(Refusal(job, {"phases.6.data.sources.0.path=sft@ratings"}),
+              HasSubstr("phases.6.data.sources.0.path: there is no earlier phase 'sft' of the objective compare"));
+  EXPECT_THAT(Refusal(job, {"phases.6.objective=sft"}), HasSubstr("from which sft does not learn"));
+  EXPECT_THAT(Refusal(job, {"phases.6.from=compare@best"}), HasSubstr("the objective compare, which trains no model"));
+  EXPECT_THAT(Refusal(job, {"phases.5.rollout.samples=3"}), HasSubstr("two answers are compared, not 3"));
+  EXPECT_THAT(Refusal(job, {"phases.5.compare.from=[sft@best, sft@last, pretrain@best]"}), HasSubstr("not of 3"));
+  EXPECT_THAT(Refusal(job, {"phases.5.stop.max_steps=7"}), HasSubstr("leave out global_batch and stop"));
 }
 
 TEST(JobFile, EveryExampleParses) {
@@ -347,7 +381,7 @@ TEST(JobFile, AMissingFieldIsNamedWithItsMeaning) {
   EXPECT_THAT(Refusal(Changed("  layers: 4\n", "")), HasSubstr("model.layers is missing: Transformer layers."));
   EXPECT_THAT(Refusal(Changed("      max_steps: 1000\n", "      patience: 1\n")),
               HasSubstr("phases.0.stop: max_steps or max_epochs is needed"));
-  EXPECT_THAT(Refusal("name: mine\n"), HasSubstr("data.sources is missing"));
+  EXPECT_THAT(Refusal("name: mine\n"), HasSubstr("model.layers is missing"));
   EXPECT_THAT(Refusal(kJob, {"phases=[]"}), HasSubstr("phases is missing"));
 }
 

@@ -303,6 +303,23 @@ TEST(ObjectiveTest, GroupsAreMeasuredAgainstThemselves) {
   }
 }
 
+// A group of answers that are worth the same teaches nothing: it is told, and costs no pass.
+TEST(ObjectiveTest, GroupsThatAreAlikeAreToldAndTeachNothing) {
+  Bench bench("grpo", {"phases.2.rewards=[{type: pattern, pattern: 'no such answer'}]", "phases.2.rollout.samples=4"});
+  v1::Microbatch microbatch;
+  for (v1::Experience& experience : RolloutOf(&bench, Prompts(0, 3))) *microbatch.add_experiences() = experience;
+  v1::WorkResult result;
+  bench.measured.Report(&result);
+  for (const v1::Statistic& statistic : result.statistics()) {
+    if (statistic.name() == "groups_alike") {
+      EXPECT_EQ(statistic.sum(), statistic.count());
+    }
+  }
+  std::vector<float> gradients;
+  bench.Gradients(microbatch, 1, &gradients);
+  EXPECT_THAT(gradients, Each(0.0f));
+}
+
 TEST(ObjectiveTest, PpoTakesTheDivergenceFromTheRewardAndTheWorthAtTheEnd) {
   Bench bench("ppo", {"phases.2.rewards=[{type: length, target: 3, weight: 2}]", "phases.2.policy.gamma=1",
                       "phases.2.policy.lambda=1"});

@@ -91,6 +91,10 @@ class PretendedShard final : public v1::ParameterServer::Service {
     }
     if (version_ > request->version()) return {grpc::StatusCode::FAILED_PRECONDITION, "the version has passed"};
     for (const uint32_t block : blocks_) {
+      const bool wanted =
+          request->blocks().empty() || std::count(request->blocks().begin(), request->blocks().end(), block) > 0;
+      if (!wanted) continue;
+      pulled_.insert(block);
       v1::PullReply reply;
       reply.set_block(block);
       reply.set_weights(weights_[block]);
@@ -133,6 +137,10 @@ class PretendedShard final : public v1::ParameterServer::Service {
     absl::MutexLock lock(&mutex_);
     return std::exchange(pushes_, {});
   }
+  std::set<uint32_t> TakePulled() {
+    absl::MutexLock lock(&mutex_);
+    return std::exchange(pulled_, {});
+  }
   int pulls() {
     absl::MutexLock lock(&mutex_);
     return pulls_;
@@ -151,6 +159,7 @@ class PretendedShard final : public v1::ParameterServer::Service {
   uint64_t version_ = 0;
   int pulls_ = 0;
   std::vector<v1::LoadRequest> loads_;
+  std::set<uint32_t> pulled_;  // blocks
   std::vector<v1::PushRequest> pushes_;
 };
 
@@ -651,6 +660,39 @@ TEST_F(PhaseSeatTest, AnEpochsFirstUnitBringsItsContext) {
   // The former epoch's context went with it.
   bare.set_epoch(kEpoch);
   EXPECT_EQ(seat.Do(bare, &result_).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(PhaseSeatTest, WhatIsFrozenAndKnownIsFetchedOnce) {
+  PhaseSeat seat(&compute_);
+  // Blocks that are fetched in an epoch of its own by a model that began with `content`.
+  const auto fetched = [&](uint64_t epoch, const std::string& content, const std::string& frozen) {
+    v1::WorkUnit unit = Unit(v1::WorkUnit::PLAN);
+    v1::PhaseContext& context = *unit.mutable_context();
+    unit.set_epoch(epoch);
+    context.set_epoch(epoch);
+    context.mutable_phase()->mutable_trainable()->add_freeze(frozen);
+    if (!content.empty()) (*context.mutable_contents())[""] = content;
+    context.clear_shard_addresses();
+    v1::WorkResult plan;
+    EXPECT_TRUE(PhaseSeat(&compute_).Do(unit, &plan).ok());
+    *context.mutable_table() = plan.table();
+    for (const std::string& address : addresses_) context.add_shard_addresses(address);
+    unit.set_kind(v1::WorkUnit::EVALUATE);
+    AddMicrobatch(0, 1, 8, &unit);
+    const absl::Status done = seat.Do(unit, &result_);
+    EXPECT_TRUE(done.ok()) << done;
+    std::set<uint32_t> blocks = shards_[0]->TakePulled();
+    blocks.merge(shards_[1]->TakePulled());
+    return blocks.size();
+  };
+  const size_t all = fetched(11, "a", "transformer.h.0.*");
+  const size_t some = fetched(12, "a", "transformer.h.0.*");
+  EXPECT_GT(some, 0u);
+  EXPECT_LT(some, all);
+  EXPECT_EQ(fetched(13, "b", "transformer.h.0.*"), all);
+  EXPECT_EQ(fetched(14, "b", "transformer.h.1.*"), all) << "others are frozen";
+  EXPECT_EQ(fetched(15, "", "transformer.h.1.*"), all) << "nothing is said";
+  EXPECT_EQ(fetched(16, "", "transformer.h.1.*"), all);
 }
 
 TEST_F(PhaseSeatTest, AShardThatIsGoneMayComeBack) {
