@@ -32,6 +32,21 @@ CoordinatorMetrics::CoordinatorMetrics(Metrics* metrics)
       step_duration(
           metrics->Histogram("millrace_step_duration_seconds", "Time from one commit to the next.", DurationBounds())),
       checkpoint_duration(metrics->Histogram("millrace_checkpoint_duration_seconds",
-                                             "Time from the cut to the finished folder.", DurationBounds())) {}
+                                             "Time from the cut to the finished folder.", DurationBounds())),
+      metrics_(metrics) {}
+
+void CoordinatorMetrics::SetTrainStatistics(const std::map<std::string, double>& statistics) {
+  for (const auto& [name, value] : statistics) {
+    metrics_->Gauge("millrace_train_statistic", "What else the last step measured, by name.", {{"name", name}})
+        ->Set(value);
+  }
+}
+
+void CoordinatorMetrics::SetHeldOutStatistics(const std::map<std::string, double>& statistics) {
+  for (const auto& [name, value] : statistics) {
+    metrics_->Gauge("millrace_held_out_statistic", "What else the last evaluation measured, by name.", {{"name", name}})
+        ->Set(value);
+  }
+}
 
 }  // namespace millrace::coordinator

@@ -1,6 +1,9 @@
 // What the coordinator tells Prometheus (docs/metrics.md has the whole table).
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "common/metrics.h"
 
 namespace millrace::coordinator {
@@ -9,6 +12,10 @@ namespace millrace::coordinator {
 struct CoordinatorMetrics {
   // `metrics` must outlive this.
   explicit CoordinatorMetrics(Metrics* metrics);
+
+  // What else steps and evaluations measured, by name (docs/job-file.md).
+  void SetTrainStatistics(const std::map<std::string, double>& statistics);
+  void SetHeldOutStatistics(const std::map<std::string, double>& statistics);
 
   prometheus::Counter* steps;
   prometheus::Counter* tokens;
@@ -34,6 +41,9 @@ struct CoordinatorMetrics {
   prometheus::Gauge* units_freed;
   prometheus::Histogram* step_duration;
   prometheus::Histogram* checkpoint_duration;
+
+ private:
+  Metrics* const metrics_;
 };
 
 }  // namespace millrace::coordinator

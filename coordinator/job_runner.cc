@@ -1010,6 +1010,7 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
     job->set_best_held_out_loss(rules_->best_loss());
   });
   parts_.metrics->held_out_loss->Set(evaluation.loss);
+  parts_.metrics->SetHeldOutStatistics(evaluation.statistics);
   Log(Severity::kInfo, "evaluated",
       {{"job", id_},
        {"phase", phase_->name()},
@@ -1043,6 +1044,7 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   metrics.tokens->Increment(static_cast<double>(step_tokens));
   metrics.saturated->Increment(static_cast<double>(norms.saturated));
   metrics.train_loss->Set(train_loss);
+  metrics.SetTrainStatistics(step_statistics_);
   metrics.gradient_norm->Set(norm);
   metrics.learning_rate->Set(learning_rate);
   metrics.step->Set(static_cast<double>(reached_));

@@ -13,6 +13,8 @@ std::string KindName(v1::WorkUnit::Kind kind) {
       return "train";
     case v1::WorkUnit::EVALUATE:
       return "evaluate";
+    case v1::WorkUnit::ROLLOUT:
+      return "rollout";
     default:
       return "unknown";
   }
@@ -30,8 +32,10 @@ void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration too
       .Histogram("millrace_worker_unit_duration_seconds", "Time that a work unit took, pulls and pushes included.",
                  DurationBounds(), {{"kind", name}})
       ->Observe(absl::ToDoubleSeconds(took));
-  if (predictions == 0) return;
-  metrics_.Counter("millrace_worker_tokens_total", "Tokens predicted, by kind of unit.", {{"kind", name}})
+  if (predictions == 0 || kind == v1::WorkUnit::ROLLOUT) return;
+  metrics_
+      .Counter("millrace_worker_tokens_total", "What losses were means over (tokens, pairs, answers), by kind of unit.",
+               {{"kind", name}})
       ->Increment(static_cast<double>(predictions));
 }
 
