@@ -18,6 +18,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "blocks/block_table.h"
+#include "common/checksum.h"
 #include "common/files.h"
 #include "common/job_file.h"
 #include "common/log.h"
@@ -759,9 +760,14 @@ void JobRun::FillContents() {
     part.clear_content();
     if (from.empty() || !folder.ok()) continue;
     const auto reader = CheckpointReader::OpenModel(*folder);
-    if (reader.ok() && !(*reader)->manifest().digest.empty()) {
-      part.set_content(absl::StrCat((*reader)->manifest().digest, " ", spec_.seed()));
+    if (!reader.ok()) continue;
+    std::string digest = (*reader)->manifest().digest;
+    if (digest.empty()) {
+      const auto file = MappedFile::Open(absl::StrCat(*folder, "/", kModelFile));
+      if (file.ok()) digest = Sha256Hex(file->bytes());
     }
+    // The seed draws what the model lacks.
+    if (!digest.empty()) part.set_content(absl::StrCat(digest, " ", spec_.seed()));
   }
 }
 

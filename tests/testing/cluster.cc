@@ -147,8 +147,8 @@ std::unique_ptr<Member> Cluster::NewMember(const std::string& name, std::vector<
   std::string address_file;
   if (serves) {
     address_file = folder_ / (name + ".address");
-    for (const std::string& argument : {std::string("--listen"), std::string("127.0.0.1:0"),
-                                        std::string("--address-file"), address_file}) {
+    for (const std::string& argument :
+         {std::string("--listen"), std::string("127.0.0.1:0"), std::string("--address-file"), address_file}) {
       arguments.push_back(argument);
     }
   }
@@ -159,8 +159,8 @@ void Cluster::Connect() { client_ = std::make_unique<client::CoordinatorClient>(
 
 size_t Cluster::AddWorker(const std::string& max_isa) {
   const std::string name = absl::StrCat("worker-", workers_.size() + 1);
-  std::vector<std::string> arguments = {"worker", "--coordinator", coordinator_->address(), "--name", name, "--threads",
-                                        absl::StrCat(options_.threads)};
+  std::vector<std::string> arguments = {"worker", "--coordinator", coordinator_->address(),       "--name",
+                                        name,     "--threads",     absl::StrCat(options_.threads)};
   if (!max_isa.empty()) {
     arguments.push_back("--max-isa");
     arguments.push_back(max_isa);
@@ -194,7 +194,8 @@ void Cluster::StartAll() {
 
 std::string Cluster::Submit(const std::string& job_file, const std::vector<std::string>& overrides) {
   v1::SubmitJobRequest request;
-  const fs::path path = fs::path(job_file).is_absolute() ? fs::path(job_file) : fs::path(MILLRACE_SOURCE_DIR) / job_file;
+  const fs::path path =
+      fs::path(job_file).is_absolute() ? fs::path(job_file) : fs::path(MILLRACE_SOURCE_DIR) / job_file;
   absl::StatusOr<v1::JobSpec> spec = ReadJobFile(path.string(), overrides);
   if (!spec.ok()) Abandon(std::string(spec.status().message()));
   *request.mutable_spec() = *std::move(spec);
@@ -222,8 +223,9 @@ v1::Job Cluster::Await(const std::string& job_id, const std::string& what,
   for (;;) {
     v1::Job job = Job(job_id);
     if (holds(job)) return job;
-    if (absl::Now() > deadline) {
-      Abandon(absl::StrCat("waited ", absl::FormatDuration(patience), " for ", what, "; the job is\n",
+    const bool failed = job.state() == v1::Job::FAILED;
+    if (failed || absl::Now() > deadline) {
+      Abandon(absl::StrCat("waited ", failed ? "" : absl::FormatDuration(patience), " for ", what, "; the job is\n",
                            job.ShortDebugString(), "\n", Logs()));
     }
     absl::SleepFor(kLook);
@@ -231,10 +233,7 @@ v1::Job Cluster::Await(const std::string& job_id, const std::string& what,
 }
 
 v1::Job Cluster::AwaitStep(const std::string& job_id, uint64_t step) {
-  return Await(job_id, absl::StrCat("step ", step), [step](const v1::Job& job) {
-    if (job.state() == v1::Job::FAILED) Abandon(absl::StrCat("the job failed: ", job.error()));
-    return job.step() >= step;
-  });
+  return Await(job_id, absl::StrCat("step ", step), [step](const v1::Job& job) { return job.step() >= step; });
 }
 
 v1::Job Cluster::AwaitSuccess(const std::string& job_id) {
