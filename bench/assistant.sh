@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What examples/assistant.yaml comes to: how often answers to held-out prompts are right after SFT, PPO, GRPO and DPO,
-# and how far each is from SFT's model, for three seeds; and whether one worker, and three of which one is killed while
-# PPO learns, end with the same bits as two.
+# and how far each is from SFT's model, for three seeds; and whether one worker, and three of which some are killed while
+# PPO samples and learns, end with the same bits as two.
 #   bench/assistant.sh [MILLRACE]      default build/bin/millrace; about 20 minutes on 2 cores
 # Goals: PPO and GRPO take 20 % of what SFT left to be right, at less than 10 nats an answer; 90 % of pairs are ordered
 # rightly by the reward model; the job takes less than 25 minutes.
@@ -81,18 +81,20 @@ for seed in 1 2 3; do
     printf "%4d  pairs ordered rightly by the reward model: %.3f  %s; %d s in all\n", seed, a, met, s }'
 done
 
-# The example itself, seed 1, with 2 workers as above, with 1, and with 3 of which one is killed.
+# The example itself, seed 1, with 2 workers as above, with 1, and with 3 of which some are killed.
 cp examples/assistant.yaml "$work/examples/assistant.yaml"
 began=$SECONDS
 "$millrace" train "$work/examples/assistant.yaml" --workers 1 --shards 1 --dir "$work/one" >"$work/log" 2>&1
 printf 'examples/assistant.yaml with 1 worker: %d s\n' $((SECONDS - began))
 "$millrace" train "$work/examples/assistant.yaml" --workers 3 --shards 2 --dir "$work/three" >"$work/log" 2>&1 &
 train=$!
-until grep -q '^ppo step 40:' "$work/log"; do
-  kill -0 "$train" || { cat "$work/log" >&2; exit 1; }
-  sleep 0.2
+for step in 40 80 120; do
+  until grep -q "^ppo step $step:" "$work/log"; do
+    kill -0 "$train" || { cat "$work/log" >&2; exit 1; }
+    sleep 0.2
+  done
+  pkill -KILL --oldest --parent "$train" --full ' worker '
 done
-pkill -KILL --oldest --parent "$train" --full ' worker '
 wait "$train"
 for run in run-1 one three; do
   last=$(ls "$work/$run/jobs/assistant/checkpoints" | grep '^ppo-' | sort -t- -k2 -n | tail -n 1)
