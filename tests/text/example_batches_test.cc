@@ -102,6 +102,27 @@ TEST_F(ExampleBatchesTest, AnEpochIsEveryExampleOnceWholeAndApart) {
   }
 }
 
+// Rows are filled up with the token that ends answers: which is learnt is told by place, not by id.
+TEST_F(ExampleBatchesTest, TheEndOfAnAnswerIsLearntAndPaddingIsNot) {
+  const auto store = Numbered(100);
+  ASSERT_EQ(store->end_of_turn(), 0u);
+  const auto batches = Make(store, {.seed = 3, .context = 100, .global_batch = 8, .microbatch = 8, .packing = false});
+  const TokenBatch batch = batches->Training(0, 0);
+  uint32_t padded = 0;
+  for (uint32_t row = 0; row < batch.rows; ++row) {
+    uint32_t last_scored = 0;
+    for (uint32_t column = 0; column < batch.columns; ++column) {
+      if (batch.scored[size_t{row} * batch.columns + column] != 0) last_scored = column;
+    }
+    EXPECT_EQ(batch.tokens[size_t{row} * batch.columns + last_scored], store->end_of_turn());
+    for (uint32_t column = last_scored + 1; column < batch.columns; ++column, ++padded) {
+      EXPECT_EQ(batch.tokens[size_t{row} * batch.columns + column], store->end_of_turn());
+      EXPECT_EQ(batch.starts[size_t{row} * batch.columns + column], last_scored + 1);
+    }
+  }
+  EXPECT_GT(padded, 0u) << "rows of different lengths are wanted";
+}
+
 TEST_F(ExampleBatchesTest, PackingLeavesLittleRoom) {
   const auto store = Numbered(500);
   const auto batches = Make(store, {.seed = 3, .context = 200, .global_batch = 1, .microbatch = 1});
