@@ -1,5 +1,12 @@
 #include "cli/commands.h"
 
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cli/flags.h"
+
 namespace millrace::cli {
 namespace {
 
@@ -40,5 +47,23 @@ constexpr Command kCommands[] = {
 }  // namespace
 
 absl::Span<const Command> Commands() { return kCommands; }
+
+absl::Status RunGroup(const CommandGroup& group, Arguments arguments) {
+  if (arguments.empty()) return UsageError(absl::StrCat(group.name, " does what? ", group.question));
+  const std::string& name = arguments[0];
+  std::vector<std::string> names;
+  for (const CommandGroup::Part& part : group.parts) {
+    if (name == part.name) return part.run(arguments.subspan(1));
+    names.push_back(part.name);
+  }
+  if (name == "--help" || name == "-h") {
+    std::fputs(group.help, stdout);
+    return absl::OkStatus();
+  }
+  const std::string nearest = Nearest(name, names);
+  return UsageError(absl::StrCat("there is no command '", group.name, " ", name, "'; ",
+                                 nearest.empty() ? absl::StrCat("there are ", group.choices)
+                                                 : absl::StrCat("did you mean ", group.name, " ", nearest, "?")));
+}
 
 }  // namespace millrace::cli

@@ -12,7 +12,7 @@ namespace millrace::cli {
 using Arguments = absl::Span<const std::string>;
 
 struct Command {
-  const char* group;    // heading in the list that `millrace --help` prints
+  const char* group;  // heading in the list that `millrace --help` prints
   const char* name;
   const char* summary;  // one line
   absl::Status (*run)(Arguments arguments);
@@ -20,6 +20,20 @@ struct Command {
 
 // In the order of the help.
 absl::Span<const Command> Commands();
+
+// A command that does several things, each named by its first argument.
+struct CommandGroup {
+  struct Part {
+    const char* name;
+    absl::Status (*run)(Arguments arguments);
+  };
+  const char* name;
+  absl::Span<const Part> parts;
+  const char* choices;   // behind "there are"
+  const char* question;  // behind "NAME does what?"
+  const char* help;      // all of --help
+};
+absl::Status RunGroup(const CommandGroup& group, Arguments arguments);
 
 // A local cluster.
 absl::Status RunTrain(Arguments arguments);

@@ -166,18 +166,10 @@ constexpr char kHelp[] =
 }  // namespace
 
 absl::Status RunData(Arguments arguments) {
-  if (arguments.empty()) return UsageError("data does what? `millrace data prepare` or `millrace data stats`");
-  const std::string& name = arguments[0];
-  if (name == "prepare") return RunDataPrepare(arguments.subspan(1));
-  if (name == "stats") return RunDataStats(arguments.subspan(1));
-  if (name == "--help" || name == "-h") {
-    std::fputs(kHelp, stdout);
-    return absl::OkStatus();
-  }
-  const std::string nearest = Nearest(name, std::vector<std::string>{"prepare", "stats"});
-  return UsageError(absl::StrCat(
-      "there is no command 'data ", name, "'; ",
-      nearest.empty() ? "there are data prepare and data stats" : absl::StrCat("did you mean data ", nearest, "?")));
+  static constexpr CommandGroup::Part kParts[] = {{"prepare", RunDataPrepare}, {"stats", RunDataStats}};
+  return RunGroup(
+      {"data", kParts, "data prepare and data stats", "`millrace data prepare` or `millrace data stats`", kHelp},
+      arguments);
 }
 
 }  // namespace millrace::cli

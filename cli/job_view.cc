@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
+#include "common/job_file.h"
 
 namespace millrace::cli {
 
@@ -92,7 +93,7 @@ void JobView::Show(const v1::JobEvent& event) {
 // Whether the loss of the job's present phase is that of predicting text.
 static bool PredictsText(const v1::Job& job) {
   for (const v1::PhaseSpec& phase : job.spec().phases()) {
-    if (phase.name() == job.phase()) return phase.objective() == "causal_lm" || phase.objective() == "sft";
+    if (phase.name() == job.phase()) return TraitsOf(phase.objective()).predicts_text;
   }
   return true;
 }

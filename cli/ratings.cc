@@ -151,19 +151,11 @@ constexpr char kHelp[] =
 }  // namespace
 
 absl::Status RunRatings(Arguments arguments) {
-  if (arguments.empty()) return UsageError("ratings does what? `millrace ratings list`, `import` or `export`");
-  const std::string& name = arguments[0];
-  if (name == "list") return RunRatingsList(arguments.subspan(1));
-  if (name == "import") return RunRatingsImport(arguments.subspan(1));
-  if (name == "export") return RunRatingsExport(arguments.subspan(1));
-  if (name == "--help" || name == "-h") {
-    std::fputs(kHelp, stdout);
-    return absl::OkStatus();
-  }
-  const std::string nearest = Nearest(name, std::vector<std::string>{"list", "import", "export"});
-  return UsageError(absl::StrCat(
-      "there is no command 'ratings ", name, "'; ",
-      nearest.empty() ? "there are list, import and export" : absl::StrCat("did you mean ratings ", nearest, "?")));
+  static constexpr CommandGroup::Part kParts[] = {
+      {"list", RunRatingsList}, {"import", RunRatingsImport}, {"export", RunRatingsExport}};
+  return RunGroup(
+      {"ratings", kParts, "list, import and export", "`millrace ratings list`, `import` or `export`", kHelp},
+      arguments);
 }
 
 }  // namespace millrace::cli

@@ -16,6 +16,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "client/no_coordinator.h"
 #include "common/checksum.h"
 #include "common/files.h"
 #include "common/grpc_channel.h"
@@ -75,9 +76,7 @@ struct CoordinatorClient::Impl {
         return absl::OkStatus();
       }
     } while (absl::Now() < deadline);
-    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, " (waited ",
-                                               absl::FormatDuration(patience),
-                                               "); is it running, and is this its address?"));
+    return NoCoordinator(address, patience);
   }
 };
 
@@ -119,9 +118,9 @@ absl::StatusOr<v1::Job> CoordinatorClient::SubmitJob(const v1::SubmitJobRequest&
 }
 
 absl::StatusOr<std::vector<v1::Job>> CoordinatorClient::ListJobs() {
-  MILLRACE_ASSIGN_OR_RETURN(v1::ListJobsReply reply, (Call<v1::ListJobsReply>(impl_.get(), address_,
-                                                                              &v1::Jobs::Stub::ListJobs,
-                                                                              v1::ListJobsRequest())));
+  MILLRACE_ASSIGN_OR_RETURN(
+      v1::ListJobsReply reply,
+      (Call<v1::ListJobsReply>(impl_.get(), address_, &v1::Jobs::Stub::ListJobs, v1::ListJobsRequest())));
   return std::vector<v1::Job>(std::make_move_iterator(reply.mutable_jobs()->begin()),
                               std::make_move_iterator(reply.mutable_jobs()->end()));
 }
@@ -268,8 +267,8 @@ class ChunkFolder {
       if (file_ == nullptr) return Failed("make");
     }
     if (chunk.offset() != written_ || chunk.size() != size_ || chunk.data().size() > size_ - written_) {
-      return absl::DataLossError(absl::StrCat(name_, ": chunk at ", chunk.offset(), " where ", written_, " of ", size_,
-                                              " bytes are there"));
+      return absl::DataLossError(
+          absl::StrCat(name_, ": chunk at ", chunk.offset(), " where ", written_, " of ", size_, " bytes are there"));
     }
     if (Crc32c(chunk.data().data(), chunk.data().size()) != chunk.crc32c()) {
       return absl::DataLossError(absl::StrCat(name_, ": the chunk at ", chunk.offset(), " was damaged on its way"));
@@ -302,9 +301,7 @@ class ChunkFolder {
   }
 
  private:
-  absl::Status Failed(absl::string_view what) {
-    return ErrnoStatus(errno, what, (directory_ / name_).string());
-  }
+  absl::Status Failed(absl::string_view what) { return ErrnoStatus(errno, what, (directory_ / name_).string()); }
 
   const std::filesystem::path directory_;
   bool made_ = false, kept_ = false;
@@ -379,9 +376,9 @@ struct Membership::Impl {
   mutable absl::Mutex mutex;
   std::string member_id ABSL_GUARDED_BY(mutex);
   absl::Status status ABSL_GUARDED_BY(mutex);
-  bool ended ABSL_GUARDED_BY(mutex) = false;    // for good: `status` says why
+  bool ended ABSL_GUARDED_BY(mutex) = false;  // for good: `status` says why
   bool leaving ABSL_GUARDED_BY(mutex) = false;
-  bool broken ABSL_GUARDED_BY(mutex) = false;   // the present stream's end was seen
+  bool broken ABSL_GUARDED_BY(mutex) = false;                  // the present stream's end was seen
   grpc::ClientContext* call ABSL_GUARDED_BY(mutex) = nullptr;  // to be cancelled on leaving
   mutable absl::CondVar changed ABSL_GUARDED_BY(mutex);
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/no_coordinator.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_status.h"
 #include "common/status.h"
@@ -27,9 +28,7 @@ struct RatingsClient::Impl {
 
   absl::Status Connect(const std::string& address) const {
     if (channel->WaitForConnected(absl::ToChronoTime(absl::Now() + patience))) return absl::OkStatus();
-    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, " (waited ",
-                                               absl::FormatDuration(patience),
-                                               "); is it running, and is this its address?"));
+    return NoCoordinator(address, patience);
   }
 };
 

@@ -64,18 +64,17 @@ class ShardGroup {
   // ---- for workers ----
   enum class Which { kAll, kTrainable };
   // Streams the weights of the blocks at `version` in the table's order to `sink`, from a thread a shard; waits for the
-  // version while it lies ahead. Blocks of tensors that are not trainable are the same at every version. The weights are little-endian and of the block's size, each of the optimizer's
-  // weight_bits; `weights` is good during the call.
-  absl::Status Pull(uint64_t version,
-                    absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights,
-                                                   const blocks::Coding& coding)> sink,
-                    Which which = Which::kAll);
+  // version while it lies ahead. Blocks of tensors that are not trainable are the same at every version. The weights
+  // are little-endian and of the block's size, each of the optimizer's weight_bits; `weights` is good during the call.
+  absl::Status Pull(
+      uint64_t version,
+      absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights, const blocks::Coding& coding)> sink,
+      Which which = Which::kAll);
   // Starts pushing what `unit` adds to the step after `version`.
   std::unique_ptr<GradientPush> Push(uint64_t version, uint32_t unit);
   // Loads every block at `version`: `source` fills in weights, and state and coding if there are any; it is called from
   // a thread a shard. Also for the coordinator.
-  absl::Status Load(uint64_t version,
-                    absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source);
+  absl::Status Load(uint64_t version, absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source);
 
   // ---- for the coordinator ----
   // `request`: everything but epoch, shard_index and shard_count.

@@ -630,8 +630,7 @@ absl::Status CheckRatings(const v1::PhaseSpec& phase, const std::map<std::string
       return absl::InvalidArgumentError(
           absl::StrCat(field, ": there is no earlier phase ", Shown(*rated), " of the objective compare"));
     }
-    const ObjectiveTraits traits = TraitsOf(phase.objective());
-    if (!traits.trains_rewards && (!traits.prefers || phase.objective() == "kto")) {
+    if (!TraitsOf(phase.objective()).pairs) {
       return absl::InvalidArgumentError(
           absl::StrCat(field, ": ratings are pairs of answers, from which ", phase.objective(), " does not learn"));
     }
@@ -681,6 +680,7 @@ std::optional<PhaseStart> ParsePhaseStart(absl::string_view from) {
 
 ObjectiveTraits TraitsOf(absl::string_view objective) {
   ObjectiveTraits traits;
+  traits.predicts_text = objective.empty() || objective == "causal_lm" || objective == "sft";
   if (objective.empty() || objective == "causal_lm") return traits;
   traits.data = "conversations";
   if (objective == "sft") return traits;
@@ -689,7 +689,8 @@ ObjectiveTraits TraitsOf(absl::string_view objective) {
   traits.samples = objective == "compare" || objective == "ppo" || objective == "grpo" || objective == "rloo";
   traits.prefers = objective == "dpo" || objective == "ipo" || objective == "orpo" || objective == "kto";
   traits.has_reference = (traits.samples && traits.learns) || (traits.prefers && objective != "orpo");
-  traits.data = traits.samples ? "prompts" : objective == "kto" ? "answers with labels" : "pairs of answers";
+  traits.pairs = traits.trains_rewards || (traits.prefers && objective != "kto");
+  traits.data = traits.samples ? "prompts" : traits.pairs ? "pairs of answers" : "answers with labels";
   return traits;
 }
 

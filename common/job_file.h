@@ -39,6 +39,8 @@ struct ObjectiveTraits {
   bool samples = false;         // answers of the model that is trained
   bool prefers = false;         // by the log-probabilities of whole answers
   bool has_reference = false;   // a second model that stays as it is
+  bool predicts_text = false;   // the loss is nats a token of text
+  bool pairs = false;           // examples are pairs of answers
   absl::string_view data;       // what its examples are, for messages; empty: text
 };
 // Of a name that the rule of PhaseSpec.objective allows; empty: its default.

@@ -24,8 +24,8 @@ std::optional<text::ExampleKind> ExamplesOf(const std::string& objective) {
   const ObjectiveTraits traits = TraitsOf(objective);
   if (traits.data.empty()) return std::nullopt;
   if (traits.samples) return text::ExampleKind::kPrompts;
-  if (objective == "kto") return text::ExampleKind::kLabelled;
-  return traits.trains_rewards || traits.prefers ? text::ExampleKind::kPairs : text::ExampleKind::kSft;
+  if (traits.pairs) return text::ExampleKind::kPairs;
+  return traits.prefers ? text::ExampleKind::kLabelled : text::ExampleKind::kSft;
 }
 
 absl::StatusOr<std::optional<text::DataReport>> PrepareJobData(const v1::JobSpec& job,

@@ -29,6 +29,7 @@
 #include "coordinator/job_data.h"
 #include "coordinator/planner.h"
 #include "coordinator/rating_examples.h"
+#include "coordinator/rating_json.h"
 #include "coordinator/stop_rules.h"
 #include "text/chat_template.h"
 #include "text/example_store.h"
@@ -533,11 +534,7 @@ absl::StatusOr<JobOutcome> JobRun::SamplingCourse(const std::string& id) {
     // Nobody can prefer one of two that are equal, or that say nothing.
     if (pair.answers[0] == pair.answers[1] || pair.answers[0].empty() || pair.answers[1].empty()) continue;
     v1::RatingPair& made = pairs.emplace_back();
-    for (const text::Message& message : pair.prompt) {
-      v1::RatingPair::Message* const added = made.add_prompt();
-      added->set_role(message.role);
-      added->set_content(message.content);
-    }
+    AddPrompt(pair.prompt, &made);
     made.set_a(pair.answers[0]);
     made.set_b(pair.answers[1]);
     made.set_source_a(first);

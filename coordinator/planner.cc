@@ -374,8 +374,7 @@ uint64_t Planner::StepsOf(double epochs) const {
   return static_cast<uint64_t>(std::max(1.0, rollouts)) * impl_->steps_of_rollout;
 }
 uint64_t Planner::evaluation_bytes() const {
-  const std::string& objective = impl_->phase.objective();
-  return objective == "causal_lm" || objective == "sft" ? impl_->source->evaluation_bytes() : 0;
+  return TraitsOf(impl_->phase.objective()).predicts_text ? impl_->source->evaluation_bytes() : 0;
 }
 uint32_t Planner::vocab_size() const { return samples() ? impl_->store->vocab_size() : impl_->source->vocab_size(); }
 const std::string& Planner::tokenizer_json() const { return impl_->tokenizer_json; }

@@ -66,15 +66,19 @@ absl::StatusOr<v1::Rating::Choice> ReadChoice(const Json& object, bool swapped) 
 
 }  // namespace
 
+void AddPrompt(absl::Span<const text::Message> messages, v1::RatingPair* pair) {
+  for (const text::Message& message : messages) {
+    v1::RatingPair::Message* const added = pair->add_prompt();
+    added->set_role(message.role);
+    added->set_content(message.content);
+  }
+}
+
 absl::StatusOr<v1::RatingPair> ParseRatingPair(absl::string_view line) {
   MILLRACE_ASSIGN_OR_RETURN(const text::Example prompt, text::ParseExample(text::ExampleKind::kPrompts, line));
   MILLRACE_ASSIGN_OR_RETURN(const Json object, ParseObject(line));
   v1::RatingPair pair;
-  for (const text::Message& message : prompt.messages) {
-    v1::RatingPair::Message* const added = pair.add_prompt();
-    added->set_role(message.role);
-    added->set_content(message.content);
-  }
+  AddPrompt(prompt.messages, &pair);
   MILLRACE_ASSIGN_OR_RETURN(*pair.mutable_a(), ReadString(object, "a", /*required=*/true));
   MILLRACE_ASSIGN_OR_RETURN(*pair.mutable_b(), ReadString(object, "b", /*required=*/true));
   MILLRACE_ASSIGN_OR_RETURN(*pair.mutable_source_a(), ReadString(object, "source_a", /*required=*/false));

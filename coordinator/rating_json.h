@@ -15,13 +15,18 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "proto/millrace/v1/ratings.pb.h"
+#include "text/chat_template.h"
 
 namespace millrace::coordinator {
 
 // INVALID_ARGUMENT saying what is wrong with the line, also by CheckRatingPair. Unknown fields are left out, as in
 // other lines of examples.
 absl::StatusOr<v1::RatingPair> ParseRatingPair(absl::string_view line);
+
+// What is asked, as the prompt of a pair.
+void AddPrompt(absl::Span<const text::Message> messages, v1::RatingPair* pair);
 
 // What a rater says about a pair, with sides turned into answers; unix_ms is not set.
 struct RateRequest {

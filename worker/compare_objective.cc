@@ -30,7 +30,7 @@ absl::StatusOr<double> CompareObjective::Gradients(const GradientPass&, Measured
 }
 
 absl::StatusOr<std::vector<v1::Experience>> CompareObjective::Rollout(const RolloutPass& pass, Measured*) {
-  for (uint32_t group = 0; group < groups_; ++group) MILLRACE_RETURN_IF_ERROR(pass.need(group));
+  MILLRACE_RETURN_IF_ERROR(AwaitGroups(pass.need, groups_));
   const auto& prompts = pass.microbatch.prompts();
   std::vector<SampledAnswer> answers;
   if (!other_.has_value()) {

@@ -60,6 +60,11 @@ absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name
       absl::StrCat("there is no objective '", name, "' in a phase of '", setting.context->phase().objective(), "'"));
 }
 
+absl::Status AwaitGroups(model::GroupHook need, uint32_t groups) {
+  for (uint32_t group = 0; group < groups; ++group) MILLRACE_RETURN_IF_ERROR(need(group));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch, uint32_t context) {
   const uint64_t count = uint64_t{microbatch.rows()} * microbatch.columns();
   if (microbatch.index() >= kMaxMicrobatches) {

@@ -102,6 +102,9 @@ class Objective {
 // INVALID_ARGUMENT if there is no objective of this name, or the setting's models are not what it needs.
 absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name, const ObjectiveSetting& setting);
 
+// Waits for all of a phase's weights: for passes that go through them again and again.
+absl::Status AwaitGroups(model::GroupHook need, uint32_t groups);
+
 // A microbatch's rows of tokens, checked: what decides how much memory they take, and where sequences begin. Views of
 // the microbatch. INVALID_ARGUMENT says what is wrong.
 absl::StatusOr<model::Batch> BatchOf(const v1::Microbatch& microbatch, uint32_t context);

@@ -113,9 +113,10 @@ absl::StatusOr<uint64_t> PolicyObjective::Count(const v1::Microbatch& microbatch
 
 // ---- answers ----
 
-absl::Status PolicyObjective::AwaitAll(model::GroupHook need) const {
-  for (uint32_t group = 0; group < groups_; ++group) MILLRACE_RETURN_IF_ERROR(need(group));
-  return absl::OkStatus();
+PaddedRows PolicyObjective::RowsOf(absl::Span<const Answered> answers) {
+  std::vector<PaddedRows::Sequence> sequences;
+  for (const Answered& answer : answers) sequences.push_back(answer.sequence());
+  return PaddedRows(sequences);
 }
 
 absl::StatusOr<std::vector<PolicyObjective::Answered>> PolicyObjective::Answer(const v1::Microbatch& microbatch,
@@ -129,9 +130,7 @@ absl::StatusOr<std::vector<PolicyObjective::Answered>> PolicyObjective::Answer(c
 absl::Status PolicyObjective::ScoreByReference(absl::Span<Answered> answers) {
   for (size_t begin = 0; begin < answers.size(); begin += kScoredTogether) {
     const absl::Span<Answered> some = answers.subspan(begin, kScoredTogether);
-    std::vector<PaddedRows::Sequence> sequences;
-    for (const Answered& answer : some) sequences.push_back(answer.sequence());
-    const PaddedRows rows(sequences);
+    const PaddedRows rows = RowsOf(some);
     const model::Batch batch = rows.batch();
     MILLRACE_ASSIGN_OR_RETURN(model::TokenScores* const scores, reference_passes_.For(batch.rows, batch.columns - 1));
     MILLRACE_RETURN_IF_ERROR(scores->Forward(reference_.weights, batch, {}, model::IgnoreGroup));
@@ -150,42 +149,38 @@ absl::Status PolicyObjective::ScoreByReference(absl::Span<Answered> answers) {
   return absl::OkStatus();
 }
 
-absl::Status PolicyObjective::Value(absl::Span<Answered> answers) {
+absl::Status PolicyObjective::ForEachValued(
+    absl::Span<const Answered> answers, Valuer* valuer,
+    absl::FunctionRef<void(size_t answer, absl::Span<const float> values)> each) {
   for (size_t begin = 0; begin < answers.size(); begin += kScoredTogether) {
-    const absl::Span<Answered> some = answers.subspan(begin, kScoredTogether);
-    std::vector<PaddedRows::Sequence> sequences;
-    for (const Answered& answer : some) sequences.push_back(answer.sequence());
-    const PaddedRows rows(sequences);
+    const absl::Span<const Answered> some = answers.subspan(begin, kScoredTogether);
+    const PaddedRows rows = RowsOf(some);
     const model::TokenMatrix tokens = rows.tokens();
-    MILLRACE_ASSIGN_OR_RETURN(model::TokenValues* const passes, value_->evaluation.For(tokens.rows, tokens.columns));
+    MILLRACE_ASSIGN_OR_RETURN(model::TokenValues* const passes, valuer->evaluation.For(tokens.rows, tokens.columns));
     std::vector<float> values(static_cast<size_t>(tokens.tokens()));
     MILLRACE_RETURN_IF_ERROR(
-        passes->Forward(value_->model.weights, tokens, {}, model::IgnoreGroup, absl::MakeSpan(values)));
+        passes->Forward(valuer->model.weights, tokens, {}, model::IgnoreGroup, absl::MakeSpan(values)));
+    const auto columns = static_cast<size_t>(tokens.columns);
     for (size_t row = 0; row < some.size(); ++row) {
-      // What a token is expected to lead to is the value of the one before.
-      const auto first = values.begin() + static_cast<ptrdiff_t>(row * static_cast<size_t>(tokens.columns) +
-                                                                 some[row].prompt_tokens - 1);
-      some[row].values.assign(first, first + static_cast<ptrdiff_t>(some[row].tokens()));
+      each(begin + row, absl::MakeConstSpan(values).subspan(row * columns, some[row].ids.size()));
     }
   }
   return absl::OkStatus();
 }
 
+absl::Status PolicyObjective::Value(absl::Span<Answered> answers) {
+  return ForEachValued(answers, &*value_, [&](size_t at, absl::Span<const float> values) {
+    // What a token is expected to lead to is the value of the one before.
+    const absl::Span<const float> before = values.subspan(answers[at].prompt_tokens - 1, answers[at].tokens());
+    answers[at].values.assign(before.begin(), before.end());
+  });
+}
+
 absl::StatusOr<std::vector<double>> PolicyObjective::RewardsByModel(size_t reward, absl::Span<const Answered> answers) {
-  Valuer& valuer = *reward_models_[reward];
   std::vector<double> rewards;
-  for (size_t begin = 0; begin < answers.size(); begin += kScoredTogether) {
-    const absl::Span<const Answered> some = answers.subspan(begin, kScoredTogether);
-    std::vector<PaddedRows::Sequence> sequences;
-    for (const Answered& answer : some) sequences.push_back(answer.sequence());
-    const PaddedRows rows(sequences);
-    const model::TokenMatrix tokens = rows.tokens();
-    MILLRACE_ASSIGN_OR_RETURN(model::TokenValues* const passes, valuer.evaluation.For(tokens.rows, tokens.columns));
-    std::vector<float> values(static_cast<size_t>(tokens.tokens()));
-    MILLRACE_RETURN_IF_ERROR(
-        passes->Forward(valuer.model.weights, tokens, {}, model::IgnoreGroup, absl::MakeSpan(values)));
-    for (size_t row = 0; row < some.size(); ++row) rewards.push_back(static_cast<double>(values[rows.last(row)]));
-  }
+  MILLRACE_RETURN_IF_ERROR(ForEachValued(
+      answers, reward_models_[reward].get(),
+      [&rewards](size_t, absl::Span<const float> values) { rewards.push_back(static_cast<double>(values.back())); }));
   return rewards;
 }
 
@@ -238,7 +233,7 @@ absl::Status PolicyObjective::Reward(absl::Span<Answered> answers, Measured* mea
 
 absl::StatusOr<double> PolicyObjective::Loss(const LossPass& pass, Measured* measured) {
   if (pass.microbatch.prompts().empty()) return absl::InvalidArgumentError("an evaluation without prompts");
-  MILLRACE_RETURN_IF_ERROR(AwaitAll(pass.need));
+  MILLRACE_RETURN_IF_ERROR(AwaitGroups(pass.need, groups_));
   MILLRACE_ASSIGN_OR_RETURN(std::vector<Answered> answers,
                             Answer(pass.microbatch, /*samples=*/1, key_.Derive(kEvaluationPurpose)));
   MILLRACE_RETURN_IF_ERROR(ScoreByReference(absl::MakeSpan(answers)));
@@ -277,7 +272,7 @@ absl::StatusOr<std::vector<v1::Experience>> PolicyObjective::Rollout(const Rollo
   if (pass.microbatch.prompts().empty()) return absl::InvalidArgumentError("a rollout without prompts");
   const uint32_t samples = phase_.rollout().samples();
   const double kl_coefficient = Number(pass.statistics, "kl_coefficient");
-  MILLRACE_RETURN_IF_ERROR(AwaitAll(pass.need));
+  MILLRACE_RETURN_IF_ERROR(AwaitGroups(pass.need, groups_));
   MILLRACE_ASSIGN_OR_RETURN(std::vector<Answered> answers, Answer(pass.microbatch, samples, key_));
   MILLRACE_RETURN_IF_ERROR(ScoreByReference(absl::MakeSpan(answers)));
   if (value_.has_value()) MILLRACE_RETURN_IF_ERROR(Value(absl::MakeSpan(answers)));

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "common/philox.h"
 #include "model/objectives/policy.h"
 #include "model/objectives/token_scores.h"
@@ -53,13 +54,23 @@ class PolicyObjective : public Objective {
     double divergence = 0;                           // Σ k1 from the reference
   };
 
+  // A model with a scalar head.
+  struct Valuer {
+    Valuer(const ObjectiveSetting& setting, absl::string_view prefix);
+    ModelInUse model;
+    PassMemory<model::TokenValues> training, evaluation;
+  };
+
   PolicyObjective(const ObjectiveSetting& setting, std::unique_ptr<text::Tokenizer> tokenizer,
                   std::vector<std::optional<RewardProgram>> programs);
 
   absl::Status CheckExperience(const v1::Experience& experience) const;
-  absl::Status AwaitAll(model::GroupHook need) const;
   absl::StatusOr<std::vector<Answered>> Answer(const v1::Microbatch& microbatch, uint32_t samples, const Philox& key);
   absl::Status ScoreByReference(absl::Span<Answered> answers);
+  static PaddedRows RowsOf(absl::Span<const Answered> answers);
+  // Gives each answer's values, of all tokens of its sequence, in the order of the answers.
+  absl::Status ForEachValued(absl::Span<const Answered> answers, Valuer* valuer,
+                             absl::FunctionRef<void(size_t answer, absl::Span<const float> values)> each);
   absl::Status Value(absl::Span<Answered> answers);
   absl::Status Reward(absl::Span<Answered> answers, Measured* measured);
   // The reward model's of each answer.
@@ -80,12 +91,6 @@ class PolicyObjective : public Objective {
   Sampler sampler_;
   const ModelInUse policy_, reference_;
   PassMemory<model::TokenScores> policy_passes_, reference_passes_;
-  // Models with a scalar head.
-  struct Valuer {
-    Valuer(const ObjectiveSetting& setting, absl::string_view prefix);
-    ModelInUse model;
-    PassMemory<model::TokenValues> training, evaluation;
-  };
   std::optional<Valuer> value_;                         // ppo
   std::vector<std::unique_ptr<Valuer>> reward_models_;  // by reward; null: a program
 };
