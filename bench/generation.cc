@@ -39,7 +39,7 @@ absl::Status BenchGeneration(const Machine& machine, Report* report) {
     const float* const embedding = weights + tensors[decoder->output_embedding()].offset;
     std::vector<float> logits(vocab);
     const auto generate = [&] {
-      decoder->Clear(cache.get());
+      decoder->Begin(compute, weights, cache.get()).IgnoreError();
       for (uint32_t id = 0; id < kTokens; ++id) {
         const uint32_t token = id % vocab;
         const float* const outputs = decoder->Extend(compute, weights, {&token, 1}, cache.get());

@@ -17,6 +17,7 @@
 #include "common/checksum.h"
 #include "common/safetensors.h"
 #include "common/status.h"
+#include "coordinator/checkpoint_manifest.h"
 #include "nlohmann/json.hpp"
 
 namespace millrace::cli {
@@ -35,21 +36,26 @@ absl::StatusOr<Digest> DigestOf(const std::string& directory) {
     return absl::FailedPreconditionError(absl::StrCat(
         directory, " has its weights in several files; `millrace import` makes a model.safetensors of them"));
   }
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
-  std::vector<const SafetensorsEntry*> tensors;
-  for (const SafetensorsEntry& tensor : file->header().tensors) tensors.push_back(&tensor);
-  std::sort(tensors.begin(), tensors.end(),
-            [](const SafetensorsEntry* a, const SafetensorsEntry* b) { return a->name < b->name; });
+  std::vector<std::unique_ptr<SafetensorsFile>> files;
+  std::vector<std::pair<std::string, absl::string_view>> tensors;
+  for (const char* const name : {coordinator::kModelFile, coordinator::kAdapterFile}) {
+    const std::string file = absl::StrCat(directory, "/", name);
+    if (name == coordinator::kAdapterFile && !std::filesystem::exists(file, error)) continue;
+    MILLRACE_ASSIGN_OR_RETURN(files.emplace_back(), SafetensorsFile::Open(file));
+    for (const SafetensorsEntry& tensor : files.back()->header().tensors) {
+      if (tensor.dtype != "F32") {
+        return absl::FailedPreconditionError(absl::StrCat(file, ": tensor '", tensor.name, "' is ", tensor.dtype,
+                                                          "; the digest is one of F32, which `millrace import` makes"));
+      }
+      tensors.emplace_back(tensor.name, files.back()->bytes(tensor));
+    }
+  }
+  std::sort(tensors.begin(), tensors.end());
   Digest digest;
   digest.tensors = tensors.size();
   Sha256 sum;
-  for (const SafetensorsEntry* tensor : tensors) {
-    if (tensor->dtype != "F32") {
-      return absl::FailedPreconditionError(absl::StrCat(path, ": tensor '", tensor->name, "' is ", tensor->dtype,
-                                                        "; the digest is one of F32, which `millrace import` makes"));
-    }
-    const absl::string_view bytes = file->bytes(*tensor);
-    sum.Update(tensor->name).Update(absl::string_view("\0", 1)).Update(bytes);
+  for (const auto& [name, bytes] : tensors) {
+    sum.Update(name).Update(absl::string_view("\0", 1)).Update(bytes);
     digest.parameters += bytes.size() / sizeof(float);
   }
   digest.sha256 = sum.HexDigest();

@@ -40,7 +40,7 @@ absl::Status WriteModelFolder(const OpenModel& open, const std::string& out) {
   configuration.vocab_size = model.decoder().vocab_size();
   configuration.end_of_text = model.tokenizer().end_of_text();
   MILLRACE_RETURN_IF_ERROR(
-      model::WriteModel(folder->path(), configuration, model.decoder().tensors(), model.weights()));
+      model::WriteModel(folder->path(), configuration, model.decoder().tensors(), model.weights().base));
   MILLRACE_RETURN_IF_ERROR(
       WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer.json"), model.tokenizer().ToJson()));
   MILLRACE_RETURN_IF_ERROR(

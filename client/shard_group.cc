@@ -493,13 +493,26 @@ std::unique_ptr<GradientPush> ShardGroup::Push(uint64_t version, uint32_t unit) 
 
 absl::Status ShardGroup::Load(uint64_t version,
                               absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) {
+  return LoadBlocks(
+      version, /*again=*/false, [](uint32_t) { return true; }, source);
+}
+
+absl::Status ShardGroup::Replace(uint64_t version, absl::FunctionRef<bool(uint32_t block)> which,
+                                 absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) {
+  return LoadBlocks(version, /*again=*/true, which, source);
+}
+
+absl::Status ShardGroup::LoadBlocks(uint64_t version, bool again, absl::FunctionRef<bool(uint32_t block)> which,
+                                    absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) {
   return OnEach([&](Shard& shard) -> absl::Status {
     Shard::Call call(&shard);
     v1::LoadReply reply;
     const std::unique_ptr<grpc::ClientWriter<v1::LoadRequest>> stream = shard.stub->Load(call.context(), &reply);
     absl::Status filled;
     for (const uint32_t block : shard.blocks) {
+      if (!which(block)) continue;
       v1::LoadRequest request;
+      request.set_again(again);
       filled = source(block, &request);
       if (!filled.ok()) break;
       request.set_epoch(epoch_);

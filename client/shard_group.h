@@ -75,6 +75,10 @@ class ShardGroup {
   // Loads every block at `version`: `source` fills in weights, and state and coding if there are any; it is called from
   // a thread a shard. Also for the coordinator.
   absl::Status Load(uint64_t version, absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source);
+  // Once every block is loaded at `version`, and before anything has been pushed: loads those again that `which` says.
+  // Does nothing to blocks that have been pushed to.
+  absl::Status Replace(uint64_t version, absl::FunctionRef<bool(uint32_t block)> which,
+                       absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source);
 
   // ---- for the coordinator ----
   // `request`: everything but epoch, shard_index and shard_count.
@@ -103,6 +107,8 @@ class ShardGroup {
 
   // Calls each shard on a thread of its own and returns the first error, after cancelling the others.
   absl::Status OnEach(absl::FunctionRef<absl::Status(Shard&)> call);
+  absl::Status LoadBlocks(uint64_t version, bool again, absl::FunctionRef<bool(uint32_t block)> which,
+                          absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source);
 
   const uint64_t epoch_;
   const std::vector<std::string> addresses_;

@@ -715,6 +715,12 @@ std::string StartOfPhase(const v1::JobSpec& job, int phase) {
   return "";
 }
 
+uint32_t TextContext(const v1::ModelSpec& model, const v1::PhaseSpec& phase) {
+  const std::string& type = phase.adapter().type();
+  const bool before = type == "prompt_tuning" || type == "p_tuning" || type == "prefix_tuning" || type == "p_tuning_v2";
+  return before ? model.context() - phase.adapter().virtual_tokens() : model.context();
+}
+
 uint64_t StepsOfRollout(const v1::PhaseSpec& phase) {
   return uint64_t{phase.rollout().prompts()} * phase.rollout().samples() * phase.rollout().epochs() /
          phase.global_batch();
@@ -724,6 +730,117 @@ void FillPhaseSteps(v1::PhaseSpec* phase) {
   if (phase->optimizer().has_decay_steps() || !phase->stop().has_max_steps()) return;
   phase->mutable_optimizer()->set_decay_steps(
       static_cast<uint32_t>(std::min<uint64_t>(phase->stop().max_steps(), std::numeric_limits<uint32_t>::max())));
+}
+
+namespace {
+
+// The phase whose checkpoint a phase starts from; null: there is none.
+const v1::PhaseSpec* PhaseOfStart(const v1::JobSpec& job, int phase) {
+  std::string from = StartOfPhase(job, phase);
+  if (job.phases(phase).compare().from_size() > 0) from = job.phases(phase).compare().from(0);
+  const std::optional<PhaseStart> start = ParsePhaseStart(from);
+  for (int i = 0; start.has_value() && i < phase; ++i) {
+    if (job.phases(i).name() == start->phase) return &job.phases(i);
+  }
+  return nullptr;
+}
+
+absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
+  const v1::PhaseSpec& phase = job.phases(index);
+  if (!phase.has_adapter()) return absl::OkStatus();
+  const v1::AdapterSpec& adapter = phase.adapter();
+  const std::string& type = adapter.type();
+  const std::string path = absl::StrCat("phases.", index, ".adapter");
+  const auto wrong = [&path](absl::string_view field, absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat(path, field, ": ", what));
+  };
+  if (StartOfPhase(job, index).empty() && phase.compare().from().empty()) {
+    return wrong("", "an adapter goes on a trained model, of an earlier phase or a folder; the phase starts from none");
+  }
+  const bool linear = type == "lora" || type == "ia3", lora = type == "lora";
+  const bool table = type == "prompt_tuning" || type == "p_tuning_v2" || type == "llama_adapter";
+  const struct {
+    const char* name;
+    bool has, may;
+    const char* types;
+  } only[] = {
+      {".targets", adapter.targets_size() > 0, linear, "lora and ia3"},
+      {".rank", adapter.has_rank(), lora, "lora"},
+      {".alpha", adapter.has_alpha(), lora, "lora"},
+      {".dropout", adapter.dropout() > 0, lora, "lora"},
+      {".rank_stabilized", adapter.rank_stabilized(), lora, "lora"},
+      {".dora", adapter.dora(), lora, "lora"},
+      {".feedforward_targets", adapter.feedforward_targets_size() > 0, type == "ia3", "ia3"},
+      {".virtual_tokens", adapter.has_virtual_tokens(), !linear, "those that have virtual tokens"},
+      {".init_text", adapter.has_init_text(), type == "prompt_tuning", "prompt_tuning"},
+      {".init_std", adapter.has_init_std(), table, "prompt_tuning, p_tuning_v2 and llama_adapter"},
+      {".encoder_hidden_size", adapter.has_encoder_hidden_size(), type == "p_tuning" || type == "prefix_tuning",
+       "p_tuning and prefix_tuning"},
+      {".layers", adapter.has_layers(), type == "llama_adapter", "llama_adapter"},
+  };
+  for (const auto& field : only) {
+    if (field.has && !field.may) return wrong(field.name, absl::StrCat("only for ", field.types, ", not ", type));
+  }
+  if (adapter.layers() > job.model().layers()) {
+    return wrong(".layers", absl::StrCat(adapter.layers(), " where the model has ", job.model().layers()));
+  }
+  if (job.model().context() < adapter.virtual_tokens() + 2) {
+    return wrong(".virtual_tokens", absl::StrCat(adapter.virtual_tokens(), " leave no room for text in a context of ",
+                                                 job.model().context()));
+  }
+  if (phase.trainable().has_last_layers()) {
+    return wrong("", "with an adapter the model's own layers are not trained; drop trainable.last_layers");
+  }
+  const v1::PhaseSpec* const start = PhaseOfStart(job, index);
+  if (start == nullptr || !start->has_adapter()) return absl::OkStatus();
+  v1::AdapterSpec before = start->adapter(), now = adapter;
+  for (v1::AdapterSpec* spec : {&before, &now}) {
+    spec->clear_dropout();
+    spec->clear_init_text();
+    spec->clear_init_std();
+  }
+  if (before.SerializeAsString() == now.SerializeAsString()) return absl::OkStatus();
+  return wrong("", absl::StrCat("differs from that of phase ", Shown(start->name()),
+                                ", which is trained on: leave it "
+                                "out, or export that phase's model with its adapter merged and start from there"));
+}
+
+}  // namespace
+
+void FillAdapterDefaults(const v1::ModelSpec& model, v1::AdapterSpec* adapter) {
+  FillMessage(adapter);
+  const bool gpt2 = model.family() == "gpt2";
+  const std::string& type = adapter->type();
+  const bool low_rank = type == "lora" || type == "adalora";
+  if (low_rank || type == "ia3") {
+    std::vector<absl::string_view> targets;
+    if (gpt2) {
+      targets.push_back("c_attn");
+      if (!low_rank) targets.push_back("mlp.c_proj");
+    } else {
+      targets.push_back(low_rank ? "q_proj" : "k_proj");
+      targets.push_back("v_proj");
+      if (!low_rank) targets.push_back("down_proj");
+    }
+    if (adapter->targets().empty()) {
+      for (const absl::string_view target : targets) adapter->add_targets(std::string(target));
+      if (!low_rank && adapter->feedforward_targets().empty()) {
+        adapter->add_feedforward_targets(std::string(targets.back()));
+      }
+    }
+  }
+  if (low_rank) {
+    if (!adapter->has_rank()) adapter->set_rank(type == "lora" ? 8 : 12);
+    if (!adapter->has_alpha()) adapter->set_alpha(adapter->rank());
+  }
+  const bool prompts = type == "prompt_tuning" || type == "p_tuning" || type == "prefix_tuning" ||
+                       type == "p_tuning_v2" || type == "llama_adapter";
+  if (prompts && !adapter->has_virtual_tokens()) adapter->set_virtual_tokens(8);
+  const bool random = type == "prompt_tuning" || type == "p_tuning_v2" || type == "llama_adapter";
+  if (random && !adapter->has_init_std()) adapter->set_init_std(0.02);
+  const bool network = type == "p_tuning" || type == "prefix_tuning";
+  if (network && !adapter->has_encoder_hidden_size()) adapter->set_encoder_hidden_size(model.hidden_size());
+  if (type == "llama_adapter" && !adapter->has_layers()) adapter->set_layers(model.layers());
 }
 
 void FillDefaults(v1::JobSpec* job) {
@@ -753,6 +870,15 @@ void FillDefaults(v1::JobSpec* job) {
     const uint64_t hidden = model.hidden_size();
     model.set_intermediate_size(
         static_cast<uint32_t>(model.family() == "llama" ? (8 * hidden + 95) / 96 * 32 : 4 * hidden));
+  }
+  for (int i = 0; i < job->phases_size(); ++i) {
+    v1::PhaseSpec& phase = *job->mutable_phases(i);
+    if (!phase.has_adapter()) {
+      if (const v1::PhaseSpec* start = PhaseOfStart(*job, i); start != nullptr && start->has_adapter()) {
+        *phase.mutable_adapter() = start->adapter();
+      }
+    }
+    if (phase.has_adapter()) FillAdapterDefaults(model, phase.mutable_adapter());
   }
   for (v1::PhaseSpec& phase : *job->mutable_phases()) {
     if (!phase.has_microbatch() && phase.has_global_batch())
@@ -798,6 +924,7 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
           absl::StrCat(path, job.phases(i).has_data() ? ".replay" : ".data is missing", ": the job has no text"));
     }
     MILLRACE_RETURN_IF_ERROR(CheckStarts(job, i, earlier));
+    MILLRACE_RETURN_IF_ERROR(CheckAdapter(job, i));
     MILLRACE_RETURN_IF_ERROR(CheckRatings(job.phases(i), earlier, path));
     if (!earlier.emplace(job.phases(i).name(), job.phases(i).objective()).second) {
       return absl::InvalidArgumentError(

@@ -55,12 +55,18 @@ bool LearnsFromRatings(const v1::PhaseSpec& phase);
 // a language model. Empty: new weights.
 std::string StartOfPhase(const v1::JobSpec& job, int phase);
 
+// Tokens of text that a sequence of the phase can have: the model's context without what an adapter puts before them.
+uint32_t TextContext(const v1::ModelSpec& model, const v1::PhaseSpec& phase);
+
 // Steps that learn from the answers of one rollout. Requires an objective that samples, and a valid job.
 uint64_t StepsOfRollout(const v1::PhaseSpec& phase);
 
 // Gives every absent field its default: the one beside the field, or else one that follows from other fields. Fields
 // that stay absent are those that documentation calls optional (a tokenizer's path). Idempotent.
 void FillDefaults(v1::JobSpec* job);
+
+// The defaults that follow from the adapter's type and the model's family.
+void FillAdapterDefaults(const v1::ModelSpec& model, v1::AdapterSpec* adapter);
 
 // The defaults that follow from the number of steps, which with max_epochs is known once the data is.
 void FillPhaseSteps(v1::PhaseSpec* phase);

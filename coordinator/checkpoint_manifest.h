@@ -19,7 +19,11 @@
 //    "tensors": [{"name": NAME, "sha256": SHA256}, …],                                        of model.safetensors
 //    "files": [{"name": NAME, "bytes": N, "sha256": SHA256}, …]}                  all files of the folder but itself
 //
-// digest: SHA-256 over all tensors in name order: the name's bytes, a zero byte, the little-endian f32 data.
+// Of a phase that trains an adapter model.safetensors is what the phase started from (a link to the same file where the
+// file system allows it), and adapter_model.safetensors and adapter_config.json are the adapter in peft's layout.
+//
+// digest: SHA-256 over all tensors in name order, the adapter's included: the name's bytes, a zero byte, the
+// little-endian f32 data.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +38,7 @@ namespace millrace::coordinator {
 
 inline constexpr char kManifestFile[] = "manifest.json";
 inline constexpr char kModelFile[] = "model.safetensors";
+inline constexpr char kAdapterFile[] = "adapter_model.safetensors";
 inline constexpr char kOptimizerFile[] = "optimizer.safetensors";
 inline constexpr char kJobFile[] = "job.json";
 inline constexpr size_t kMaxManifestBytes = 16 << 20;

@@ -1,6 +1,7 @@
 #include "coordinator/checkpoint_reader.h"
 
 #include <cstring>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <utility>
@@ -17,9 +18,8 @@
 namespace millrace::coordinator {
 
 bool InPart(absl::string_view prefix, absl::string_view* name) {
-  // The part that is trained has no prefix, and no other part's names.
-  if (prefix.empty()) return name->find('/') == absl::string_view::npos;
-  return absl::ConsumePrefix(name, prefix);
+  // What follows the prefix is no other part's.
+  return absl::ConsumePrefix(name, prefix) && name->find('/') == absl::string_view::npos;
 }
 
 struct CheckpointReader::Impl {
@@ -129,12 +129,28 @@ absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks, cons
   return absl::OkStatus();
 }
 
+void CheckpointReader::TakeFresh(const blocks::BlockTable& blocks, const v1::ModelPart& part) const {
+  impl_->of_tensor.resize(blocks.tensors().size());
+  for (size_t i = 0; i < blocks.tensors().size(); ++i) {
+    absl::string_view name = blocks.tensors()[i].name;
+    if (!InPart(part.prefix(), &name)) continue;
+    const auto fresh = part.fresh().find(std::string(name));
+    impl_->of_tensor[i] = fresh == part.fresh().end() ? absl::string_view() : fresh->second;
+  }
+}
+
+bool CheckpointReader::Has(const std::string& name_of_file) const {
+  std::error_code error;
+  return std::filesystem::exists(impl_->Path(name_of_file), error);
+}
+
 absl::Status CheckpointReader::ReadBlock(const blocks::BlockTable& blocks, uint32_t block, bool with_state,
                                          v1::LoadRequest* request) const {
   const blocks::Block& about = blocks.blocks()[block];
   const absl::string_view tensor = impl_->of_tensor[about.tensor];
-  request->set_weights(std::string(tensor.substr(static_cast<size_t>(about.begin) * sizeof(float),
-                                                 static_cast<size_t>(about.size) * sizeof(float))));
+  const size_t begin = static_cast<size_t>(about.begin) * sizeof(float);
+  const size_t size = static_cast<size_t>(about.size) * sizeof(float);
+  request->set_weights(tensor.empty() ? std::string(size, '\0') : std::string(tensor.substr(begin, size)));
   if (!with_state) return absl::OkStatus();
   if (impl_->optimizer == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(impl_->Path(kOptimizerFile), " is missing"));

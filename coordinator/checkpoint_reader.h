@@ -40,6 +40,11 @@ class CheckpointReader {
   absl::Status CheckTable(const blocks::BlockTable& blocks, const v1::ModelPart& part,
                           const std::string& file = kModelFile) const;
 
+  // Instead of that, for a part whose file is not there: takes what is fresh, and zeros for the rest.
+  void TakeFresh(const blocks::BlockTable& blocks, const v1::ModelPart& part) const;
+  // Whether there is a file of this name.
+  bool Has(const std::string& file) const;
+
   // Fills in weights, and if `with_state` state and coding, of a block of the checked table and parts. Thread-safe.
   absl::Status ReadBlock(const blocks::BlockTable& blocks, uint32_t block, bool with_state,
                          v1::LoadRequest* request) const;

@@ -84,6 +84,7 @@ struct CheckpointWriter::Impl {
   std::string Path(absl::string_view name) const { return absl::StrCat(directory, "/", name); }
 
   absl::Status Open(File* file);
+  absl::Status Link(const std::string& frozen_model);
   absl::Status WriteOptimizer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 };
 
@@ -92,7 +93,8 @@ CheckpointWriter::~CheckpointWriter() = default;
 
 absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
     const std::string& directory, const blocks::BlockTable* blocks, absl::Span<const v1::ModelPart> parts,
-    CheckpointManifest manifest, const std::map<std::string, std::string>& side_files) {
+    const std::string& frozen_model, CheckpointManifest manifest,
+    const std::map<std::string, std::string>& side_files) {
   auto impl = std::make_unique<Impl>();
   std::error_code ignored;
   fs::remove_all(directory, ignored);
@@ -106,6 +108,14 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
     impl->side_files.push_back(name);
   }
   impl->places.resize(blocks->tensors().size());
+  if (!frozen_model.empty()) {
+    MILLRACE_RETURN_IF_ERROR(impl->Link(frozen_model));
+    for (const blocks::TensorInfo& tensor : blocks->tensors()) {
+      absl::string_view name = tensor.name;
+      if (InPart(parts[0].prefix(), &name)) impl->manifest.parameters += static_cast<uint64_t>(tensor.size);
+    }
+    parts.remove_prefix(1);
+  }
   for (const v1::ModelPart& part : parts) {
     if (part.file().empty()) continue;
     const auto index = static_cast<int>(impl->files.size());
@@ -142,6 +152,22 @@ absl::Status CheckpointWriter::Impl::Open(File* file) {
       posix_fallocate(file->descriptor, 0, static_cast<off_t>(file->header.data_offset + file->header.data_bytes));
   if (reserved != 0) return ErrnoStatus(reserved, "write", path);
   return WriteAt(file->descriptor, path, start, 0);
+}
+
+// The model's file, of which nothing is trained.
+absl::Status CheckpointWriter::Impl::Link(const std::string& frozen_model) {
+  File& file = files.emplace_back();
+  file.name = kModelFile;
+  const std::string path = Path(kModelFile);
+  std::error_code error;
+  fs::create_hard_link(frozen_model, path, error);
+  // Another file system, or one without links.
+  if (error) fs::copy_file(frozen_model, path, error);
+  if (error) return absl::ErrnoToStatus(error.value(), absl::StrCat("cannot copy ", frozen_model, " to ", path));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> linked, SafetensorsFile::Open(path));
+  file.header = linked->header();
+  file.descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  return file.descriptor < 0 ? ErrnoStatus(errno, "open", path) : absl::OkStatus();
 }
 
 absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
@@ -215,20 +241,22 @@ absl::StatusOr<CheckpointManifest> CheckpointWriter::Finish() {
   }
   CheckpointManifest& manifest = impl_->manifest;
   {
-    MILLRACE_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(impl_->Path(kModelFile)));
-    const SafetensorsHeader& model = impl_->files[0].header;
-    const absl::string_view data = file.bytes().substr(model.data_offset);
-    std::vector<const SafetensorsEntry*> by_name;
-    for (const SafetensorsEntry& entry : model.tensors) {
-      manifest.tensors.push_back({entry.name, Sha256Hex(data.substr(entry.begin, entry.end - entry.begin))});
-      by_name.push_back(&entry);
+    std::vector<MappedFile> mapped;
+    std::vector<std::pair<std::string, absl::string_view>> by_name;
+    for (const Impl::File& file : impl_->files) {
+      if (file.name != kModelFile && file.name != kAdapterFile) continue;
+      MILLRACE_ASSIGN_OR_RETURN(MappedFile whole, MappedFile::Open(impl_->Path(file.name)));
+      mapped.push_back(std::move(whole));
+      const absl::string_view data = mapped.back().bytes().substr(file.header.data_offset);
+      for (const SafetensorsEntry& entry : file.header.tensors) {
+        const absl::string_view values = data.substr(entry.begin, entry.end - entry.begin);
+        if (file.name == kModelFile) manifest.tensors.push_back({entry.name, Sha256Hex(values)});
+        by_name.emplace_back(entry.name, values);
+      }
     }
-    std::sort(by_name.begin(), by_name.end(), [](const auto* a, const auto* b) { return a->name < b->name; });
+    std::sort(by_name.begin(), by_name.end());
     Sha256 digest;
-    for (const SafetensorsEntry* entry : by_name) {
-      digest.Update(entry->name).Update(absl::string_view("\0", 1));
-      digest.Update(data.substr(entry->begin, entry->end - entry->begin));
-    }
+    for (const auto& [name, values] : by_name) digest.Update(name).Update(absl::string_view("\0", 1)).Update(values);
     manifest.digest = digest.HexDigest();
   }
   std::vector<std::string> names = {kOptimizerFile};

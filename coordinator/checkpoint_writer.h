@@ -19,11 +19,13 @@ namespace millrace::coordinator {
 class CheckpointWriter {
  public:
   // Makes `directory` (anew, if it is there) with the side files. `parts`: which tensors go into which file; the first
-  // is the model, whose sums and digest the manifest has. `manifest` says everything else; `blocks` outlives the
+  // is the model, whose sums and digest the manifest has. `frozen_model`, unless it is empty: a file that holds all of
+  // the first part, to be linked or copied instead of written. `manifest` says everything else; `blocks` outlives the
   // writer. RESOURCE_EXHAUSTED when the disk is full, naming it: the space for the weights is reserved.
   static absl::StatusOr<std::unique_ptr<CheckpointWriter>> Create(const std::string& directory,
                                                                   const blocks::BlockTable* blocks,
                                                                   absl::Span<const v1::ModelPart> parts,
+                                                                  const std::string& frozen_model,
                                                                   CheckpointManifest manifest,
                                                                   const std::map<std::string, std::string>& side_files);
   // Removes the folder unless finished.

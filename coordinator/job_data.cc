@@ -50,7 +50,7 @@ absl::StatusOr<PhaseReport> PreparePhaseData(const v1::JobSpec& job, const v1::P
   if (const std::optional<text::ExampleKind> kind = ExamplesOf(phase.objective()); kind.has_value()) {
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer, text::LoadTokenizer(job_data));
     // A reward model reads an answer's last token too.
-    const uint32_t context = job.model().context() - (TraitsOf(phase.objective()).trains_rewards ? 1 : 0);
+    const uint32_t context = TextContext(job.model(), phase) - (TraitsOf(phase.objective()).trains_rewards ? 1 : 0);
     MILLRACE_ASSIGN_OR_RETURN(
         text::ExampleReport report,
         text::PrepareExamples(*kind, phase.data(), phase.chat(), *tokenizer, context, base_directory, out));

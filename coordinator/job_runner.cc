@@ -204,7 +204,9 @@ class JobRun {
   absl::StatusOr<std::string> StartFolder(const std::string& from) const;
   void FillContents();
   absl::Status LoadShards(uint64_t version, const CheckpointReader* checkpoint);
+  absl::Status FindAdapters();
   absl::Status Initialize();
+  absl::StatusOr<std::string> FrozenModel() const;
 
   absl::StatusOr<JobOutcome> Steps(uint64_t version);
   absl::StatusOr<double> LearnFromRollout(uint64_t version, absl::Span<v1::WorkResult> answers);
@@ -316,6 +318,9 @@ class JobRun {
   std::unique_ptr<blocks::BlockTable> blocks_;
   v1::TensorTable table_;
   std::vector<v1::ModelPart> parts_of_model_;
+  bool begins_new_ = false;                          // a part of which what it begins with has nothing
+  std::string tokenizer_of_adapter_;                 // of one that begins with a text
+  std::map<std::string, v1::AdapterSpec> adapters_;  // of what models begin with
   std::map<std::string, std::string> side_files_;
 
   // Of the present course.
@@ -587,15 +592,48 @@ v1::PhaseContext JobRun::Context(uint64_t epoch) const {
   *context.mutable_model() = spec_.model();
   context.set_vocab_size(planner_->vocab_size());
   *context.mutable_phase() = *phase_;
+  for (const auto& [from, adapter] : adapters_) (*context.mutable_adapters())[from] = adapter;
+  context.set_tokenizer_json(planner_->samples() ? planner_->tokenizer_json() : tokenizer_of_adapter_);
   if (planner_->samples()) {
-    context.set_tokenizer_json(planner_->tokenizer_json());
     context.set_end_of_turn(planner_->end_of_turn());
   }
   return context;
 }
 
+// The adapters of the models that the phase begins with, by what names these.
+absl::Status JobRun::FindAdapters() {
+  std::set<std::string> froms = {"", phase_->reference(), phase_->policy().value_from()};
+  for (const v1::RewardSpec& reward : phase_->rewards()) froms.insert(reward.from());
+  for (const std::string& from : phase_->compare().from()) froms.insert(from);
+  adapters_.clear();
+  for (const std::string& from : froms) {
+    const std::string start = from.empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : from;
+    if (start.empty()) continue;
+    if (const std::optional<PhaseStart> named = ParsePhaseStart(start); named.has_value()) {
+      for (const v1::PhaseSpec& phase : spec_.phases()) {
+        if (phase.name() == named->phase && phase.has_adapter()) adapters_[from] = phase.adapter();
+      }
+      continue;
+    }
+    MILLRACE_ASSIGN_OR_RETURN(const std::string folder, StartFolder(start));
+    std::error_code error;
+    if (!std::filesystem::exists(absl::StrCat(folder, "/", kAdapterFile), error)) continue;
+    if (!phase_->has_adapter()) {
+      return absl::InvalidArgumentError(absl::StrCat("phase ", phase_->name(), " starts from ", start,
+                                                     ", which holds an adapter: say which one as the phase's adapter"));
+    }
+    adapters_[from] = phase_->adapter();
+  }
+  if (phase_->adapter().has_init_text()) {
+    MILLRACE_ASSIGN_OR_RETURN(tokenizer_of_adapter_,
+                              ReadFile(absl::StrCat(data_directory(), "/", kTokenizerFiles[0]), 256 << 20));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status JobRun::PlanModel() {
   if (blocks_ != nullptr) return absl::OkStatus();
+  MILLRACE_RETURN_IF_ERROR(FindAdapters());
   MILLRACE_ASSIGN_OR_RETURN(const uint64_t epoch, NextEpoch());
   parts_.board->SetContext(std::make_shared<v1::PhaseContext>(Context(epoch)));
   v1::WorkUnit unit;
@@ -784,7 +822,14 @@ absl::StatusOr<std::unique_ptr<CheckpointReader>> JobRun::OpenStart(const v1::Mo
   }
   absl::Status good = reader.status();
   if (good.ok()) good = (*reader)->Verify();
-  if (good.ok()) good = (*reader)->CheckTable(*blocks_, part);
+  const std::string& file = part.start_file().empty() ? kModelFile : part.start_file();
+  if (good.ok() && part.may_be_new() && !(*reader)->Has(file)) {
+    (*reader)->TakeFresh(*blocks_, part);
+    begins_new_ = true;
+    Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " trains a new adapter"));
+    return reader;
+  }
+  if (good.ok()) good = (*reader)->CheckTable(*blocks_, part, file);
   if (!good.ok()) return absl::InternalError(absl::StrCat(what, " starts from ", shown, ": ", good.message()));
   Tell(Severity::kInfo, absl::StrCat(what, " starts from ", shown));
   return reader;
@@ -811,6 +856,7 @@ absl::StatusOr<std::string> JobRun::StartFolder(const std::string& from) const {
 // Brings the shards to `version`: to a checkpoint of the phase, or without one to its beginning. What checkpoints do
 // not hold, because it is frozen, comes from where it began.
 absl::Status JobRun::LoadShards(uint64_t version, const CheckpointReader* checkpoint) {
+  begins_new_ = false;
   std::vector<std::unique_ptr<CheckpointReader>> starts;
   std::vector<const CheckpointReader*> reader_of(blocks_->tensors().size());
   std::vector<bool> with_state(blocks_->tensors().size());
@@ -830,12 +876,25 @@ absl::Status JobRun::LoadShards(uint64_t version, const CheckpointReader* checkp
       with_state[i] = held;
     }
   }
-  return Annotate(fleet_->Load(version,
-                               [&](uint32_t block, v1::LoadRequest* request) {
-                                 const uint32_t tensor = blocks_->blocks()[block].tensor;
-                                 return reader_of[tensor]->ReadBlock(*blocks_, block, with_state[tensor], request);
-                               }),
-                  "loading a checkpoint into the shards");
+  MILLRACE_RETURN_IF_ERROR(
+      Annotate(fleet_->Load(version,
+                            [&](uint32_t block, v1::LoadRequest* request) {
+                              const uint32_t tensor = blocks_->blocks()[block].tensor;
+                              return reader_of[tensor]->ReadBlock(*blocks_, block, with_state[tensor], request);
+                            }),
+               "loading a checkpoint into the shards"));
+  // Zeros until a worker has made what is new.
+  return begins_new_ ? Initialize() : absl::OkStatus();
+}
+
+// The file of the first part, if nothing of it is trained; else nothing.
+absl::StatusOr<std::string> JobRun::FrozenModel() const {
+  for (const blocks::TensorInfo& tensor : blocks_->tensors()) {
+    absl::string_view name = tensor.name;
+    if (tensor.trainable && InPart(parts_of_model_[0].prefix(), &name)) return "";
+  }
+  MILLRACE_ASSIGN_OR_RETURN(const std::string folder, StartFolder(StartOf(parts_of_model_[0])));
+  return absl::StrCat(folder, "/", kModelFile);
 }
 
 absl::Status JobRun::Initialize() {
@@ -1105,9 +1164,10 @@ absl::Status JobRun::BeginCheckpoint(uint64_t version) {
   manifest.evaluations = evaluations_;
   manifest.variables = variables_;
   const std::string name = absl::StrCat(phase_->name(), "-", version);
+  MILLRACE_ASSIGN_OR_RETURN(const std::string frozen_model, FrozenModel());
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<CheckpointWriter> writer,
                             CheckpointWriter::Create(shelf_.BuildingDirectory(name), blocks_.get(), parts_of_model_,
-                                                     std::move(manifest), side_files_));
+                                                     frozen_model, std::move(manifest), side_files_));
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<FleetCut> cut, fleet_->Snapshot(version));
   const bool best = !evaluations_.empty() && evaluations_.back().step == version && rules_->best_step() == version;
   checkpoint_ = std::make_unique<CheckpointOnItsWay>(

@@ -93,7 +93,7 @@ text::BatchOptions OptionsOf(const v1::JobSpec& job, uint32_t phase_index) {
   text::BatchOptions options;
   options.seed = job.seed();
   options.phase = phase_index;
-  options.context = job.model().context();
+  options.context = TextContext(job.model(), phase);
   options.global_batch = phase.global_batch();
   options.microbatch = phase.microbatch();
   options.max_evaluation_tokens = phase.evaluate().max_tokens();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,6 +28,17 @@ LanguageModel::~LanguageModel() = default;
 
 absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::string& directory,
                                                                    const kernels::Compute* compute, Weights weights) {
+  std::error_code error;
+  const bool adapted = std::filesystem::exists(absl::StrCat(directory, "/", kAdapterConfigFile), error);
+  if (adapted && !std::filesystem::exists(absl::StrCat(directory, "/config.json"), error)) {
+    MILLRACE_ASSIGN_OR_RETURN(const std::string base, BaseOfAdapter(directory));
+    absl::StatusOr<std::unique_ptr<LanguageModel>> model = Open(base, compute, weights);
+    if (!model.ok()) {
+      return Annotate(model.status(), absl::StrCat(directory, " holds an adapter of the model in ", base));
+    }
+    MILLRACE_RETURN_IF_ERROR((*model)->AddAdapter(directory));
+    return model;
+  }
   MILLRACE_ASSIGN_OR_RETURN(const Configuration configuration, ReadConfig(directory));
   if (configuration.head != Head::kLanguage) {
     return absl::InvalidArgumentError(
@@ -34,6 +46,7 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
   }
   auto model = std::unique_ptr<LanguageModel>(new LanguageModel);
   model->compute_ = compute;
+  model->kind_ = weights;
   absl::StatusOr<std::unique_ptr<Decoder>> decoder = Decoder::Create(configuration.spec, configuration.vocab_size);
   if (!decoder.ok()) return Annotate(decoder.status(), absl::StrCat(directory, "/config.json"));
   model->decoder_ = *std::move(decoder);
@@ -49,7 +62,50 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
   if (weights == Weights::kComputed && model->decoder_->precision() == kernels::Precision::kBf16) {
     kernels::KeepBf16(model->weights_, tensors.floats());
   }
+  if (adapted) MILLRACE_RETURN_IF_ERROR(model->AddAdapter(directory));
   return model;
+}
+
+absl::Status LanguageModel::AddAdapter(const std::string& directory) {
+  MILLRACE_ASSIGN_OR_RETURN(StoredAdapter stored, ReadAdapter(directory, *decoder_));
+  if (kind_ == Weights::kComputed && decoder_->precision() == kernels::Precision::kBf16) {
+    kernels::KeepBf16(stored.weights.data(), static_cast<int64_t>(stored.weights.size()));
+  }
+  decoder_->ReserveVirtualTokens(stored.adapter->virtual_tokens());
+  adapters_.push_back(std::make_unique<StoredAdapter>(std::move(stored)));
+  std::vector<size_t> numbers = numbers_;
+  numbers.push_back(adapters_.size() - 1);
+  const absl::Status used = UseAdapters(numbers);
+  if (!used.ok()) adapters_.pop_back();
+  return Annotate(used, directory);
+}
+
+absl::Status LanguageModel::UseAdapters(absl::Span<const size_t> numbers) {
+  std::vector<const Adapter*> stack;
+  std::vector<ActiveAdapter> used;
+  for (const size_t number : numbers) {
+    if (number >= adapters_.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("there is no adapter ", number, " of ", adapters_.size()));
+    }
+    stack.push_back(adapters_[number]->adapter.get());
+    used.push_back(adapters_[number]->active());
+  }
+  MILLRACE_RETURN_IF_ERROR(CheckStack(stack));
+  numbers_.assign(numbers.begin(), numbers.end());
+  used_ = std::move(used);
+  return absl::OkStatus();
+}
+
+absl::Status LanguageModel::Merge() {
+  for (const size_t number : numbers_) {
+    if (!adapters_[number]->adapter->merges()) {
+      return MergeAdapter(*compute_, *decoder_, *adapters_[number], weights_);
+    }
+  }
+  for (const size_t number : numbers_) {
+    MILLRACE_RETURN_IF_ERROR(MergeAdapter(*compute_, *decoder_, *adapters_[number], weights_));
+  }
+  return UseAdapters({});
 }
 
 absl::StatusOr<std::vector<uint32_t>> LanguageModel::EncodeDocument(absl::string_view text) const {
@@ -95,7 +151,7 @@ absl::StatusOr<std::vector<float>> LanguageModel::LogProbabilities(absl::Span<co
       begin += stride;
     }
     const Batch batch = {ids.data(), rows, length + 1};
-    MILLRACE_RETURN_IF_ERROR(causal_lm.Loss(weights_, batch, &IgnoreGroup, of_rows.data()).status());
+    MILLRACE_RETURN_IF_ERROR(causal_lm.Loss(weights(), batch, &IgnoreGroup, of_rows.data()).status());
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t from = first + row * stride;
       for (int64_t i = std::max(known, from); i < from + length; ++i) {
@@ -116,7 +172,7 @@ absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_
                             decoder_->NewMemory(count, count, /*for_training=*/false));
   const TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
   MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
-                            decoder_->Forward(*compute_, weights_, matrix, {}, &IgnoreGroup, memory.get()));
+                            decoder_->Forward(*compute_, weights(), matrix, {}, &IgnoreGroup, memory.get()));
   std::vector<float> mean(static_cast<size_t>(hidden), 0.0f);
   kernels::AddRows(*compute_, outputs, count, hidden, mean.data());
   for (float& value : mean) value /= static_cast<float>(count);
@@ -156,6 +212,7 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
   const Linear linear = {hidden, vocab, false, decoder_->precision()};
   const Philox philox = Philox(seed).Derive(kSamplingPurpose);
   MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedCache cache, decoder_->NewCache());
+  MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights(), cache.get()));
   std::vector<uint32_t> ids(prompt.begin(), prompt.end());
   std::vector<float> logits(static_cast<size_t>(vocab)), copy;
   // ids[cached … ) are not in the cache yet.
@@ -163,13 +220,13 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
   for (int64_t made = 0; made < max_tokens; ++made) {
     if (held + (ids.size() - cached) > static_cast<size_t>(context())) {
       // The older half goes; the newer one is computed again at its new positions.
-      decoder_->Clear(cache.get());
+      MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights(), cache.get()));
       const size_t kept = made == 0 ? static_cast<size_t>(context()) : static_cast<size_t>(context() + 1) / 2;
       cached = ids.size() - std::min(ids.size(), kept);
       held = 0;
     }
     const absl::Span<const uint32_t> fresh = absl::MakeConstSpan(ids).subspan(cached);
-    const float* const outputs = decoder_->Extend(*compute_, weights_, fresh, cache.get());
+    const float* const outputs = decoder_->Extend(*compute_, weights(), fresh, cache.get());
     held += fresh.size();
     cached = ids.size();
     LinearForward(*compute_, linear, outputs + static_cast<int64_t>(fresh.size() - 1) * hidden, 1, embedding, nullptr,

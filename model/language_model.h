@@ -14,6 +14,7 @@
 #include "kernels/compute.h"
 #include "model/arena.h"
 #include "model/families/decoder.h"
+#include "model/formats/peft.h"
 #include "model/sampling.h"
 #include "proto/millrace/v1/job.pb.h"
 #include "text/tokenizer.h"
@@ -28,7 +29,8 @@ enum class Weights { kComputed, kStored };
 class LanguageModel {
  public:
   // Reads config.json, tokenizer.json and the weights of a folder in Hugging Face's layout, which a checkpoint is too.
-  // `compute` outlives the model. Errors name file and field or tensor. Sums of checkpoints are not compared here.
+  // If it holds an adapter as well, or nothing but one that names its base model, that is used. `compute` outlives the
+  // model. Errors name file and field or tensor. Sums of checkpoints are not compared here.
   static absl::StatusOr<std::unique_ptr<LanguageModel>> Open(const std::string& directory,
                                                              const kernels::Compute* compute,
                                                              Weights weights = Weights::kComputed);
@@ -36,10 +38,22 @@ class LanguageModel {
 
   const Decoder& decoder() const { return *decoder_; }
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
-  // Laid out as decoder().tensors() says.
-  const float* weights() const { return weights_; }
+  // The decoder's own weights, laid out as its tensors, and the adapters that are used. Views.
+  DecoderWeights weights() const { return {weights_, used_}; }
   // Tokens that a prediction can look back on.
-  int64_t context() const { return decoder_->spec().context(); }
+  int64_t context() const { return decoder_->spec().context() - weights().virtual_tokens(); }
+
+  // Reads an adapter in peft's layout, to be used behind those that are used already. Its number is how many there were
+  // before. INVALID_ARGUMENT if it does not fit the model or those.
+  absl::Status AddAdapter(const std::string& directory);
+  size_t adapters() const { return adapters_.size(); }
+  const StoredAdapter& adapter(size_t number) const { return *adapters_[number]; }
+  // Uses these, one behind the other, instead of those before; none: the model alone. INVALID_ARGUMENT for numbers that
+  // there are not and for adapters that do not go together.
+  absl::Status UseAdapters(absl::Span<const size_t> numbers);
+  // Makes the adapters that are used part of the model's own weights, and none is used afterwards. INVALID_ARGUMENT if
+  // one cannot be.
+  absl::Status Merge();
 
   // Tokens of a document: <|endoftext|>, if the tokenizer has one, then the text, in which it counts as characters.
   // That is how training saw documents, so that the first token of the text is predicted too.
@@ -76,8 +90,12 @@ class LanguageModel {
   const kernels::Compute* compute_ = nullptr;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<text::Tokenizer> tokenizer_;
+  Weights kind_ = Weights::kComputed;
   Arena memory_;
   float* weights_ = nullptr;
+  std::vector<std::unique_ptr<StoredAdapter>> adapters_;
+  std::vector<size_t> numbers_;  // of those that are used
+  std::vector<ActiveAdapter> used_;
 };
 
 }  // namespace millrace::model

@@ -44,7 +44,7 @@ absl::Status Rollouts::Check(absl::Span<const Prompt> prompts, const RolloutOpti
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const float* weights, absl::Span<const Prompt> prompts,
+absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const DecoderWeights& weights, absl::Span<const Prompt> prompts,
                                                      const RolloutOptions& options) {
   MILLRACE_RETURN_IF_ERROR(Check(prompts, options));
   const int64_t hidden = decoder_->hidden_size(), of_prompt = static_cast<int64_t>(seats_.size());
@@ -52,6 +52,7 @@ absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const float* weights, absl:
   for (const Prompt& prompt : prompts) count += prompt.keys.size();
   std::vector<Answer> answers(count);
   std::fill(seats_.begin(), seats_.end(), Seat());
+  MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights, cache_.get()));
   std::vector<float> prompt_output;  // of the last token of the prompt before whose answers `sample` counts
   size_t prompt = 0, sample = 0, begun = 0;
   for (size_t ended = 0; ended < count;) {
@@ -88,7 +89,7 @@ absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const float* weights, absl:
   return answers;
 }
 
-absl::Status Rollouts::Draw(const float* weights, const RolloutOptions& options) {
+absl::Status Rollouts::Draw(const DecoderWeights& weights, const RolloutOptions& options) {
   const int64_t hidden = decoder_->hidden_size(), vocab = decoder_->vocab_size();
   std::vector<size_t> taken;
   std::vector<float> outputs;
@@ -102,7 +103,7 @@ absl::Status Rollouts::Draw(const float* weights, const RolloutOptions& options)
   std::vector<float> logits(static_cast<size_t>(rows * vocab)), losses(taken.size());
   std::vector<uint32_t> ids(taken.size());
   LinearForward(*compute_, {hidden, vocab, false, decoder_->precision()}, outputs.data(), rows,
-                weights + decoder_->tensors()[decoder_->output_embedding()].offset, nullptr, logits.data(), vocab);
+                weights.base + decoder_->tensors()[decoder_->output_embedding()].offset, nullptr, logits.data(), vocab);
   for (const float logit : logits) {
     if (!std::isfinite(logit)) return absl::InvalidArgumentError("the model's logits are not finite");
   }
@@ -127,7 +128,7 @@ absl::Status Rollouts::Draw(const float* weights, const RolloutOptions& options)
   return absl::OkStatus();
 }
 
-void Rollouts::Extend(const float* weights) {
+void Rollouts::Extend(const DecoderWeights& weights) {
   const int64_t hidden = decoder_->hidden_size();
   std::vector<Decoder::Appended> appended;
   for (size_t seat = 0; seat < seats_.size(); ++seat) {

@@ -49,7 +49,7 @@ class Rollouts {
   // Answers of the first prompt, in the order of its keys, then of the next. An answer ends at a stop token, at
   // max_tokens or where its sequence is full. INVALID_ARGUMENT for a prompt that is empty, has an id beyond the
   // vocabulary or leaves no room for an answer, and for logits that are not finite.
-  absl::StatusOr<std::vector<Answer>> Sample(const float* weights, absl::Span<const Prompt> prompts,
+  absl::StatusOr<std::vector<Answer>> Sample(const DecoderWeights& weights, absl::Span<const Prompt> prompts,
                                              const RolloutOptions& options);
 
  private:
@@ -64,9 +64,9 @@ class Rollouts {
 
   absl::Status Check(absl::Span<const Prompt> prompts, const RolloutOptions& options) const;
   // Draws a token for each taken seat from outputs_, and frees the seats whose answer ends.
-  absl::Status Draw(const float* weights, const RolloutOptions& options);
+  absl::Status Draw(const DecoderWeights& weights, const RolloutOptions& options);
   // Appends the last token of each taken seat.
-  void Extend(const float* weights);
+  void Extend(const DecoderWeights& weights);
 
   const Decoder* const decoder_;
   const kernels::Compute* const compute_;

@@ -36,16 +36,22 @@ int TensorList::Find(absl::string_view name) const {
 }
 
 void StartValues(const TensorSpec& spec, int index, uint64_t seed, int64_t begin, absl::Span<float> values) {
-  if (spec.start != Start::kNormal) {
+  if (spec.start == Start::kZeros || spec.start == Start::kOnes) {
     std::fill(values.begin(), values.end(), spec.start == Start::kOnes ? 1.0f : 0.0f);
     return;
   }
   constexpr double kTwoPi = 6.28318530717958647693;
   const Philox philox = Philox(seed).Derive(kStartPurpose);
-  const auto deviation = static_cast<double>(spec.start_std);
+  const auto deviation = static_cast<double>(spec.start_size);
   for (size_t i = 0; i < values.size(); i += 4) {
     const std::array<uint32_t, 4> words =
         philox(static_cast<uint64_t>(index), static_cast<uint64_t>(begin) / 4 + i / 4);
+    if (spec.start == Start::kUniform) {
+      for (size_t at = i; at < std::min(i + 4, values.size()); ++at) {
+        values[at] = static_cast<float>(deviation * (2 * Positive(words[at - i]) - 1));
+      }
+      continue;
+    }
     for (size_t pair = 0; pair < 2; ++pair) {
       const double radius = std::sqrt(-2.0 * kernels::LogInF64(Positive(words[2 * pair])));
       const double angle = kTwoPi * Positive(words[2 * pair + 1]);

@@ -16,7 +16,13 @@ enum class Role {
   kVector,     // biases, gains of norms
 };
 
-enum class Start { kZeros, kOnes, kNormal };
+enum class Start {
+  kZeros,
+  kOnes,
+  kNormal,
+  kUniform,
+  kRowNorms,  // of the matrix beside which the tensor stands: not by StartValues, which does not know it
+};
 
 struct TensorSpec {
   std::string name;            // as Hugging Face has it
@@ -25,7 +31,7 @@ struct TensorSpec {
   bool rows_are_inputs = false;  // a matrix stored [inputs, outputs], as GPT-2's Conv1D
   uint32_t group = 0;            // 0 the embeddings, 1 … L the layers, L + 1 the rest
   Start start = Start::kZeros;
-  float start_std = 0;  // of kNormal
+  float start_size = 0;  // kNormal: standard deviation; kUniform: the largest magnitude
   int64_t size = 0;     // elements; set by Add
   int64_t offset = 0;   // floats from the start of the memory; set by Add
 };
@@ -52,7 +58,7 @@ class TensorList {
 };
 
 // Fills in a tensor's values [begin, begin + values.size()) at the start of training: a function of seed, index and
-// place alone. Normal deviates are Box and Muller's (1958), computed in f64. Requires begin % 4 == 0.
+// place alone. Normal deviates are Box and Muller's (1958), computed in f64. Requires begin % 4 == 0 and no kRowNorms.
 void StartValues(const TensorSpec& spec, int index, uint64_t seed, int64_t begin, absl::Span<float> values);
 // All tensors' start values, laid out as the list says.
 void StartWeights(const TensorList& tensors, uint64_t seed, float* weights);

@@ -218,7 +218,12 @@ absl::Status BlockStore::Load(const v1::LoadRequest& request) {
                                                       " comes at version ", request.version(),
                                                       "; in this epoch blocks are loaded at version ", *loading_));
   }
-  if (ready_) return absl::OkStatus();
+  if (ready_) {
+    const bool pushed =
+        table_.TensorOf(table_.blocks()[block]).trainable && place.piece->missing_units(place.part) < units_per_step_;
+    if (request.again() && version_ == request.version() && !pushed) place.piece->Load(place.part, request);
+    return absl::OkStatus();
+  }
   place.piece->Load(place.part, request);
   loading_ = request.version();
   if (!is_loaded_[block]) {

@@ -49,7 +49,8 @@ class BlockStore {
   size_t copy_bytes() const { return cuts_.bytes(); }
 
   // Sets a block. Once the store is ready, what was loaded already is left as it is, so that a second initialisation
-  // does no harm; FAILED_PRECONDITION for another version than the one that was or is being loaded.
+  // does no harm, unless the request says `again` and nothing was pushed to the block; FAILED_PRECONDITION for another
+  // version than the one that was or is being loaded.
   absl::Status Load(const v1::LoadRequest& request);
 
   // INVALID_ARGUMENT for a block that is not held here.

@@ -32,12 +32,11 @@ ModelInUse ObjectiveSetting::Model(absl::string_view prefix) const {
   const PhaseModel& model = *models->Find(prefix);
   ModelInUse used;
   used.decoder = model.decoder.get();
-  used.weights = weights + model.offset;
+  used.own_weights = weights + model.offset;
+  if (model.adapter != nullptr) used.adapters.push_back({model.adapter.get(), weights + model.adapter_offset});
   used.offset = model.offset;
   used.first_group = model.first_group;
-  for (int i = 0; i < model.decoder->tensors().size(); ++i) {
-    used.trainable.push_back(table->tensors(model.first_tensor + i).trainable());
-  }
+  for (const int place : model.places) used.trainable.push_back(table->tensors(place).trainable());
   return used;
 }
 

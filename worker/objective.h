@@ -39,10 +39,14 @@ class Measured {
 // One of the phase's models, with its weights.
 struct ModelInUse {
   const model::Decoder* decoder = nullptr;
-  const float* weights = nullptr;
-  int64_t offset = 0;  // of its gradients
+  const float* own_weights = nullptr;
+  std::vector<model::ActiveAdapter> adapters;  // none or one
+  int64_t offset = 0;                          // of its gradients
   uint32_t first_group = 0;
-  std::vector<bool> trainable;
+  std::vector<bool> trainable;  // its tensors, then its adapter's
+
+  // A view of this.
+  model::DecoderWeights weights() const { return {own_weights, adapters}; }
 
   // A hook of the phase's groups as one of the model's.
   auto Own(model::GroupHook hook) const {

@@ -30,6 +30,8 @@ class Parameters {
   absl::Status Await(uint32_t group);
   // Waits until all is there. After an error nothing is held.
   absl::Status Settle();
+  // What is trained has changed at the version that is held.
+  void Forget() { version_ = kNone; }
 
   bool holds_frozen() const { return holds_frozen_; }
   // How gradients are coded at the version that is held.

@@ -14,8 +14,11 @@
 #include "blocks/fixed_point.h"
 #include "common/philox.h"
 #include "common/status.h"
+#include "model/adapters/start.h"
 #include "model/arena.h"
 #include "model/formats/config_json.h"
+#include "model/formats/peft.h"
+#include "text/tokenizer.h"
 #include "worker/objective.h"
 #include "worker/parameters.h"
 #include "worker/phase_models.h"
@@ -85,6 +88,7 @@ class PhaseSeat::Epoch {
     }
     auto epoch = std::unique_ptr<Epoch>(
         new Epoch(compute, models, context, std::move(table), std::move(blocks), std::move(group), weights));
+    MILLRACE_RETURN_IF_ERROR(epoch->TakeInitText());
     // What the objective lacks is told before anything is trained.
     MILLRACE_RETURN_IF_ERROR(epoch->ObjectiveOf(context.phase().objective()).status());
     return epoch;
@@ -94,7 +98,9 @@ class PhaseSeat::Epoch {
 
   void Plan(v1::WorkResult* result) const {
     *result->mutable_table() = table_;
-    for (const PhaseModel& model : models_->models().models()) *result->add_parts() = model.part;
+    for (const PhaseModel& model : models_->models().models()) {
+      for (const v1::ModelPart& part : model.parts) *result->add_parts() = part;
+    }
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
@@ -102,11 +108,16 @@ class PhaseSeat::Epoch {
     configuration.head = scalar ? model::Head::kScalar : model::Head::kLanguage;
     (*result->mutable_files())["config.json"] = model::PrintConfig(configuration);
     (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig();
+    if (const PhaseModel& trained = models_->models().trained(); trained.adapter != nullptr) {
+      (*result->mutable_files())[model::kAdapterConfigFile] =
+          model::PrintAdapterConfig(*trained.adapter, context_.model(), /*base=*/"");
+    }
   }
 
-  // New weights: only where there is one model.
+  // New weights: of all tensors where there is one model, or else of adapters that are new, beside what is loaded.
   absl::Status Initialize() {
     MILLRACE_RETURN_IF_ERROR(CheckGroup());
+    if (models_->models().trained().adapter != nullptr) return InitializeAdapters();
     if (models_->models().models().size() > 1) {
       return absl::InvalidArgumentError(
           absl::StrCat("phase ", context_.phase().name(), " begins with trained models, not with new weights"));
@@ -127,7 +138,12 @@ class PhaseSeat::Epoch {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
     MILLRACE_ASSIGN_OR_RETURN(Objective* const objective, ObjectiveOf(context_.phase().objective()));
     MILLRACE_ASSIGN_OR_RETURN(float* const gradients, models_->Gradients());
-    std::memset(gradients, 0, static_cast<size_t>(models_->models().trained_floats()) * sizeof(float));
+    // Only what is trained: beside an adapter most of the memory is never touched.
+    for (int i = 0; i < table_.tensors_size(); ++i) {
+      if (!table_.tensors(i).trainable()) continue;
+      const auto size = static_cast<size_t>(blocks_.tensors()[static_cast<size_t>(i)].size);
+      std::memset(gradients + models_->models().offsets()[static_cast<size_t>(i)], 0, size * sizeof(float));
+    }
     const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
     parameters_->Fetch(unit.version());
     const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
@@ -197,9 +213,12 @@ class PhaseSeat::Epoch {
     // What is frozen is a function of what the models began with, and of which tensors are: those may be other ones.
     contents_ = {context_.contents().begin(), context_.contents().end()};
     contents_["frozen"] = absl::StrCat(context_.phase().trainable().SerializeAsString(), " ",
+                                       context_.phase().adapter().SerializeAsString(), " ",
                                        blocks::WeightBits(context_.phase().optimizer()));
-    // Of each model it must be known.
-    const bool known = context_.contents().size() == models_->models().models().size();
+    // Of each part it must be known.
+    size_t parts = 0;
+    for (const PhaseModel& model : models_->models().models()) parts += model.parts.size();
+    const bool known = context_.contents().size() == parts;
     const bool holds = known && models_->frozen() == contents_;
     models_->SetFrozen({});
     parameters_ = std::make_unique<Parameters>(&models_->models().offsets(), &blocks_, group_.get(),
@@ -256,6 +275,44 @@ class PhaseSeat::Epoch {
     return absl::OkStatus();
   }
 
+  absl::Status TakeInitText() {
+    const std::string& text = context_.phase().adapter().init_text();
+    if (text.empty()) return absl::OkStatus();
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer,
+                              text::ParseTokenizer(context_.tokenizer_json(), "the job's tokenizer"));
+    MILLRACE_RETURN_IF_ERROR(Annotate(tokenizer->EncodeOrdinary(text, &init_tokens_), "adapter.init_text"));
+    if (init_tokens_.empty()) return absl::InvalidArgumentError("adapter.init_text is empty");
+    return absl::OkStatus();
+  }
+
+  // Start values may depend on the model's own weights.
+  absl::Status InitializeAdapters() {
+    parameters_->Fetch(0);
+    MILLRACE_RETURN_IF_ERROR(parameters_->Settle());
+    parameters_->Forget();
+    std::map<uint32_t, std::vector<float>> values;  // by tensor of the table
+    for (const PhaseModel& model : models_->models().models()) {
+      if (model.adapter == nullptr || !model.adapter_is_new) continue;
+      std::vector<float> weights(static_cast<size_t>(model.adapter->tensors().floats()));
+      MILLRACE_RETURN_IF_ERROR(model::StartAdapter(*compute_, *model.decoder, weights_ + model.offset, *model.adapter,
+                                                   context_.seed(), init_tokens_, weights.data()));
+      for (int i = 0; i < model.adapter->tensors().size(); ++i) {
+        const model::TensorSpec& tensor = model.adapter->tensors()[i];
+        const int place = model.places[static_cast<size_t>(model.decoder->tensors().size() + i)];
+        const float* const begin = weights.data() + tensor.offset;
+        values.emplace(static_cast<uint32_t>(place), std::vector<float>(begin, begin + tensor.size));
+      }
+    }
+    return group_->Replace(
+        0, [&](uint32_t index) { return values.contains(blocks_.blocks()[index].tensor); },
+        [&](uint32_t index, v1::LoadRequest* request) {
+          const blocks::Block& block = blocks_.blocks()[index];
+          request->set_weights(values.at(block.tensor).data() + block.begin,
+                               static_cast<size_t>(block.size) * sizeof(float));
+          return absl::OkStatus();
+        });
+  }
+
   absl::Status CheckGroup() const {
     return group_ == nullptr ? absl::FailedPreconditionError("there are no shards in this epoch") : absl::OkStatus();
   }
@@ -307,6 +364,7 @@ class PhaseSeat::Epoch {
   const std::shared_ptr<client::ShardGroup> group_;
   float* const weights_;  // the models'; null without a group
   std::unique_ptr<Parameters> parameters_;
+  std::vector<uint32_t> init_tokens_;                             // whose embeddings a prompt begins with
   std::map<std::string, std::string> contents_;                   // of what is frozen
   std::map<std::string, std::unique_ptr<Objective>> objectives_;  // by name
 };

@@ -1,5 +1,9 @@
 // The models that a phase works with: which there are, what their tensors are called in the phase's table, and where
 // their weights lie in a worker's memory.
+//
+// A model may have an adapter: then its own tensors are frozen, and the adapter's are another part, whose names begin
+// with "adapter/" behind the model's prefix. So does that of a scalar head, which belongs with the adapter. A reference
+// that is what the phase starts from has the first model's tensors, if these are frozen.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "model/adapters/adapter.h"
 #include "model/families/decoder.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 
@@ -20,18 +25,26 @@ inline constexpr absl::string_view kReference = "reference/";
 inline constexpr absl::string_view kValue = "value/";
 // The second of two models whose answers are compared.
 inline constexpr absl::string_view kOther = "other/";
+// Behind those.
+inline constexpr absl::string_view kAdapter = "adapter/";
 // Of the phase's reward of that index, which is a model.
 std::string RewardPrefix(int index);
 
 struct PhaseModel {
-  v1::ModelPart part;
+  std::string prefix;
   bool trained = false;
   std::unique_ptr<model::Decoder> decoder;
-  // Its tensors are those of the table from `first_tensor` on, its groups those from `first_group` on, and its weights
-  // lie `offset` floats behind the first model's.
-  int first_tensor = 0;
+  std::unique_ptr<model::Adapter> adapter;  // null: none
+  bool adapter_is_new = false;              // what it begins with has none
+  bool shares = false;                      // the first model's tensors
+  // What shards hold of it: its tensors, unless it shares them, and its adapter's.
+  std::vector<v1::ModelPart> parts;
+  // Its tensors' places in the table, then the adapter's.
+  std::vector<int> places;
+  // Its groups are those of the table from `first_group` on; its weights lie `offset` floats behind the first model's,
+  // its adapter's `adapter_offset`: right behind its own if it is trained.
   uint32_t first_group = 0;
-  int64_t offset = 0;
+  int64_t offset = 0, adapter_offset = 0;
 };
 
 // Constant after Create.
@@ -49,6 +62,9 @@ class PhaseModels {
   // Null if there is none.
   const PhaseModel* Find(absl::string_view prefix) const;
 
+  // The text that goes through the first model can be so long.
+  uint32_t context() const;
+
   // All models' tensors, as shards see them. What `phase` freezes and speeds up is of the first model. INVALID_ARGUMENT
   // for a pattern that matches no tensor, and if nothing is left to train.
   absl::StatusOr<v1::TensorTable> Table(const v1::PhaseSpec& phase) const;
@@ -61,10 +77,20 @@ class PhaseModels {
   const std::vector<int64_t>& offsets() const { return offsets_; }
 
  private:
+  // A tensor of a model, or of its adapter.
+  struct Slot {
+    size_t model = 0;
+    bool of_adapter = false;
+    int tensor = 0;
+  };
+
   PhaseModels() = default;
+  absl::Status AddParts(const v1::PhaseContext& context);
+  void LayOut();
 
   std::string key_;
   std::vector<PhaseModel> models_;
+  std::vector<Slot> slots_;  // by place in the table
   std::vector<int64_t> offsets_;
   int64_t floats_ = 0, trained_floats_ = 0;
   uint32_t groups_ = 0;

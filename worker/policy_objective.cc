@@ -33,7 +33,7 @@ PolicyObjective::PolicyObjective(const ObjectiveSetting& setting, std::unique_pt
     : phase_(setting.context->phase()),
       name_(phase_.objective()),
       vocab_size_(setting.context->vocab_size()),
-      context_(setting.context->model().context()),
+      context_(setting.models->context()),
       groups_(setting.models->groups()),
       temperature_(static_cast<float>(phase_.rollout().temperature())),
       key_(Philox(setting.context->seed()).Derive(kRolloutPurpose + (uint64_t{setting.context->phase_index()} << 32))),
@@ -133,7 +133,7 @@ absl::Status PolicyObjective::ScoreByReference(absl::Span<Answered> answers) {
     const PaddedRows rows = RowsOf(some);
     const model::Batch batch = rows.batch();
     MILLRACE_ASSIGN_OR_RETURN(model::TokenScores* const scores, reference_passes_.For(batch.rows, batch.columns - 1));
-    MILLRACE_RETURN_IF_ERROR(scores->Forward(reference_.weights, batch, {}, model::IgnoreGroup));
+    MILLRACE_RETURN_IF_ERROR(scores->Forward(reference_.weights(), batch, {}, model::IgnoreGroup));
     std::vector<float> log_probabilities(static_cast<size_t>(scores->predictions()));
     scores->Score(temperature_, absl::MakeSpan(log_probabilities), {});
     auto next = log_probabilities.begin();
@@ -159,7 +159,7 @@ absl::Status PolicyObjective::ForEachValued(
     MILLRACE_ASSIGN_OR_RETURN(model::TokenValues* const passes, valuer->evaluation.For(tokens.rows, tokens.columns));
     std::vector<float> values(static_cast<size_t>(tokens.tokens()));
     MILLRACE_RETURN_IF_ERROR(
-        passes->Forward(valuer->model.weights, tokens, {}, model::IgnoreGroup, absl::MakeSpan(values)));
+        passes->Forward(valuer->model.weights(), tokens, {}, model::IgnoreGroup, absl::MakeSpan(values)));
     const auto columns = static_cast<size_t>(tokens.columns);
     for (size_t row = 0; row < some.size(); ++row) {
       each(begin + row, absl::MakeConstSpan(values).subspan(row * columns, some[row].ids.size()));
@@ -346,7 +346,7 @@ absl::StatusOr<double> PolicyObjective::Gradients(const GradientPass& pass, Meas
 
   MILLRACE_ASSIGN_OR_RETURN(model::TokenScores* const scores, policy_passes_.For(batch.rows, batch.columns - 1));
   const auto need = policy_.Own(pass.need);
-  MILLRACE_RETURN_IF_ERROR(scores->Forward(policy_.weights, batch, {}, need));
+  MILLRACE_RETURN_IF_ERROR(scores->Forward(policy_.weights(), batch, {}, need));
   const auto tokens = static_cast<size_t>(scores->predictions());
   const bool with_entropy = options.entropy_coefficient > 0;
   std::vector<float> log_probabilities(tokens), entropies(with_entropy ? tokens : 0);
@@ -418,7 +418,7 @@ absl::StatusOr<double> PolicyObjective::ValueGradients(const GradientPass& pass,
   MILLRACE_ASSIGN_OR_RETURN(model::TokenValues* const passes, value_->training.For(tokens.rows, tokens.columns));
   std::vector<float> all(static_cast<size_t>(tokens.tokens())), d_all(all.size());
   const auto need = model.Own(pass.need);
-  MILLRACE_RETURN_IF_ERROR(passes->Forward(model.weights, tokens, {}, need, absl::MakeSpan(all)));
+  MILLRACE_RETURN_IF_ERROR(passes->Forward(model.weights(), tokens, {}, need, absl::MakeSpan(all)));
   // Of the tokens before those that the answers are made of.
   std::vector<size_t> places;
   std::vector<float> values, old;

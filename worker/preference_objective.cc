@@ -27,7 +27,7 @@ Span AnswerOf(const model::Batch& batch, int64_t row) {
 PreferenceObjective::PreferenceObjective(const ObjectiveSetting& setting)
     : name_(setting.context->phase().objective()),
       spec_(setting.context->phase().preference()),
-      context_(setting.context->model().context()),
+      context_(setting.models->context()),
       training_(setting, "", /*for_training=*/true),
       evaluation_(setting, "", /*for_training=*/false) {
   if (setting.models->Find(kReference) != nullptr) reference_.emplace(setting, kReference, /*for_training=*/false);
@@ -54,7 +54,7 @@ absl::StatusOr<PreferenceObjective::Answers> PreferenceObjective::Scorer::Score(
                                                                                 model::GroupHook need) {
   MILLRACE_ASSIGN_OR_RETURN(model::TokenScores* const scores, passes.For(batch.rows, batch.columns - 1));
   const auto own = model.Own(need);
-  MILLRACE_RETURN_IF_ERROR(scores->Forward(model.weights, batch, {}, own));
+  MILLRACE_RETURN_IF_ERROR(scores->Forward(model.weights(), batch, {}, own));
   std::vector<float> log_probabilities(static_cast<size_t>(scores->predictions()));
   scores->Score(/*temperature=*/1, absl::MakeSpan(log_probabilities), {});
   Answers answers;

@@ -6,7 +6,7 @@
 namespace millrace::worker {
 
 RewardObjective::RewardObjective(const ObjectiveSetting& setting)
-    : context_(setting.context->model().context()),
+    : context_(setting.models->context()),
       centering_(setting.context->phase().centering()),
       model_(setting.Model("")),
       training_(model_.decoder, setting.compute, /*for_training=*/true),
@@ -40,7 +40,7 @@ absl::Status RewardObjective::Forward(const v1::Microbatch& microbatch, model::G
   MILLRACE_ASSIGN_OR_RETURN(passes_, memory->For(batch.rows, batch.columns));
   values_.resize(static_cast<size_t>(batch.rows * batch.columns));
   const auto own = model_.Own(need);
-  MILLRACE_RETURN_IF_ERROR(passes_->Forward(model_.weights,
+  MILLRACE_RETURN_IF_ERROR(passes_->Forward(model_.weights(),
                                             {batch.ids, batch.rows, batch.columns, batch.columns, batch.starts}, {},
                                             own, absl::MakeSpan(values_)));
   last_.clear();

@@ -21,7 +21,7 @@ std::vector<uint32_t> IdsOf(const std::string& bytes) {
 }
 
 Sampler::Sampler(const ObjectiveSetting& setting, absl::string_view prefix)
-    : model_(setting.Model(prefix)), compute_(setting.compute), context_(setting.context->model().context()) {
+    : model_(setting.Model(prefix)), compute_(setting.compute), context_(setting.models->context()) {
   const v1::RolloutSpec& spec = setting.context->phase().rollout();
   options_.sampling.temperature = spec.temperature();
   options_.max_tokens = spec.has_max_tokens() ? spec.max_tokens() : context_;
@@ -61,7 +61,7 @@ absl::StatusOr<std::vector<SampledAnswer>> Sampler::Sample(
                               model::Rollouts::Create(model_.decoder, compute_, together_, columns_));
     rollouts_.emplace(std::move(made));
   }
-  MILLRACE_ASSIGN_OR_RETURN(std::vector<model::Answer> answers, rollouts_->Sample(model_.weights, asked, options_));
+  MILLRACE_ASSIGN_OR_RETURN(std::vector<model::Answer> answers, rollouts_->Sample(model_.weights(), asked, options_));
   std::vector<SampledAnswer> sampled(answers.size());
   for (size_t i = 0; i < answers.size(); ++i) {
     SampledAnswer& answer = sampled[i];

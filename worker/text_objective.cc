@@ -3,7 +3,7 @@
 namespace millrace::worker {
 
 TextObjective::TextObjective(const ObjectiveSetting& setting)
-    : context_(setting.context->model().context()),
+    : context_(setting.models->context()),
       model_(setting.Model("")),
       training_(model_.decoder, setting.compute, /*for_training=*/true),
       evaluation_(model_.decoder, setting.compute, /*for_training=*/false) {}
@@ -24,7 +24,7 @@ absl::StatusOr<double> TextObjective::Loss(const LossPass& pass, Measured*) {
   PassMemory<model::CausalLm>& memory = training_.Holds(batch.rows, batch.columns - 1) ? training_ : evaluation_;
   MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const passes, memory.For(batch.rows, batch.columns - 1));
   const auto need = model_.Own(pass.need);
-  return passes->Loss(model_.weights, batch, need);
+  return passes->Loss(model_.weights(), batch, need);
 }
 
 absl::StatusOr<double> TextObjective::Gradients(const GradientPass& pass, Measured*) {
@@ -32,7 +32,7 @@ absl::StatusOr<double> TextObjective::Gradients(const GradientPass& pass, Measur
   MILLRACE_ASSIGN_OR_RETURN(model::CausalLm* const passes, training_.For(batch.rows, batch.columns - 1));
   const auto need = model_.Own(pass.need);
   const auto final = model_.Own(pass.final);
-  return passes->Gradients(model_.weights, batch, pass.noise, static_cast<float>(pass.scale), need,
+  return passes->Gradients(model_.weights(), batch, pass.noise, static_cast<float>(pass.scale), need,
                            pass.gradients + model_.offset, final, &model_.trainable);
 }
 

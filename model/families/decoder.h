@@ -12,6 +12,7 @@
 // head has one row of its own instead. objectives/ compute them. Tensors carry Hugging Face's names and layout.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,6 +25,8 @@
 #include "common/philox.h"
 #include "kernels/compute.h"
 #include "kernels/product.h"
+#include "model/adapters/adapter.h"
+#include "model/adapters/linear_adapter.h"
 #include "model/arena.h"
 #include "model/families/head.h"
 #include "model/layers/attention.h"
@@ -56,6 +59,33 @@ inline absl::Status IgnoreGroup(uint32_t) { return absl::OkStatus(); }
 // Which tensors are trained, by their index in the model's list. Null: all.
 using Trainable = const std::vector<bool>*;
 
+// An adapter with its weights, laid out as its tensors.
+struct ActiveAdapter {
+  const Adapter* adapter = nullptr;
+  const float* weights = nullptr;
+};
+
+// What a pass computes with: the decoder's weights, laid out as its tensors, and adapters, which are used one after
+// another at each linear layer. Views.
+struct DecoderWeights {
+  DecoderWeights(const float* base) : base(base) {}  // NOLINT: without adapters the weights are all there is
+  DecoderWeights(const float* base, absl::Span<const ActiveAdapter> adapters) : base(base), adapters(adapters) {}
+
+  const float* base = nullptr;
+  absl::Span<const ActiveAdapter> adapters;
+
+  // Positions that virtual tokens take before the text.
+  int64_t virtual_tokens() const {
+    int64_t tokens = 0;
+    for (const ActiveAdapter& active : adapters) tokens += active.adapter->virtual_tokens();
+    return tokens;
+  }
+};
+
+// Whether adapters can be used together: of those with virtual tokens or prompts there is one, of DoRA one at a layer,
+// before others. INVALID_ARGUMENT says which two cannot.
+absl::Status CheckStack(absl::Span<const Adapter* const> adapters);
+
 // Where randomness of a pass comes from: dropout is off without it.
 struct Noise {
   const Philox* key = nullptr;  // of (seed, phase, step, microbatch); null: none
@@ -81,6 +111,13 @@ class Decoder {
   // [1, hidden_size]: the tensor of a scalar head, in the last group; else -1.
   int score() const { return score_; }
   int input_embedding() const { return input_embedding_; }
+  // The linear layers, in the order of the forward pass, and their weights.
+  absl::Span<const LinearSite> linear_sites() const { return sites_; }
+  const LinearTensors& linear(const LinearSite& site) const { return TensorsOf(layers_[site.layer], site.module); }
+  Linear linear_shape(const LinearSite& site) const { return Shape(site.inputs, site.outputs); }
+
+  // Makes room for adapters with up to so many virtual tokens in the memories and caches that are made from now on.
+  void ReserveVirtualTokens(int64_t tokens) { reserved_ = std::max(reserved_, tokens); }
 
   // What a pass keeps, for up to `tokens` tokens in sequences of up to `columns`.
   class Memory;
@@ -103,10 +140,12 @@ class Decoder {
   absl::StatusOr<OwnedMemory> NewMemory(int64_t tokens, int64_t columns, bool for_training) const;
 
   // Returns the normalised outputs [tokens, hidden_size] in `memory`. Calls `need` with each group before its weights
-  // are used. `weights` is laid out as tensors() says. INVALID_ARGUMENT for tokens that do not fit and for starts that
-  // cannot be. Requires ids below vocab_size.
-  absl::StatusOr<const float*> Forward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
-                                       const Noise& noise, GroupHook need, Memory* memory) const;
+  // are used. INVALID_ARGUMENT for tokens that do not fit, virtual ones included, and for starts that cannot be;
+  // RESOURCE_EXHAUSTED if there is no memory for adapters that are new to `memory`. Requires ids below vocab_size and
+  // adapters that go together (CheckStack).
+  absl::StatusOr<const float*> Forward(const kernels::Compute& compute, const DecoderWeights& weights,
+                                       const TokenMatrix& tokens, const Noise& noise, GroupHook need,
+                                       Memory* memory) const;
 
   // INVALID_ARGUMENT for an id that is not below vocab_size.
   absl::Status CheckIds(const TokenMatrix& tokens) const;
@@ -118,30 +157,33 @@ class Decoder {
   // `gradients` (laid out as the weights), and calls `final` with each group once nothing more is added to it: the last
   // group first, all of them. What the objective adds to the output embedding must be there before. Nothing is computed
   // for tensors that are not trained, nor below the first one that is; the others' bits do not depend on that.
-  absl::Status Backward(const kernels::Compute& compute, const float* weights, const TokenMatrix& tokens,
+  // An adapter's tensors are numbered after the decoder's, and its gradients lie behind the decoder's. With one, which
+  // is the only one, its tensors are trained and no linear layer's.
+  absl::Status Backward(const kernels::Compute& compute, const DecoderWeights& weights, const TokenMatrix& tokens,
                         const Noise& noise, Trainable trainable, float* gradients, GroupHook final,
                         Memory* memory) const;
   // Whether Backward uses the gradient of the outputs: whether a tensor below the head's is trained.
-  bool NeedsOutputGradient(Trainable trainable) const;
+  bool NeedsOutputGradient(const DecoderWeights& weights, Trainable trainable) const;
 
   // For one sequence as long as the context. RESOURCE_EXHAUSTED if there is not so much memory.
   absl::StatusOr<OwnedCache> NewCache() const { return NewCache(1, context_, context_); }
   // For `sequences` sequences of up to `columns` tokens, at most the context, of which up to `tokens` are appended
   // together. RESOURCE_EXHAUSTED if there is not so much memory.
   absl::StatusOr<OwnedCache> NewCache(int64_t sequences, int64_t columns, int64_t tokens) const;
-  // Forgets all tokens.
-  void Clear(Cache* cache) const;
+  // Forgets all tokens, and gets ready for sequences with these weights' adapters, which must not change until the next
+  // Begin. RESOURCE_EXHAUSTED if there is no memory for them. Requires room for the virtual tokens.
+  absl::Status Begin(const kernels::Compute& compute, const DecoderWeights& weights, Cache* cache) const;
   // Forgets a sequence's tokens.
   void ClearSequence(int64_t sequence, Cache* cache) const;
   // Makes sequence `to` hold the tokens of `from`.
   void CopySequence(int64_t from, int64_t to, Cache* cache) const;
   // Appends tokens to sequences, each of which occurs once at most, and returns their outputs [tokens, hidden_size],
   // one of `appended` after another: the same bits as Forward gives for the whole sequence, whatever goes on beside it.
-  // Requires that sequences and tokens then fit the cache.
-  const float* Extend(const kernels::Compute& compute, const float* weights, absl::Span<const Appended> appended,
-                      Cache* cache) const;
+  // Requires that sequences and tokens then fit the cache, and with adapters a Begin before the first.
+  const float* Extend(const kernels::Compute& compute, const DecoderWeights& weights,
+                      absl::Span<const Appended> appended, Cache* cache) const;
   // The same for sequence 0.
-  const float* Extend(const kernels::Compute& compute, const float* weights, absl::Span<const uint32_t> ids,
+  const float* Extend(const kernels::Compute& compute, const DecoderWeights& weights, absl::Span<const uint32_t> ids,
                       Cache* cache) const {
     const Appended appended = {0, ids};
     return Extend(compute, weights, absl::MakeConstSpan(&appended, 1), cache);
@@ -175,32 +217,71 @@ class Decoder {
     float* activated = nullptr;      // [tokens, intermediate]
   };
 
+  // What a pass through the layers computes with.
+  struct Pass {
+    const kernels::Compute& compute;
+    const DecoderWeights& weights;
+    const Noise& noise;
+    Memory& memory;
+    // DoRA's norms and the virtual tokens are those that the memory keeps.
+    bool ready = false;
+  };
+  // What a memory keeps for an adapter.
+  struct AdapterMemory;
+
   Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head);
   void AddTensors(Head head);
+  void AddSites();
   LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool residual);
   NormTensors AddNorm(const std::string& name, uint32_t group);
   bool gpt2() const { return spec_.family() == "gpt2"; }
-  // Fills memory->positions and memory->sequences. INVALID_ARGUMENT for starts that cannot be.
-  absl::Status TakeSequences(const TokenMatrix& tokens, Memory* memory) const;
+  static const LinearTensors& TensorsOf(const Layer& layer, Module module);
+  // Fills memory->positions and memory->sequences: positions count from `first` on. INVALID_ARGUMENT for starts that
+  // cannot be.
+  absl::Status TakeSequences(const TokenMatrix& tokens, int64_t first, Memory* memory) const;
+  // Makes what the weights' adapters need in the memory.
+  absl::Status TakeAdapters(const DecoderWeights& weights, Memory* memory) const;
   AttentionShape ShapeOf(const TokenMatrix& tokens, const Memory& memory) const;
   int64_t qkv_size() const { return (heads_ + 2 * kv_heads_) * head_size_; }
+  int64_t kv_size() const { return kv_heads_ * head_size_; }
 
   Linear Shape(int64_t inputs, int64_t outputs) const { return {inputs, outputs, gpt2(), precision_}; }
+  Linear LinearOf(const LinearTensors& tensors) const;
+  LinearAdapterPass AdapterAt(const Pass& pass, size_t adapter, size_t index, Module module) const;
+  float* VirtualProbabilities(const Memory& memory, size_t layer) const;
+  // Makes the virtual tokens, and says how many positions they take.
+  int64_t BeginPass(const Pass& pass) const;
+  void EmbedVirtualTokens(const Pass& pass, float* x) const;
+  void KeepKeys(const float* qkv, int64_t count, float* keys, float* values) const;
   Dropout DropoutAt(const Noise& noise, size_t layer, uint64_t place) const;
+  // A linear layer of the decoder's layer `index` with its adapters: y = linear(x), rows of y `y_stride` apart.
+  void ApplyLinear(const Pass& pass, size_t index, Module module, const float* x, int64_t rows, float* y,
+                   int64_t y_stride) const;
+  void LinearGradients(const Pass& pass, size_t index, Module module, Trainable trainable, const float* x, int64_t rows,
+                       float* dy, int64_t dy_stride, float* dx, bool accumulate, float* gradients) const;
   // normed -> queries, keys and values, not turned yet.
-  void Project(const kernels::Compute& compute, const float* weights, const Layer& layer, const float* normed,
-               int64_t tokens, float* qkv) const;
+  void Project(const Pass& pass, size_t index, const float* normed, int64_t rows, float* qkv) const;
   // memory.mlp_normed -> output, keeping gate, up and activated.
-  void ForwardMlp(const kernels::Compute& compute, const float* weights, const Layer& layer, int64_t tokens,
-                  const LayerMemory& memory, float* output) const;
-  void ForwardLayer(const kernels::Compute& compute, const float* weights, size_t index, const AttentionShape& shape,
-                    const uint32_t* positions, const Noise& noise, bool keep, const LayerMemory& memory, float* branch,
+  void ForwardMlp(const Pass& pass, size_t index, int64_t rows, const LayerMemory& memory, float* output) const;
+  // What is before the text in a layer: rows of its own keys and values, or an adapter's.
+  Past PastOf(const Pass& pass, size_t index, const float* qkv) const;
+  void ForwardLayer(const Pass& pass, size_t index, const AttentionShape& shape, bool keep, const LayerMemory& memory,
                     float* output) const;
-  void BackwardLayer(const kernels::Compute& compute, const float* weights, size_t index, const AttentionShape& shape,
-                     const Noise& noise, Trainable trainable, const LayerMemory& kept, const Memory& memory,
-                     float* gradients) const;
-  // The first tensor that is trained, or their number.
-  int LowestTrained(Trainable trainable) const;
+  void BackwardLayer(const Pass& pass, size_t index, const AttentionShape& shape, Trainable trainable,
+                     const LayerMemory& kept, float* gradients) const;
+  // Attention to an adapter's prompt, whose outputs are added to `out` [tokens, hidden_size].
+  void AttendToPrompt(const Pass& pass, size_t index, const AttentionShape& shape, const float* q, int64_t tokens,
+                      float* out) const;
+  // dout is that of `out`; adds to the gradient of the queries.
+  void PromptGradients(const Pass& pass, size_t index, const AttentionShape& shape, const float* q, int64_t tokens,
+                       const float* dout, float* dq, float* gradients) const;
+  // Embedded tokens in memory.layers[0].input -> outputs. `keep_keys` is called in each layer with queries, keys and
+  // values, and says what the queries look at.
+  const float* ExtendLayers(
+      const Pass& pass, int64_t count, const Cache& cache, bool has_past,
+      absl::FunctionRef<absl::Span<const Continuation>(size_t layer, const float* qkv)> keep_keys) const;
+  // The first tensor that is trained, or their number; an adapter's count as the ones where it enters the pass.
+  int LowestTrained(const DecoderWeights& weights, Trainable trainable) const;
 
   const v1::ModelSpec spec_;
   const uint32_t vocab_size_;
@@ -215,7 +296,9 @@ class Decoder {
   int score_ = -1;
   NormTensors last_norm_;
   std::vector<Layer> layers_;
+  std::vector<LinearSite> sites_;
   RopeTable rope_;  // empty for GPT-2
+  int64_t reserved_ = 0;
 };
 
 }  // namespace millrace::model

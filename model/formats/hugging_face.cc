@@ -1,8 +1,5 @@
 #include "model/formats/hugging_face.h"
 
-#include <immintrin.h>
-
-#include <cmath>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -17,7 +14,7 @@
 #include "common/files.h"
 #include "common/safetensors.h"
 #include "common/status.h"
-#include "kernels/bfloat16.h"
+#include "model/formats/tensor_values.h"
 #include "nlohmann/json.hpp"
 
 namespace millrace::model {
@@ -51,23 +48,6 @@ bool HoldsNoParameters(const TensorList& tensors, absl::string_view name) {
          (name == "lm_head.weight" && tensors.Find("lm_head.weight") < 0);
 }
 
-absl::Status CopyValues(const SafetensorsEntry& entry, absl::string_view bytes, float* to) {
-  const auto count = static_cast<size_t>(bytes.size() / DtypeBytes(entry.dtype));
-  if (entry.dtype == "F32") {
-    std::memcpy(to, bytes.data(), bytes.size());
-  } else {
-    for (size_t i = 0; i < count; ++i) {
-      uint16_t half;
-      std::memcpy(&half, bytes.data() + 2 * i, sizeof(half));
-      to[i] = entry.dtype == "BF16" ? kernels::WidenBf16(half) : _cvtsh_ss(half);
-    }
-  }
-  for (size_t i = 0; i < count; ++i) {
-    if (!std::isfinite(to[i])) return absl::InvalidArgumentError(absl::StrCat("element ", i, " is not finite"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ReadFileOfWeights(const std::string& path, const TensorList& tensors, float* memory,
                                std::set<int>* found) {
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
@@ -86,11 +66,8 @@ absl::Status ReadFileOfWeights(const std::string& path, const TensorList& tensor
       return wrong(absl::StrCat("has shape [", absl::StrJoin(entry.shape, ", "),
                                 "] where config.json's architecture has [", absl::StrJoin(spec.shape, ", "), "]"));
     }
-    if (entry.dtype != "F32" && entry.dtype != "F16" && entry.dtype != "BF16") {
-      return wrong(absl::StrCat("has dtype ", entry.dtype, "; F32, F16 and BF16 are read"));
-    }
-    if (absl::Status copied = CopyValues(entry, file->bytes(entry), memory + spec.offset); !copied.ok()) {
-      return wrong(absl::StrCat("is damaged: ", copied.message()));
+    if (absl::Status read = ReadValues(entry, file->bytes(entry), memory + spec.offset); !read.ok()) {
+      return wrong(read.message());
     }
   }
   return absl::OkStatus();

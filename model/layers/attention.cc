@@ -46,13 +46,18 @@ Sequence SequenceAt(const AttentionShape& shape, int64_t index) {
                                  : shape.sequences[static_cast<size_t>(index)];
 }
 
-// Which elements of dropout's site belong to a head of a sequence. A head's [columns, columns] of a row are padded to a
-// multiple of 4, and sequences begin at multiples of 4 there.
+// Which elements of dropout's site belong to a head of a sequence. A head's [columns, past + columns] of a row are
+// padded to a multiple of 4, and sequences begin at multiples of 4 there.
 uint64_t FirstElement(const AttentionShape& shape, const Sequence& sequence, int64_t head) {
   const auto padded = [](int64_t elements) { return (elements + 3) / 4 * 4; };
   const int64_t row = sequence.first / shape.columns, start = sequence.first % shape.columns;
-  return static_cast<uint64_t>((row * shape.heads + head) * padded(shape.columns * shape.columns) +
-                               padded(start * shape.columns));
+  const int64_t width = shape.past.tokens + shape.columns;
+  return static_cast<uint64_t>((row * shape.heads + head) * padded(shape.columns * width) + padded(start * width));
+}
+
+// Where the probabilities of a sequence's first head are kept.
+int64_t FirstProbability(const AttentionShape& shape, const Sequence& sequence) {
+  return sequence.first * shape.heads * (shape.past.tokens + shape.columns);
 }
 
 }  // namespace
@@ -61,90 +66,128 @@ void AttentionForward(const kernels::Compute& compute, const AttentionShape& sha
                       const float* v, const Dropout& dropout, bool keep, float* probabilities, float* out) {
   const kernels::Compute one_thread(compute.isa(), 1);
   const int64_t size = shape.head_size, group = shape.heads / shape.kv_heads, width = shape.heads * size;
+  const Past& past = shape.past;
   const Head head = {shape.precision};
   compute.ParallelFor(Sequences(shape) * shape.heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Sequence sequence = SequenceAt(shape, i / shape.heads);
-      const int64_t h = i % shape.heads, columns = sequence.length;
+      const int64_t h = i % shape.heads, columns = sequence.length, seen = past.tokens + columns;
       const float* const queries = q + sequence.first * shape.stride + h * size;
       const float* const keys = k + sequence.first * shape.stride + h / group * size;
       const float* const values = v + sequence.first * shape.stride + h / group * size;
-      float* const p = keep ? probabilities + sequence.first * shape.heads * shape.columns + h * columns * columns
-                            : probabilities_scratch.Get(columns * columns);
+      float* const p = keep ? probabilities + FirstProbability(shape, sequence) + h * columns * seen
+                            : probabilities_scratch.Get(columns * seen);
       float* const o = out + sequence.first * width + h * size;
       for (int64_t r = 0; r < columns; r += kRowBlock) {
         const int64_t m = std::min(kRowBlock, columns - r), n = r + m;
-        head.Run(one_thread, m, n, size, {queries + r * shape.stride, shape.stride, 1},
-                 Operand{keys, shape.stride, 1}.Transposed(), p + r * columns, columns);
-        kernels::SoftmaxRows(p + r * columns, m, columns, ScoreScale(size), /*causal=*/true, r + 1);
+        const Operand block = {queries + r * shape.stride, shape.stride, 1};
+        float* const scores = p + r * seen;
+        if (past.tokens > 0) {
+          head.Run(one_thread, m, past.tokens, size, block,
+                   Operand{past.keys + h / group * size, past.stride, 1}.Transposed(), scores, seen);
+        }
+        head.Run(one_thread, m, n, size, block, Operand{keys, shape.stride, 1}.Transposed(), scores + past.tokens,
+                 seen);
+        kernels::SoftmaxRows(scores, m, seen, ScoreScale(size), /*causal=*/true, past.tokens + r + 1);
       }
       const float* used = p;
       if (dropout.rate > 0.0f) {
-        float* const dropped = dropped_scratch.Get(columns * columns);
-        ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * columns, p, dropped);
+        float* const dropped = dropped_scratch.Get(columns * seen);
+        ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * seen, p, dropped);
         used = dropped;
       }
       for (int64_t r = 0; r < columns; r += kRowBlock) {
         const int64_t m = std::min(kRowBlock, columns - r);
-        head.Run(one_thread, m, size, r + m, {used + r * columns, columns, 1}, {values, shape.stride, 1}, o + r * width,
-                 width);
+        if (past.tokens > 0) {
+          head.Run(one_thread, m, size, past.tokens, {used + r * seen, seen, 1},
+                   {past.values + h / group * size, past.stride, 1}, o + r * width, width);
+        }
+        head.Run(one_thread, m, size, r + m, {used + r * seen + past.tokens, seen, 1}, {values, shape.stride, 1},
+                 o + r * width, width, /*accumulate=*/past.tokens > 0);
       }
     }
   });
 }
 
 // dV = dropout(P)ᵀ dO;  dP = dropout(dO Vᵀ);  dS = softmax's;  dQ = dS K;  dK = dSᵀ Q. Heads that share keys and values
-// add to their gradients one after another.
+// add to their gradients one after another; so do sequences to those of the past.
 void AttentionBackward(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* k,
                        const float* v, const Dropout& dropout, const float* probabilities, const float* dout, float* dq,
-                       float* dk, float* dv) {
+                       float* dk, float* dv, float* dpast_keys, float* dpast_values) {
   const kernels::Compute one_thread(compute.isa(), 1);
   const int64_t size = shape.head_size, group = shape.heads / shape.kv_heads;
   const int64_t width = shape.heads * size, stride = shape.stride;
+  const Past& past = shape.past;
   const Head head = {shape.precision};
-  compute.ParallelFor(Sequences(shape) * shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Sequence sequence = SequenceAt(shape, i / shape.kv_heads);
-      const int64_t kv = i % shape.kv_heads, columns = sequence.length, base = sequence.first * stride;
-      const float* const keys = k + base + kv * size;
-      const float* const values = v + base + kv * size;
-      float* const key_gradients = dk + base + kv * size;
-      float* const value_gradients = dv + base + kv * size;
-      for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-        const bool accumulate = h > kv * group;
-        const float* const queries = q + base + h * size;
-        const float* const p = probabilities + sequence.first * shape.heads * shape.columns + h * columns * columns;
-        const float* const output_gradients = dout + sequence.first * width + h * size;
-        const float* used = p;
-        if (dropout.rate > 0.0f) {
-          float* const dropped = dropped_scratch.Get(columns * columns);
-          ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * columns, p, dropped);
-          used = dropped;
+  const auto backward = [&](const Sequence& sequence, int64_t kv) {
+    const int64_t columns = sequence.length, seen = past.tokens + columns, base = sequence.first * stride;
+    const float* const keys = k + base + kv * size;
+    const float* const values = v + base + kv * size;
+    float* const key_gradients = dk + base + kv * size;
+    float* const value_gradients = dv + base + kv * size;
+    for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
+      const bool accumulate = h > kv * group;
+      const float* const queries = q + base + h * size;
+      const float* const p = probabilities + FirstProbability(shape, sequence) + h * columns * seen;
+      const float* const output_gradients = dout + sequence.first * width + h * size;
+      const float* used = p;
+      if (dropout.rate > 0.0f) {
+        float* const dropped = dropped_scratch.Get(columns * seen);
+        ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * seen, p, dropped);
+        used = dropped;
+      }
+      float* const ds = gradient_scratch.Get(columns * seen);
+      for (int64_t r = 0; r < columns; r += kRowBlock) {
+        const int64_t m = std::min(kRowBlock, columns - r), n = r + m;
+        float* const block = ds + r * seen;
+        const Operand d_block = {output_gradients + r * width, width, 1};
+        if (past.tokens > 0) {
+          head.Run(one_thread, m, past.tokens, size, d_block,
+                   Operand{past.values + kv * size, past.stride, 1}.Transposed(), block, seen);
         }
-        float* const ds = gradient_scratch.Get(columns * columns);
-        for (int64_t r = 0; r < columns; r += kRowBlock) {
-          const int64_t m = std::min(kRowBlock, columns - r), n = r + m;
-          float* const block = ds + r * columns;
-          head.Run(one_thread, m, n, size, {output_gradients + r * width, width, 1},
-                   Operand{values, stride, 1}.Transposed(), block, columns);
-          for (int64_t j = 0; j < m; ++j) std::fill(block + j * columns + n, block + (j + 1) * columns, 0.0f);
-        }
-        if (dropout.rate > 0.0f) {
-          ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * columns, ds, ds);
-        }
-        kernels::SoftmaxRowsBackward(p, ds, columns, columns, ScoreScale(size));
-        for (int64_t r = 0; r < columns; r += kRowBlock) {
-          const int64_t m = std::min(kRowBlock, columns - r);
-          // Rows of queries up to r + m look at keys up to there.
-          head.Run(one_thread, m, size, r + m, {ds + r * columns, columns, 1}, {keys, stride, 1},
-                   dq + base + h * size + r * stride, stride);
-          // Keys and values of this block are looked at from row r on.
-          head.Run(one_thread, m, size, columns - r, Operand{ds + r * columns + r, columns, 1}.Transposed(),
-                   {queries + r * stride, stride, 1}, key_gradients + r * stride, stride, accumulate);
-          head.Run(one_thread, m, size, columns - r, Operand{used + r * columns + r, columns, 1}.Transposed(),
-                   {output_gradients + r * width, width, 1}, value_gradients + r * stride, stride, accumulate);
+        head.Run(one_thread, m, n, size, d_block, Operand{values, stride, 1}.Transposed(), block + past.tokens, seen);
+        for (int64_t j = 0; j < m; ++j) {
+          std::fill(block + j * seen + past.tokens + n, block + (j + 1) * seen, 0.0f);
         }
       }
+      if (dropout.rate > 0.0f) {
+        ApplyDropout(dropout, FirstElement(shape, sequence, h), columns * seen, ds, ds);
+      }
+      kernels::SoftmaxRowsBackward(p, ds, columns, seen, ScoreScale(size));
+      const float* const own_ds = ds + past.tokens;
+      const float* const own_used = used + past.tokens;
+      for (int64_t r = 0; r < columns; r += kRowBlock) {
+        const int64_t m = std::min(kRowBlock, columns - r);
+        float* const query_gradients = dq + base + h * size + r * stride;
+        if (past.tokens > 0) {
+          head.Run(one_thread, m, size, past.tokens, {ds + r * seen, seen, 1}, {past.keys + kv * size, past.stride, 1},
+                   query_gradients, stride);
+        }
+        // Rows of queries up to r + m look at keys up to there.
+        head.Run(one_thread, m, size, r + m, {own_ds + r * seen, seen, 1}, {keys, stride, 1}, query_gradients, stride,
+                 /*accumulate=*/past.tokens > 0);
+        // Keys and values of this block are looked at from row r on.
+        head.Run(one_thread, m, size, columns - r, Operand{own_ds + r * seen + r, seen, 1}.Transposed(),
+                 {queries + r * stride, stride, 1}, key_gradients + r * stride, stride, accumulate);
+        head.Run(one_thread, m, size, columns - r, Operand{own_used + r * seen + r, seen, 1}.Transposed(),
+                 {output_gradients + r * width, width, 1}, value_gradients + r * stride, stride, accumulate);
+      }
+      if (past.tokens == 0) continue;
+      head.Run(one_thread, past.tokens, size, columns, Operand{ds, seen, 1}.Transposed(), {queries, stride, 1},
+               dpast_keys + kv * size, past.stride, /*accumulate=*/true);
+      head.Run(one_thread, past.tokens, size, columns, Operand{used, seen, 1}.Transposed(),
+               {output_gradients, width, 1}, dpast_values + kv * size, past.stride, /*accumulate=*/true);
+    }
+  };
+  if (past.tokens == 0) {
+    compute.ParallelFor(Sequences(shape) * shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) backward(SequenceAt(shape, i / shape.kv_heads), i % shape.kv_heads);
+    });
+    return;
+  }
+  compute.ParallelFor(shape.kv_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t kv = begin; kv < end; ++kv) {
+      for (int64_t i = 0; i < Sequences(shape); ++i) backward(SequenceAt(shape, i), kv);
     }
   });
 }
@@ -154,17 +197,29 @@ void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shap
   const kernels::Compute one_thread(compute.isa(), 1);
   const int64_t size = shape.head_size, group = shape.heads / shape.kv_heads, kv_stride = shape.kv_heads * size;
   const int64_t width = shape.heads * size;
+  const Past& past = shape.past;
   const Head head = {shape.precision};
   compute.ParallelFor(static_cast<int64_t>(continuations.size()) * shape.heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Continuation& about = continuations[static_cast<size_t>(i / shape.heads)];
       const int64_t h = i % shape.heads, offset = h / group * size, total = about.past + about.count;
-      float* const p = probabilities_scratch.Get(about.count * total);
-      head.Run(one_thread, about.count, total, size, {q + about.first * shape.stride + h * size, shape.stride, 1},
-               Operand{about.keys + offset, kv_stride, 1}.Transposed(), p, total);
-      kernels::SoftmaxRows(p, about.count, total, ScoreScale(size), /*causal=*/true, about.past + 1);
-      head.Run(one_thread, about.count, size, total, {p, total, 1}, {about.values + offset, kv_stride, 1},
-               out + about.first * width + h * size, width);
+      const int64_t seen = past.tokens + total;
+      const Operand queries = {q + about.first * shape.stride + h * size, shape.stride, 1};
+      float* const p = probabilities_scratch.Get(about.count * seen);
+      float* const o = out + about.first * width + h * size;
+      if (past.tokens > 0) {
+        head.Run(one_thread, about.count, past.tokens, size, queries,
+                 Operand{past.keys + offset, past.stride, 1}.Transposed(), p, seen);
+      }
+      head.Run(one_thread, about.count, total, size, queries, Operand{about.keys + offset, kv_stride, 1}.Transposed(),
+               p + past.tokens, seen);
+      kernels::SoftmaxRows(p, about.count, seen, ScoreScale(size), /*causal=*/true, past.tokens + about.past + 1);
+      if (past.tokens > 0) {
+        head.Run(one_thread, about.count, size, past.tokens, {p, seen, 1}, {past.values + offset, past.stride, 1}, o,
+                 width);
+      }
+      head.Run(one_thread, about.count, size, total, {p + past.tokens, seen, 1}, {about.values + offset, kv_stride, 1},
+               o, width, /*accumulate=*/past.tokens > 0);
     }
   });
 }

@@ -21,6 +21,14 @@ struct Sequence {
   int64_t length = 0;
 };
 
+// Keys and values that come before those of every sequence: [tokens, kv_heads, head_size], tokens `stride` apart.
+struct Past {
+  int64_t tokens = 0;
+  const float* keys = nullptr;
+  const float* values = nullptr;
+  int64_t stride = 0;
+};
+
 struct AttentionShape {
   int64_t rows = 0;
   int64_t columns = 0;  // tokens a row
@@ -31,21 +39,24 @@ struct AttentionShape {
   int64_t head_size = 0;
   int64_t stride = 0;  // floats from one token's queries (keys, values) to the next one's
   kernels::Precision precision = kernels::Precision::kF32;
+  Past past;
 
   int64_t tokens() const { return rows * columns; }
 };
 
 // q: `heads` heads a token, k and v: `kv_heads` heads, each of tokens `stride` apart. Keeps P before dropout in
-// `probabilities` [rows, heads, columns, columns] if `keep` (that of a sequence is the [heads, length, length] at
-// first * heads * columns); else one [length, length] a thread is used and `probabilities` may be null.
+// `probabilities` [rows, heads, columns, past.tokens + columns] if `keep` (that of a sequence is the [heads, length,
+// past.tokens + length] at first * heads * (past.tokens + columns)); else one a thread is used and `probabilities` may
+// be null.
 // out: [tokens, heads * head_size]. Without dropout a sequence's bits are the same alone and beside others.
 void AttentionForward(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* k,
                       const float* v, const Dropout& dropout, bool keep, float* probabilities, float* out);
 
-// dq, dk and dv, laid out as q, k and v, become the gradients.
+// dq, dk and dv, laid out as q, k and v, become the gradients. Those of the past's keys and values, laid out as these,
+// are added to dpast_keys and dpast_values, one sequence after another; without a past they may be null.
 void AttentionBackward(const kernels::Compute& compute, const AttentionShape& shape, const float* q, const float* k,
                        const float* v, const Dropout& dropout, const float* probabilities, const float* dout, float* dq,
-                       float* dk, float* dv);
+                       float* dk, float* dv, float* dpast_keys = nullptr, float* dpast_values = nullptr);
 
 // Tokens that a sequence goes on with: its positions [past, past + count), which are tokens [first, first + count) of
 // those that are computed together.
@@ -57,8 +68,9 @@ struct Continuation {
   const float* values = nullptr;  // the same
 };
 
-// Queries of each continuation look at its keys and values. q: `stride` apart; out: [tokens, heads * head_size]. The
-// same bits as AttentionForward's without dropout. Of `shape`, rows, columns and sequences have no part in this.
+// Queries of each continuation look at the past and at its keys and values. q: `stride` apart; out: [tokens, heads *
+// head_size]. The same bits as AttentionForward's without dropout. Of `shape`, rows, columns and sequences have no part
+// in this.
 void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shape, const float* q,
                      absl::Span<const Continuation> continuations, float* out);
 

@@ -22,7 +22,7 @@ absl::StatusOr<CausalLm> CausalLm::Create(const Decoder* decoder, const kernels:
   return CausalLm(std::move(scores));
 }
 
-absl::StatusOr<double> CausalLm::Loss(const float* weights, const Batch& batch, GroupHook need,
+absl::StatusOr<double> CausalLm::Loss(const DecoderWeights& weights, const Batch& batch, GroupHook need,
                                       float* log_probabilities) {
   MILLRACE_RETURN_IF_ERROR(scores_.Forward(weights, batch, {}, need));
   log_probabilities_.resize(static_cast<size_t>(scores_.predictions()));
@@ -33,7 +33,7 @@ absl::StatusOr<double> CausalLm::Loss(const float* weights, const Batch& batch, 
   return SumOfLosses(log_probabilities_);
 }
 
-absl::StatusOr<double> CausalLm::Gradients(const float* weights, const Batch& batch, const Noise& noise, float scale,
+absl::StatusOr<double> CausalLm::Gradients(const DecoderWeights& weights, const Batch& batch, const Noise& noise, float scale,
                                            GroupHook need, float* gradients, GroupHook final, Trainable trainable) {
   MILLRACE_RETURN_IF_ERROR(scores_.Forward(weights, batch, noise, need));
   log_probabilities_.resize(static_cast<size_t>(scores_.predictions()));

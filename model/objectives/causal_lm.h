@@ -24,12 +24,12 @@ class CausalLm {
   // The loss in nats, summed over the targets that count, in f64 in their order. Their log-probabilities
   // [batch.predictions()] go to `log_probabilities` if it is not null.
   // INVALID_ARGUMENT as TokenScores::Forward's.
-  absl::StatusOr<double> Loss(const float* weights, const Batch& batch, GroupHook need,
+  absl::StatusOr<double> Loss(const DecoderWeights& weights, const Batch& batch, GroupHook need,
                               float* log_probabilities = nullptr);
 
   // The same, and adds `scale` times the loss's gradients by the trainable tensors to `gradients`, laid out as the
   // weights. `final` is called with each group once nothing more is added to it. Requires memory for training.
-  absl::StatusOr<double> Gradients(const float* weights, const Batch& batch, const Noise& noise, float scale,
+  absl::StatusOr<double> Gradients(const DecoderWeights& weights, const Batch& batch, const Noise& noise, float scale,
                                    GroupHook need, float* gradients, GroupHook final, Trainable trainable = nullptr);
 
  private:

@@ -79,7 +79,7 @@ TokenMatrix TokenScores::Inputs() const {
   return {batch_.ids, batch_.rows, batch_.columns - 1, batch_.columns, batch_.starts};
 }
 
-absl::Status TokenScores::Forward(const float* weights, const Batch& batch, const Noise& noise, GroupHook need) {
+absl::Status TokenScores::Forward(const DecoderWeights& weights, const Batch& batch, const Noise& noise, GroupHook need) {
   MILLRACE_RETURN_IF_ERROR(TakeTargets(batch));
   weights_ = weights;
   batch_ = batch;
@@ -106,7 +106,7 @@ Linear TokenScores::Projection() const {
 }
 
 const float* TokenScores::Embedding() const {
-  return weights_ + decoder_->tensors()[decoder_->output_embedding()].offset;
+  return weights_.base + decoder_->tensors()[decoder_->output_embedding()].offset;
 }
 
 void TokenScores::MakeLogits(const float* outputs, int64_t count) {
@@ -135,7 +135,7 @@ absl::Status TokenScores::Backward(const Derivatives& derivatives, Trainable tra
   float* const d_embedding = trainable == nullptr || (*trainable)[static_cast<size_t>(embedding)]
                                  ? gradients + decoder_->tensors()[embedding].offset
                                  : nullptr;
-  float* const d_outputs = decoder_->NeedsOutputGradient(trainable) ? decoder_->OutputGradient(memory_.get()) : nullptr;
+  float* const d_outputs = decoder_->NeedsOutputGradient(weights_, trainable) ? decoder_->OutputGradient(memory_.get()) : nullptr;
   {
     const kernels::FlushDenormals flush;
     if (d_outputs != nullptr && predictions() < inputs) std::fill_n(d_outputs, inputs * hidden, 0.0f);

@@ -51,7 +51,7 @@ class TokenScores {
   // Runs the decoder. `batch` and `noise`, and what they point to, and `weights` stay as they are until the last call
   // for them. INVALID_ARGUMENT for ids beyond the vocabulary, for batches that do not fit or in which nothing counts,
   // and for a token that is scored where nothing predicts it.
-  absl::Status Forward(const float* weights, const Batch& batch, const Noise& noise, GroupHook need);
+  absl::Status Forward(const DecoderWeights& weights, const Batch& batch, const Noise& noise, GroupHook need);
   // Of the batch.
   int64_t predictions() const { return static_cast<int64_t>(targets_.size()); }
 
@@ -94,7 +94,7 @@ class TokenScores {
   float* gathered_ = nullptr;    // [piece, hidden_size]
   float* d_gathered_ = nullptr;  // [piece, hidden_size]
   // Of the last Forward.
-  const float* weights_ = nullptr;
+  DecoderWeights weights_ = nullptr;
   Batch batch_;
   Noise noise_;
   const float* outputs_ = nullptr;  // [rows * (columns - 1), hidden_size]

@@ -14,7 +14,7 @@ absl::StatusOr<TokenValues> TokenValues::Create(const Decoder* decoder, const ke
   return made;
 }
 
-absl::Status TokenValues::Forward(const float* weights, const TokenMatrix& tokens, const Noise& noise, GroupHook need,
+absl::Status TokenValues::Forward(const DecoderWeights& weights, const TokenMatrix& tokens, const Noise& noise, GroupHook need,
                                   absl::Span<float> values) {
   MILLRACE_RETURN_IF_ERROR(decoder_->CheckIds(tokens));
   weights_ = weights;
@@ -23,7 +23,7 @@ absl::Status TokenValues::Forward(const float* weights, const TokenMatrix& token
   MILLRACE_ASSIGN_OR_RETURN(outputs_, decoder_->Forward(*compute_, weights, tokens, noise, need, memory_.get()));
   const kernels::FlushDenormals flush;
   LinearForward(*compute_, Projection(), outputs_, tokens.tokens(),
-                weights + decoder_->tensors()[decoder_->score()].offset, nullptr, values.data(), 1);
+                weights.base + decoder_->tensors()[decoder_->score()].offset, nullptr, values.data(), 1);
   return absl::OkStatus();
 }
 
@@ -33,8 +33,8 @@ absl::Status TokenValues::Backward(absl::Span<const float> d_values, Trainable t
   const bool trained = trainable == nullptr || (*trainable)[static_cast<size_t>(decoder_->score())];
   {
     const kernels::FlushDenormals flush;
-    LinearBackward(*compute_, Projection(), outputs_, tokens_.tokens(), weights_ + offset, d_values.data(), 1,
-                   decoder_->NeedsOutputGradient(trainable) ? decoder_->OutputGradient(memory_.get()) : nullptr, false,
+    LinearBackward(*compute_, Projection(), outputs_, tokens_.tokens(), weights_.base + offset, d_values.data(), 1,
+                   decoder_->NeedsOutputGradient(weights_, trainable) ? decoder_->OutputGradient(memory_.get()) : nullptr, false,
                    trained ? gradients + offset : nullptr, nullptr);
   }
   return decoder_->Backward(*compute_, weights_, tokens_, noise_, trainable, gradients, final, memory_.get());

@@ -24,7 +24,7 @@ class TokenValues {
 
   // Fills `values` [tokens.rows, tokens.columns]. What the arguments point to stays as it is until Backward.
   // INVALID_ARGUMENT for ids beyond the vocabulary and tokens that do not fit.
-  absl::Status Forward(const float* weights, const TokenMatrix& tokens, const Noise& noise, GroupHook need,
+  absl::Status Forward(const DecoderWeights& weights, const TokenMatrix& tokens, const Noise& noise, GroupHook need,
                        absl::Span<float> values);
 
   // After Forward, in memory for training: `d_values` [tokens.rows, tokens.columns] are a loss's derivatives by the
@@ -40,7 +40,7 @@ class TokenValues {
   const kernels::Compute* const compute_;
   Decoder::OwnedMemory memory_;
   // Of the last Forward.
-  const float* weights_ = nullptr;
+  DecoderWeights weights_ = nullptr;
   TokenMatrix tokens_;
   Noise noise_;
   const float* outputs_ = nullptr;  // [tokens, hidden_size]

@@ -123,7 +123,8 @@ TEST_P(DecoderTest, TokenByTokenAndInChunksAreTheBitsOfTheWhole) {
   const std::vector<std::vector<int64_t>> ways = {
       std::vector<int64_t>(static_cast<size_t>(context), 1), {context}, {7, 1, 63, 2, 7}, {64, 16}, {1, 65, 14}};
   for (const std::vector<int64_t>& chunks : ways) {
-    decoder->Clear(cache.get());  // the cache still holds the last way's tokens
+    ASSERT_TRUE(
+        decoder->Begin(compute_, weights.data(), cache.get()).ok());  // the cache still holds the last way's tokens
     int64_t past = 0;
     for (const int64_t count : chunks) {
       const float* const outputs = decoder->Extend(
@@ -545,7 +546,7 @@ TEST(StartValuesTest, HaveTheStatedMoments) {
 TEST(StartValuesTest, DependOnSeedTensorAndPlaceAlone) {
   TensorSpec spec;
   spec.start = Start::kNormal;
-  spec.start_std = 0.02f;
+  spec.start_size = 0.02f;
   std::vector<float> whole(1003), other(1003);
   StartValues(spec, 3, 5, 0, absl::MakeSpan(whole));
   for (const size_t piece : {4, 64, 500}) {

@@ -70,7 +70,7 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
                                          &NothingToWaitFor, memory.get());
     EXPECT_TRUE(outputs.ok()) << outputs.status();
     const float* const last = *outputs + (count - 1) * hidden;
-    const float* const table = model_->weights() + decoder.tensors()[decoder.output_embedding()].offset;
+    const float* const table = model_->weights().base + decoder.tensors()[decoder.output_embedding()].offset;
     std::vector<double> logits;
     double sum = 0;
     for (int64_t id = 0; id < decoder.vocab_size(); ++id) {
@@ -110,7 +110,7 @@ TEST_P(LanguageModelTest, HoldsWhatTheFolderHolds) {
   EXPECT_EQ(model_->context(), kContext);
   EXPECT_EQ(model_->tokenizer().kind(), "char");
   for (const TensorSpec& tensor : model_->decoder().tensors().tensors()) {
-    EXPECT_EQ(0, std::memcmp(model_->weights() + tensor.offset, weights_.data() + tensor.offset,
+    EXPECT_EQ(0, std::memcmp(model_->weights().base + tensor.offset, weights_.data() + tensor.offset,
                              static_cast<size_t>(tensor.size) * 4))
         << tensor.name;
   }
@@ -124,8 +124,8 @@ TEST_P(LanguageModelTest, ComputesWithRoundedWeightsInBf16) {
   for (const TensorSpec& tensor : model_->decoder().tensors().tensors()) {
     for (int64_t i = tensor.offset; i < tensor.offset + tensor.size; ++i) {
       const float weight = weights_[static_cast<size_t>(i)];
-      ASSERT_EQ(model_->weights()[i], kernels::WidenBf16(kernels::RoundToBf16(weight))) << tensor.name;
-      ASSERT_EQ((*stored)->weights()[i], weight) << tensor.name;
+      ASSERT_EQ(model_->weights().base[i], kernels::WidenBf16(kernels::RoundToBf16(weight))) << tensor.name;
+      ASSERT_EQ((*stored)->weights().base[i], weight) << tensor.name;
     }
   }
 }

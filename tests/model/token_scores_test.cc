@@ -176,7 +176,7 @@ TEST_P(OverTokens, ValuesAreOutputsTimesTheScoreVector) {
       EXPECT_EQ(index, -1);
       EXPECT_EQ(tensor.shape, (std::vector<int64_t>{1, decoder_->hidden_size()}));
       EXPECT_EQ(tensor.group, decoder_->last_group());
-      EXPECT_FLOAT_EQ(tensor.start_std, 0.2f);  // 1 / sqrt(24 + 1)
+      EXPECT_FLOAT_EQ(tensor.start_size, 0.2f);  // 1 / sqrt(24 + 1)
       continue;
     }
     ASSERT_GE(index, 0) << tensor.name;

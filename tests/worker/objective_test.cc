@@ -110,7 +110,7 @@ struct Bench {
           const double down = Gradients(microbatch, 0, &ignored, statistics);
           weights[at] = before;
           const double slope = scale * (up - down) / (2.0 * step);
-          EXPECT_NEAR(gradients[at], slope, 2e-3 + 0.02 * std::abs(slope)) << model.part.prefix() << tensor.name;
+          EXPECT_NEAR(gradients[at], slope, 2e-3 + 0.02 * std::abs(slope)) << model.prefix << tensor.name;
           largest = std::max(largest, std::abs(slope));
         }
       }
@@ -342,7 +342,7 @@ TEST(ObjectiveTest, PpoTakesTheDivergenceFromTheRewardAndTheWorthAtTheEnd) {
     batch.rows = 1;
     batch.columns = static_cast<int64_t>(sequence.size());
     batch.first_scored = experience.prompt_tokens() - 1;
-    ASSERT_TRUE(scores->Forward(reference.weights, batch, {}, model::IgnoreGroup).ok());
+    ASSERT_TRUE(scores->Forward(reference.weights(), batch, {}, model::IgnoreGroup).ok());
     std::vector<float> log_probabilities(static_cast<size_t>(tokens));
     scores->Score(1, absl::MakeSpan(log_probabilities), {});
     double to_come = worth;

@@ -1,0 +1,42 @@
+// Makes the virtual tokens that some adapters put before the text (adapter.h): takes them as they are, or computes them
+// by a small network of trained inputs.
+//
+//   p_tuning:       W2 relu(W1 relu(W0 x + b0) + b1) + b2        prefix_tuning:  W1 tanh(W0 x + b0) + b1
+#pragma once
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/compute.h"
+#include "model/adapters/adapter.h"
+#include "model/arena.h"
+
+namespace millrace::model {
+
+// Holds what the backward pass needs; one thread at a time.
+class VirtualTokens {
+ public:
+  VirtualTokens() = default;
+  // `adapter` outlives this. RESOURCE_EXHAUSTED if there is not so much memory.
+  static absl::StatusOr<VirtualTokens> Create(const Adapter* adapter, bool for_training);
+
+  // [virtual_tokens, virtual_width], until the next call. `weights` is laid out as the adapter's tensors.
+  const float* Forward(const kernels::Compute& compute, const float* weights);
+  // What was made last.
+  const float* values() const { return values_; }
+
+  // Where the gradient of the values is to be added up before Backward; zeros after Forward. For training only.
+  float* d_values() const { return d_values_; }
+  // After Forward: adds the gradients of the adapter's tensors to `gradients`, laid out as they are.
+  void Backward(const kernels::Compute& compute, const float* weights, float* gradients);
+
+ private:
+  const Adapter* adapter_ = nullptr;
+  const float* values_ = nullptr;
+  std::vector<float*> layers_;    // outputs of each layer of the network, [virtual_tokens, its width]
+  std::vector<float*> d_layers_;  // their gradients; the last one's is d_values_
+  float* d_values_ = nullptr;
+  Arena arena_;
+};
+
+}  // namespace millrace::model

@@ -1,0 +1,362 @@
+#include "model/formats/peft.h"
+
+#include <cmath>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "common/files.h"
+#include "common/job_file.h"
+#include "common/safetensors.h"
+#include "common/status.h"
+#include "model/adapters/linear_adapter.h"
+#include "model/adapters/virtual_tokens.h"
+#include "model/formats/tensor_values.h"
+#include "nlohmann/json.hpp"
+
+namespace millrace::model {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr size_t kMaxConfigBytes = 16 << 20;
+constexpr int kMostTargets = 4096;
+
+// Reads fields of the object; the first mistake is kept.
+class Config {
+ public:
+  Config(const Json& object, absl::string_view file) : object_(object), file_(file) {}
+
+  bool Has(const char* name) const { return object_.contains(name) && !object_[name].is_null(); }
+  uint32_t Count(const char* name, uint32_t fallback) {
+    if (!Has(name)) {
+      if (fallback == 0) Wrong(name, "is missing");
+      return fallback;
+    }
+    const Json& value = object_[name];
+    if (!value.is_number_integer() || value < 1 || value > (1 << 20)) {
+      Wrong(name, absl::StrCat("must be a whole number between 1 and ", 1 << 20));
+      return 1;
+    }
+    return value.get<uint32_t>();
+  }
+  double Number(const char* name, double fallback, double min, double max) {
+    if (!Has(name)) return fallback;
+    const Json& value = object_[name];
+    if (!value.is_number() || !(value.get<double>() >= min) || !(value.get<double>() <= max)) {
+      Wrong(name, absl::StrCat("must be a number between ", min, " and ", max));
+      return fallback;
+    }
+    return value.get<double>();
+  }
+  bool Flag(const char* name) {
+    if (!Has(name)) return false;
+    if (!object_[name].is_boolean()) Wrong(name, "must be true or false");
+    return object_[name] == true;
+  }
+  std::string Text(const char* name) {
+    if (!Has(name)) return "";
+    if (!object_[name].is_string()) Wrong(name, "must be a string");
+    return object_[name].is_string() ? object_[name].get<std::string>() : "";
+  }
+  // A list of names, or all-linear.
+  void Names(const char* name, google::protobuf::RepeatedPtrField<std::string>* names) {
+    if (!Has(name)) return;
+    const Json& value = object_[name];
+    if (value == "all-linear") {
+      names->Add("all-linear");
+      return;
+    }
+    if (value.is_string()) {
+      Wrong(name, "is a regular expression, which is not supported; a list of names is");
+      return;
+    }
+    if (!value.is_array() || value.size() > kMostTargets) return Wrong(name, "must be a list of names");
+    for (const Json& item : value) {
+      if (!item.is_string()) return Wrong(name, "must be a list of names");
+      names->Add(item.get<std::string>());
+    }
+  }
+  // What changes the computation, or the files, in a way that is not supported.
+  void MustBeAbsent(const char* name) {
+    if (!Has(name)) return;
+    const Json& value = object_[name];
+    const bool nothing = value == false || ((value.is_object() || value.is_array()) && value.empty());
+    if (!nothing) Wrong(name, absl::StrCat("is ", Shown(value), ", which is not supported"));
+  }
+  void MustBe(const char* name, const Json& only) {
+    if (Has(name) && object_[name] != only) {
+      Wrong(name, absl::StrCat("is ", Shown(object_[name]), ", which is not supported; ", Shown(only), " is"));
+    }
+  }
+  void Wrong(absl::string_view name, absl::string_view what) {
+    if (status_.ok()) status_ = absl::InvalidArgumentError(absl::StrCat(file_, ": ", name, " ", what));
+  }
+  const absl::Status& status() const { return status_; }
+
+ private:
+  static std::string Shown(const Json& value) {
+    return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60);
+  }
+
+  const Json& object_;
+  const std::string file_;
+  absl::Status status_;
+};
+
+void ReadLowRank(Config* config, bool svd, v1::AdapterSpec* spec) {
+  spec->set_type(svd ? "adalora" : "lora");
+  spec->set_rank(svd ? config->Count("init_r", 12) : config->Count("r", 8));
+  spec->set_alpha(config->Number("lora_alpha", 8, 1e-6, 1e6));
+  spec->set_dropout(config->Number("lora_dropout", 0, 0, 0.999));
+  config->Names("target_modules", spec->mutable_targets());
+  if (!svd) {
+    spec->set_rank_stabilized(config->Flag("use_rslora"));
+    spec->set_dora(config->Flag("use_dora"));
+    config->MustBeAbsent("rank_pattern");
+  }
+  config->MustBe("bias", "none");
+  for (const char* name : {"alpha_pattern", "lora_bias", "modules_to_save", "layers_to_transform", "layer_replication",
+                           "exclude_modules", "target_parameters", "trainable_token_indices", "use_qalora",
+                           "use_bdlora", "alora_invocation_tokens", "arrow_config"}) {
+    config->MustBeAbsent(name);
+  }
+}
+
+void ReadPrompt(Config* config, const v1::ModelSpec& model, absl::string_view type, v1::AdapterSpec* spec) {
+  spec->set_virtual_tokens(config->Count("num_virtual_tokens", 0));
+  config->MustBe("num_transformer_submodules", 1);
+  config->MustBe("task_type", "CAUSAL_LM");
+  config->MustBeAbsent("modules_to_save");
+  config->MustBe("num_layers", model.layers());
+  if (type == "PROMPT_TUNING") {
+    spec->set_type("prompt_tuning");
+    return;
+  }
+  spec->set_encoder_hidden_size(config->Count("encoder_hidden_size", model.hidden_size()));
+  const bool keys = type == "PREFIX_TUNING";
+  // As peft stores it: what the network made.
+  spec->set_type(keys ? "p_tuning_v2" : "prompt_tuning");
+}
+
+std::string PeftType(const std::string& type) {
+  if (type == "lora") return "LORA";
+  if (type == "adalora") return "ADALORA";
+  if (type == "ia3") return "IA3";
+  if (type == "prompt_tuning") return "PROMPT_TUNING";
+  if (type == "p_tuning") return "P_TUNING";
+  if (type == "llama_adapter") return "ADAPTION_PROMPT";
+  return "PREFIX_TUNING";
+}
+
+// The spec of a network that makes virtual tokens, if the file holds one.
+void FindEncoder(const SafetensorsHeader& header, v1::AdapterSpec* spec) {
+  if (header.Find("prompt_encoder.embedding.weight") == nullptr) return;
+  spec->set_type(spec->type() == "prompt_tuning" ? "p_tuning" : "prefix_tuning");
+}
+
+// Ranks at the sites, by the shapes of their tensors.
+std::vector<int64_t> RanksOf(const SafetensorsHeader& header, absl::Span<const LinearSite> sites) {
+  std::vector<int64_t> ranks;
+  for (const LinearSite& site : sites) {
+    const SafetensorsEntry* const entry = header.Find(absl::StrCat(kAdapterPrefix, site.path, ".lora_E"));
+    ranks.push_back(entry == nullptr || entry->shape.empty() ? 0 : entry->shape[0]);
+  }
+  return ranks;
+}
+
+}  // namespace
+
+absl::StatusOr<v1::AdapterSpec> ParseAdapterConfig(absl::string_view json, absl::string_view file,
+                                                   const v1::ModelSpec& model) {
+  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth < 32; };
+  const Json object = Json::parse(json.begin(), json.end(), shallow, /*allow_exceptions=*/false);
+  if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(file, " is not a JSON object"));
+  Config config(object, file);
+  v1::AdapterSpec spec;
+  const std::string type = config.Text("peft_type");
+  if (type == "LORA" || type == "ADALORA") {
+    ReadLowRank(&config, type == "ADALORA", &spec);
+  } else if (type == "IA3") {
+    spec.set_type("ia3");
+    config.Names("target_modules", spec.mutable_targets());
+    config.Names("feedforward_modules", spec.mutable_feedforward_targets());
+    config.MustBeAbsent("modules_to_save");
+    config.MustBeAbsent("exclude_modules");
+  } else if (type == "PROMPT_TUNING" || type == "P_TUNING" || type == "PREFIX_TUNING") {
+    ReadPrompt(&config, model, type, &spec);
+  } else if (type == "ADAPTION_PROMPT") {
+    spec.set_type("llama_adapter");
+    spec.set_virtual_tokens(config.Count("adapter_len", 0));
+    spec.set_layers(config.Count("adapter_layers", 0));
+  } else if (config.status().ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(file, ": peft_type \"", type.substr(0, 60),
+                                                   "\" is not supported; LORA, ADALORA, IA3, PROMPT_TUNING, P_TUNING, ",
+                                                   "PREFIX_TUNING and ADAPTION_PROMPT are"));
+  }
+  MILLRACE_RETURN_IF_ERROR(config.status());
+  FillAdapterDefaults(model, &spec);
+  return spec;
+}
+
+std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& model, absl::string_view base) {
+  const v1::AdapterSpec& spec = adapter.spec();
+  const bool gpt2 = model.family() == "gpt2";
+  Json json;
+  json["auto_mapping"] = nullptr;
+  json["base_model_name_or_path"] = base.empty() ? Json(nullptr) : Json(std::string(base));
+  json["inference_mode"] = true;
+  json["peft_type"] = PeftType(spec.type());
+  json["revision"] = nullptr;
+  json["task_type"] = "CAUSAL_LM";
+  const auto names = [](const google::protobuf::RepeatedPtrField<std::string>& from) -> Json {
+    if (from.size() == 1 && from[0] == "all-linear") return from[0];
+    return std::vector<std::string>(from.begin(), from.end());
+  };
+  if (adapter.is_low_rank()) {
+    const bool svd = spec.type() == "adalora";
+    json["r"] = spec.rank();
+    json["lora_alpha"] = spec.alpha();
+    json["lora_dropout"] = spec.dropout();
+    json["target_modules"] = names(spec.targets());
+    json["fan_in_fan_out"] = gpt2;
+    json["bias"] = "none";
+    json["use_rslora"] = spec.rank_stabilized();
+    json["use_dora"] = spec.dora();
+    json["init_lora_weights"] = true;
+    json["modules_to_save"] = nullptr;
+    if (svd) {
+      json["init_r"] = spec.rank();
+      // peft wants the steps of the budget; nothing follows from them but where training goes on.
+      json["total_step"] = 1;
+      json["rank_pattern"] = nullptr;
+    }
+  } else if (spec.type() == "ia3") {
+    json["target_modules"] = names(spec.targets());
+    json["feedforward_modules"] = names(spec.feedforward_targets());
+    json["fan_in_fan_out"] = gpt2;
+    json["modules_to_save"] = nullptr;
+  } else if (spec.type() == "llama_adapter") {
+    json["adapter_len"] = spec.virtual_tokens();
+    json["adapter_layers"] = spec.layers();
+    json["target_modules"] = gpt2 ? "attn" : "self_attn";
+  } else {
+    const bool keys = !adapter.virtual_embeddings();
+    const uint32_t width = model.hidden_size() / model.heads();
+    json["num_virtual_tokens"] = spec.virtual_tokens();
+    json["num_transformer_submodules"] = 1;
+    json["num_layers"] = model.layers();
+    json["num_attention_heads"] = keys ? model.kv_heads() : model.heads();
+    json["token_dim"] = keys ? model.kv_heads() * width : model.hidden_size();
+    if (spec.has_encoder_hidden_size()) json["encoder_hidden_size"] = spec.encoder_hidden_size();
+    if (keys) json["prefix_projection"] = spec.type() == "prefix_tuning";
+    if (spec.type() == "p_tuning") json["encoder_reparameterization_type"] = "MLP";
+    if (spec.type() == "prompt_tuning") json["prompt_tuning_init"] = "RANDOM";
+  }
+  return json.dump(2) + "\n";
+}
+
+absl::StatusOr<std::string> BaseOfAdapter(const std::string& directory) {
+  const std::string path = absl::StrCat(directory, "/", kAdapterConfigFile);
+  MILLRACE_ASSIGN_OR_RETURN(const std::string json, ReadFile(path, kMaxConfigBytes));
+  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth < 32; };
+  const Json object = Json::parse(json.begin(), json.end(), shallow, /*allow_exceptions=*/false);
+  if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
+  Config config(object, path);
+  const std::string base = config.Text("base_model_name_or_path");
+  MILLRACE_RETURN_IF_ERROR(config.status());
+  if (base.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": base_model_name_or_path is missing: name the model as --model and the adapter as --adapter"));
+  }
+  return (std::filesystem::path(directory) / base).lexically_normal().string();
+}
+
+absl::StatusOr<StoredAdapter> ReadAdapter(const std::string& directory, const Decoder& decoder) {
+  const std::string config_path = absl::StrCat(directory, "/", kAdapterConfigFile);
+  const std::string path = absl::StrCat(directory, "/", kAdapterFile);
+  MILLRACE_ASSIGN_OR_RETURN(const std::string json, ReadFile(config_path, kMaxConfigBytes));
+  MILLRACE_ASSIGN_OR_RETURN(v1::AdapterSpec spec, ParseAdapterConfig(json, config_path, decoder.spec()));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
+  FindEncoder(file->header(), &spec);
+  std::vector<int64_t> ranks;
+  if (spec.type() == "adalora") ranks = RanksOf(file->header(), decoder.linear_sites());
+  StoredAdapter stored;
+  absl::StatusOr<std::unique_ptr<Adapter>> adapter =
+      Adapter::Create(spec, decoder.spec(), decoder.linear_sites(), ranks);
+  if (!adapter.ok()) return Annotate(adapter.status(), absl::StrCat(config_path, " does not fit the model"));
+  stored.adapter = *std::move(adapter);
+  const TensorList& tensors = stored.adapter->tensors();
+  stored.weights.resize(static_cast<size_t>(tensors.floats()));
+  std::vector<bool> found(static_cast<size_t>(tensors.size()));
+  for (const SafetensorsEntry& entry : file->header().tensors) {
+    const auto wrong = [&](absl::string_view what) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor '", entry.name, "' ", what));
+    };
+    const int index = tensors.Find(entry.name);
+    if (index < 0) {
+      // What AdaLoRA has pruned away altogether.
+      if (entry.begin == entry.end) continue;
+      return wrong("is not one of such an adapter of this model");
+    }
+    if (entry.shape != tensors[index].shape) {
+      return wrong(absl::StrCat("has shape [", absl::StrJoin(entry.shape, ", "), "] where this model needs [",
+                                absl::StrJoin(tensors[index].shape, ", "), "]"));
+    }
+    MILLRACE_RETURN_IF_ERROR(
+        Annotate(ReadValues(entry, file->bytes(entry), stored.weights.data() + tensors[index].offset),
+                 absl::StrCat(path, ": tensor '", entry.name, "'")));
+    found[static_cast<size_t>(index)] = true;
+  }
+  for (int i = 0; i < tensors.size(); ++i) {
+    if (!found[static_cast<size_t>(i)]) {
+      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor '", tensors[i].name, "' is missing"));
+    }
+  }
+  return stored;
+}
+
+absl::Status WriteAdapter(const std::string& directory, const StoredAdapter& stored, const v1::ModelSpec& model,
+                          absl::string_view base, const kernels::Compute& compute) {
+  const Adapter& adapter = *stored.adapter;
+  SafetensorsHeader header;
+  header.metadata["format"] = "pt";
+  std::string data;
+  const auto add = [&](std::string name, std::vector<int64_t> shape, const float* values, int64_t size) {
+    header.tensors.push_back({std::move(name), "F32", std::move(shape)});
+    data.append(reinterpret_cast<const char*>(values), static_cast<size_t>(size) * sizeof(float));
+  };
+  if (adapter.encoder().weights.empty()) {
+    for (const TensorSpec& tensor : adapter.tensors().tensors()) {
+      add(tensor.name, tensor.shape, stored.weights.data() + tensor.offset, tensor.size);
+    }
+  } else {
+    MILLRACE_ASSIGN_OR_RETURN(VirtualTokens virtual_tokens, VirtualTokens::Create(&adapter, /*for_training=*/false));
+    add("prompt_embeddings", {adapter.virtual_tokens(), adapter.virtual_width()},
+        virtual_tokens.Forward(compute, stored.weights.data()), adapter.virtual_tokens() * adapter.virtual_width());
+  }
+  const std::string bytes = LayOutSafetensors(&header) + data;
+  MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(directory, "/", kAdapterFile), bytes));
+  return WriteFileAtomically(absl::StrCat(directory, "/", kAdapterConfigFile),
+                             PrintAdapterConfig(adapter, model, base));
+}
+
+absl::Status MergeAdapter(const kernels::Compute& compute, const Decoder& decoder, const StoredAdapter& stored,
+                          float* weights) {
+  if (!stored.adapter->merges()) {
+    return absl::InvalidArgumentError(absl::StrCat("an adapter of ", stored.adapter->spec().type(),
+                                                   " cannot become part of the model's weights; lora and ia3 can"));
+  }
+  for (const LinearSite& site : decoder.linear_sites()) {
+    const LinearTensors& tensors = decoder.linear(site);
+    MergeLinear(compute, *stored.adapter, stored.adapter->at(site.layer, site.module), stored.weights.data(),
+                decoder.linear_shape(site), weights + decoder.tensors()[tensors.weight].offset,
+                tensors.bias < 0 ? nullptr : weights + decoder.tensors()[tensors.bias].offset);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace millrace::model

@@ -1,0 +1,300 @@
+// Adapters against what Hugging Face's peft computed with the same files (tests/golden/make_adapter_goldens.py), and
+// against themselves: token by token, merged, packed, from threads and instruction sets.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "common/files.h"
+#include "common/job_file.h"
+#include "common/safetensors.h"
+#include "gtest/gtest.h"
+#include "kernels/bfloat16.h"
+#include "kernels/compute.h"
+#include "model/families/decoder.h"
+#include "model/formats/hugging_face.h"
+#include "model/formats/peft.h"
+#include "model/layers/linear.h"
+#include "model/objectives/causal_lm.h"
+
+namespace millrace::model {
+namespace {
+
+const std::string& Goldens() {
+  static const auto* const folder = new std::string(absl::StrCat(MILLRACE_SOURCE_DIR, "/tests/golden"));
+  return *folder;
+}
+
+struct Base {
+  std::unique_ptr<Decoder> decoder;
+  std::vector<float> weights;
+};
+
+Base LoadBase(const std::string& family, const std::string& precision = "f32") {
+  const std::string folder = absl::StrCat(Goldens(), "/model/", family);
+  Configuration configuration = *ReadConfig(folder);
+  configuration.spec.set_precision(precision);
+  Base base;
+  base.decoder = *Decoder::Create(configuration.spec, configuration.vocab_size);
+  base.decoder->ReserveVirtualTokens(3);
+  base.weights.resize(static_cast<size_t>(base.decoder->tensors().floats()));
+  EXPECT_TRUE(ReadWeights(folder, base.decoder->tensors(), base.weights.data()).ok());
+  if (precision == "bf16") kernels::KeepBf16(base.weights.data(), base.decoder->tensors().floats());
+  return base;
+}
+
+template <typename T>
+std::vector<T> Values(const SafetensorsFile& file, const std::string& name) {
+  const SafetensorsEntry* const entry = file.header().Find(name);
+  if (entry == nullptr) {
+    ADD_FAILURE() << name;
+    return {};
+  }
+  const absl::string_view bytes = file.bytes(*entry);
+  std::vector<T> values(bytes.size() / sizeof(T));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+std::vector<float> Logits(const Base& base, const DecoderWeights& weights, const std::vector<float>& outputs) {
+  const int64_t hidden = base.decoder->hidden_size(), vocab = base.decoder->vocab_size();
+  const auto tokens = static_cast<int64_t>(outputs.size()) / hidden;
+  std::vector<float> logits(static_cast<size_t>(tokens * vocab));
+  const kernels::Compute compute(kernels::DetectIsa(), 1);
+  LinearForward(compute, {hidden, vocab, false, base.decoder->precision()}, outputs.data(), tokens,
+                weights.base + base.decoder->tensors()[base.decoder->output_embedding()].offset, nullptr, logits.data(),
+                vocab);
+  return logits;
+}
+
+std::vector<float> Outputs(const Base& base, const DecoderWeights& weights, const TokenMatrix& tokens,
+                           const kernels::Compute& compute) {
+  const auto memory = *base.decoder->NewMemory(tokens.tokens(), tokens.columns, /*for_training=*/false);
+  const absl::StatusOr<const float*> outputs =
+      base.decoder->Forward(compute, weights, tokens, {}, &IgnoreGroup, memory.get());
+  if (!outputs.ok()) {
+    ADD_FAILURE() << outputs.status();
+    return {};
+  }
+  return std::vector<float>(*outputs, *outputs + tokens.tokens() * base.decoder->hidden_size());
+}
+
+// The adapter of a golden; with `training`, the network that made its virtual tokens instead of these.
+StoredAdapter LoadAdapter(const Base& base, const std::string& folder, const SafetensorsFile& answers, bool training) {
+  absl::StatusOr<StoredAdapter> stored = ReadAdapter(folder, *base.decoder);
+  EXPECT_TRUE(stored.ok()) << stored.status();
+  if (!training) return *std::move(stored);
+  v1::AdapterSpec spec = stored->adapter->spec();
+  spec.set_type(spec.type() == "prompt_tuning" ? "p_tuning" : "prefix_tuning");
+  StoredAdapter made;
+  made.adapter = *Adapter::Create(spec, base.decoder->spec(), base.decoder->linear_sites());
+  made.weights.resize(static_cast<size_t>(made.adapter->tensors().floats()));
+  for (const TensorSpec& tensor : made.adapter->tensors().tensors()) {
+    const std::vector<float> values =
+        Values<float>(answers, absl::StrReplaceAll(tensor.name, {{"prompt_encoder.", "training."}}));
+    EXPECT_EQ(static_cast<int64_t>(values.size()), tensor.size) << tensor.name;
+    std::copy(values.begin(), values.end(), made.weights.begin() + tensor.offset);
+  }
+  return made;
+}
+
+struct Case {
+  std::string family;
+  std::string method;
+  bool training = false;
+};
+
+class Peft : public ::testing::TestWithParam<Case> {
+ protected:
+  Peft()
+      : base_(LoadBase(GetParam().family)),
+        folder_(absl::StrCat(Goldens(), "/adapters/", GetParam().family, "/", GetParam().method)),
+        answers_(*SafetensorsFile::Open(folder_ + "/answers.safetensors")),
+        stored_(LoadAdapter(base_, folder_, *answers_, GetParam().training)),
+        active_(stored_.active()),
+        weights_(base_.weights.data(), absl::MakeConstSpan(&active_, 1)) {
+    for (const int64_t token : Values<int64_t>(*answers_, "tokens")) tokens_.push_back(static_cast<uint32_t>(token));
+    const std::vector<int64_t> shape = answers_->header().Find("tokens")->shape;
+    inputs_ = {tokens_.data(), shape[0], shape[1] - 1, shape[1]};
+  }
+
+  Base base_;
+  const std::string folder_;
+  const std::unique_ptr<SafetensorsFile> answers_;
+  const StoredAdapter stored_;
+  const ActiveAdapter active_;
+  const DecoderWeights weights_;
+  std::vector<uint32_t> tokens_;
+  TokenMatrix inputs_;
+  const kernels::Compute compute_{kernels::DetectIsa(), 2};
+};
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const char* family : {"gpt2", "llama"}) {
+    for (const char* method :
+         {"lora", "lora_all", "dora", "adalora", "adalora_pruned", "ia3", "prompt_tuning", "p_tuning_mlp",
+          "p_tuning_lstm", "prefix_tuning", "prefix_projection", "llama_adapter_1", "llama_adapter_2"}) {
+      cases.push_back({family, method});
+    }
+    cases.push_back({family, "p_tuning_mlp", true});
+    cases.push_back({family, "prefix_projection", true});
+  }
+  return cases;
+}
+INSTANTIATE_TEST_SUITE_P(Golden, Peft, ::testing::ValuesIn(Cases()), [](const auto& info) {
+  return absl::StrCat(info.param.family, "_", info.param.method, info.param.training ? "_network" : "");
+});
+
+TEST_P(Peft, LogitsAreThoseOfPeft) {
+  const std::vector<float> expected = Values<float>(*answers_, "logits");
+  const std::vector<float> logits = Logits(base_, weights_, Outputs(base_, weights_, inputs_, compute_));
+  ASSERT_EQ(logits.size(), expected.size());
+  double largest = 1;
+  for (const float logit : expected) largest = std::max(largest, std::fabs(static_cast<double>(logit)));
+  for (size_t i = 0; i < logits.size(); ++i) EXPECT_NEAR(logits[i], expected[i], 1e-5 * largest) << i;
+  // The adapter does something.
+  const std::vector<float> without = Logits(base_, weights_, Outputs(base_, base_.weights.data(), inputs_, compute_));
+  double difference = 0;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    difference = std::max(difference, std::fabs(static_cast<double>(without[i]) - static_cast<double>(expected[i])));
+  }
+  EXPECT_GT(difference, 1e-2);
+}
+
+TEST_P(Peft, LossAndGradientsAreThoseOfPeft) {
+  const TensorList& tensors = stored_.adapter->tensors();
+  const int64_t base_floats = base_.decoder->tensors().floats();
+  std::vector<bool> trainable(static_cast<size_t>(base_.decoder->tensors().size()), false);
+  trainable.resize(trainable.size() + static_cast<size_t>(tensors.size()), true);
+  CausalLm objective =
+      *CausalLm::Create(base_.decoder.get(), &compute_, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
+  std::vector<float> gradients(static_cast<size_t>(base_floats + tensors.floats()), 0.0f);
+  const Batch batch = {tokens_.data(), inputs_.rows, inputs_.columns + 1};
+  // Twice: what is left of one pass must not go into the next.
+  for (int i = 0; i < 2; ++i) {
+    std::fill(gradients.begin(), gradients.end(), 0.0f);
+    const absl::StatusOr<double> loss =
+        objective.Gradients(weights_, batch, {}, 1.0f, &IgnoreGroup, gradients.data(), &IgnoreGroup, &trainable);
+    ASSERT_TRUE(loss.ok()) << loss.status();
+    EXPECT_NEAR(*loss, Values<double>(*answers_, "loss")[0], 2e-4);
+  }
+  for (int64_t i = 0; i < base_floats; ++i) ASSERT_EQ(gradients[static_cast<size_t>(i)], 0.0f) << i;
+  for (const TensorSpec& spec : tensors.tensors()) {
+    const std::string name = absl::StrReplaceAll(spec.name, {{"prompt_encoder.", "training."}});
+    const std::vector<float> expected = Values<float>(*answers_, "gradient." + name);
+    ASSERT_EQ(static_cast<int64_t>(expected.size()), spec.size) << spec.name;
+    double largest = 1;
+    for (const float value : expected) largest = std::max(largest, std::fabs(static_cast<double>(value)));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(gradients[static_cast<size_t>(base_floats + spec.offset) + i], expected[i], 3e-5 * largest)
+          << spec.name << " " << i;
+    }
+  }
+}
+
+TEST_P(Peft, TokenByTokenGivesTheSameBits) {
+  for (const char* const precision : {"f32", "bf16"}) {
+    const Base base = LoadBase(GetParam().family, precision);
+    const DecoderWeights weights(base.weights.data(), absl::MakeConstSpan(&active_, 1));
+    const std::vector<float> whole = Outputs(base, weights, inputs_, compute_);
+    const int64_t hidden = base.decoder->hidden_size();
+    const auto cache = *base.decoder->NewCache(inputs_.rows, inputs_.columns, inputs_.tokens());
+    ASSERT_TRUE(base.decoder->Begin(compute_, weights, cache.get()).ok());
+    // Some tokens of one row, then one of each at a time.
+    const auto expect = [&](const float* outputs, int64_t row, int64_t column, int64_t count) {
+      EXPECT_EQ(std::memcmp(outputs, whole.data() + (row * inputs_.columns + column) * hidden,
+                            static_cast<size_t>(count * hidden) * sizeof(float)),
+                0)
+          << precision << " row " << row << " column " << column;
+    };
+    for (int64_t row = 0; row < inputs_.rows; ++row) {
+      const absl::Span<const uint32_t> ids(tokens_.data() + row * inputs_.row_stride, 3);
+      const Decoder::Appended appended = {row, ids};
+      expect(base.decoder->Extend(compute_, weights, absl::MakeConstSpan(&appended, 1), cache.get()), row, 0, 3);
+    }
+    for (int64_t column = 3; column < inputs_.columns; ++column) {
+      std::vector<Decoder::Appended> appended;
+      for (int64_t row = 0; row < inputs_.rows; ++row) {
+        appended.push_back({row, absl::MakeConstSpan(tokens_.data() + row * inputs_.row_stride + column, 1)});
+      }
+      const float* const outputs = base.decoder->Extend(compute_, weights, appended, cache.get());
+      for (int64_t row = 0; row < inputs_.rows; ++row) expect(outputs + row * hidden, row, column, 1);
+    }
+  }
+}
+
+TEST_P(Peft, ASequenceIsAloneInAPackedRow) {
+  const std::vector<float> whole = Outputs(base_, weights_, inputs_, compute_);
+  // The rows' first five and three tokens share rows of eight.
+  const std::vector<uint32_t> ids = {tokens_[0], tokens_[1], tokens_[2],  tokens_[3],
+                                     tokens_[4], tokens_[9], tokens_[10], tokens_[11]};
+  const std::vector<uint32_t> starts = {0, 0, 0, 0, 0, 5, 5, 5};
+  const std::vector<float> packed = Outputs(base_, weights_, {ids.data(), 1, 8, 8, starts.data()}, compute_);
+  const auto bytes = static_cast<size_t>(base_.decoder->hidden_size()) * sizeof(float);
+  const auto hidden = base_.decoder->hidden_size();
+  EXPECT_EQ(std::memcmp(packed.data(), whole.data(), 5 * bytes), 0);
+  EXPECT_EQ(std::memcmp(packed.data() + 5 * hidden, whole.data() + inputs_.columns * hidden, 3 * bytes), 0);
+}
+
+TEST_P(Peft, MergedWeightsGiveTheSameLogits) {
+  std::vector<float> merged = base_.weights;
+  const absl::Status status = MergeAdapter(compute_, *base_.decoder, stored_, merged.data());
+  if (!stored_.adapter->merges()) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(merged, base_.weights);
+    return;
+  }
+  ASSERT_TRUE(status.ok()) << status;
+  const std::vector<float> logits = Logits(base_, weights_, Outputs(base_, weights_, inputs_, compute_));
+  const std::vector<float> of_merged = Logits(base_, merged.data(), Outputs(base_, merged.data(), inputs_, compute_));
+  for (size_t i = 0; i < logits.size(); ++i) {
+    ASSERT_NEAR(of_merged[i], logits[i], 2e-5 * (1 + std::fabs(logits[i]))) << i;
+  }
+}
+
+TEST_P(Peft, BitsDoNotDependOnThreadsAndInstructionSets) {
+  const TensorList& tensors = stored_.adapter->tensors();
+  std::vector<bool> trainable(static_cast<size_t>(base_.decoder->tensors().size()), false);
+  trainable.resize(trainable.size() + static_cast<size_t>(tensors.size()), true);
+  const Philox key(7);
+  std::vector<float> first;
+  for (const kernels::Isa isa : {kernels::Isa::kScalar, kernels::Isa::kAvx2, kernels::DetectIsa()}) {
+    for (const int threads : {1, 3}) {
+      const kernels::Compute compute(isa, threads);
+      CausalLm objective =
+          *CausalLm::Create(base_.decoder.get(), &compute, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
+      std::vector<float> gradients(static_cast<size_t>(base_.decoder->tensors().floats() + tensors.floats()), 0.0f);
+      const Batch batch = {tokens_.data(), inputs_.rows, inputs_.columns + 1};
+      ASSERT_TRUE(
+          objective.Gradients(weights_, batch, {&key}, 1.0f, &IgnoreGroup, gradients.data(), &IgnoreGroup, &trainable)
+              .ok());
+      if (first.empty()) first = gradients;
+      EXPECT_EQ(std::memcmp(first.data(), gradients.data(), first.size() * sizeof(float)), 0)
+          << kernels::IsaName(isa) << " " << threads;
+    }
+  }
+}
+
+TEST_P(Peft, WrittenAgainIsTheSame) {
+  const std::string folder =
+      absl::StrCat(::testing::TempDir(), "/adapter-", GetParam().family, GetParam().method, GetParam().training);
+  std::filesystem::create_directories(folder);
+  ASSERT_TRUE(WriteAdapter(folder, stored_, base_.decoder->spec(), "../base", compute_).ok());
+  const absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.decoder);
+  ASSERT_TRUE(again.ok()) << again.status();
+  const ActiveAdapter active = again->active();
+  const DecoderWeights weights(base_.weights.data(), absl::MakeConstSpan(&active, 1));
+  const std::vector<float> before = Outputs(base_, weights_, inputs_, compute_);
+  EXPECT_EQ(before, Outputs(base_, weights, inputs_, compute_));
+}
+
+}  // namespace
+}  // namespace millrace::model
