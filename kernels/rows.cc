@@ -128,7 +128,7 @@ void LayerNormRowsBackward(const Compute& compute, const float* x, const float* 
       for (int64_t c = 0; c < columns; ++c) to[c] += s * (g[c] - mean_g - h[c] * mean_gh);
     }
   });
-  if (dbias != nullptr) AddRows(compute, dy, rows, columns, dbias);
+  if (dbias != nullptr) AddRows(compute, dy, rows, columns, columns, dbias);
   if (dgain == nullptr) return;
   compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -183,10 +183,10 @@ void RmsNormRowsBackward(const Compute& compute, const float* x, const float* ga
   });
 }
 
-void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, float* y) {
+void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, int64_t stride, float* y) {
   compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = begin; c < end; ++c) y[c] += x[r * columns + c];
+      for (int64_t c = begin; c < end; ++c) y[c] += x[r * stride + c];
     }
   });
 }

@@ -44,8 +44,8 @@ void RmsNormRows(const Compute& compute, const float* x, const float* gain, floa
 void RmsNormRowsBackward(const Compute& compute, const float* x, const float* gain, const float* rstd, const float* dy,
                          int64_t rows, int64_t columns, float* dx, float* dgain);
 
-// y += sum of x over the rows.
-void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, float* y);
+// y += sum of x over the rows, which are `stride` apart.
+void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, int64_t stride, float* y);
 // y += x.
 void Add(const Compute& compute, const float* x, int64_t n, float* y);
 

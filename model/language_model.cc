@@ -174,7 +174,7 @@ absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_
   MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
                             decoder_->Forward(*compute_, weights(), matrix, {}, &IgnoreGroup, memory.get()));
   std::vector<float> mean(static_cast<size_t>(hidden), 0.0f);
-  kernels::AddRows(*compute_, outputs, count, hidden, mean.data());
+  kernels::AddRows(*compute_, outputs, count, hidden, hidden, mean.data());
   for (float& value : mean) value /= static_cast<float>(count);
   return mean;
 }

@@ -35,7 +35,7 @@ void LinearBackward(const kernels::Compute& compute, const Linear& linear, const
     product.precision = linear.precision;
     kernels::Multiply(compute, product);
   }
-  if (dbias != nullptr) kernels::AddRows(compute, dy, rows, linear.outputs, dbias);
+  if (dbias != nullptr) kernels::AddRows(compute, dy, rows, linear.outputs, dy_stride, dbias);
   if (dweight == nullptr) return;
   Product product = {.m = linear.inputs_first ? linear.inputs : linear.outputs,
                      .n = linear.inputs_first ? linear.outputs : linear.inputs,

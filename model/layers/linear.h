@@ -26,8 +26,7 @@ void LinearForward(const kernels::Compute& compute, const Linear& linear, const 
                    const float* weight, const float* bias, float* y, int64_t y_stride);
 
 // dweight += …, dbias += … (null: none, or not wanted). dx[rows, inputs] (null: not wanted) = dy Wᵀ, or += if
-// `accumulate`, in which case its chains go on from what it holds. Rows of dy are `dy_stride` apart: `outputs` if there
-// is a dbias.
+// `accumulate`, in which case its chains go on from what it holds. Rows of dy are `dy_stride` apart.
 void LinearBackward(const kernels::Compute& compute, const Linear& linear, const float* x, int64_t rows,
                     const float* weight, const float* dy, int64_t dy_stride, float* dx, bool accumulate, float* dweight,
                     float* dbias);

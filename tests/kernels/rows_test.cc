@@ -1,6 +1,7 @@
 // Compares rows with plain f64 arithmetic, and backward passes with finite differences of it.
 #include "kernels/rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <vector>
@@ -194,12 +195,17 @@ TEST_P(Rows, EntropyAndTemperature) {
 
 TEST_P(Rows, SumsOverRows) {
   Floats y = bias_;
-  AddRows(compute_, x_.data(), kRows, kColumns, y.data());
+  AddRows(compute_, x_.data(), kRows, kColumns, kColumns, y.data());
   Doubles truth = Wide(bias_);
   for (int64_t r = 0; r < kRows; ++r) {
     for (int64_t c = 0; c < kColumns; ++c) truth[static_cast<size_t>(c)] += x_[static_cast<size_t>(r * kColumns + c)];
   }
   ExpectNear(y, truth, 1e-5);
+  // Of the first half of the columns only.
+  constexpr int64_t kHalf = kColumns / 2;
+  Floats half(bias_.begin(), bias_.begin() + kHalf);
+  AddRows(compute_, x_.data(), kRows, kHalf, kColumns, half.data());
+  EXPECT_TRUE(std::equal(half.begin(), half.end(), y.begin()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Threads, Rows, ::testing::Values(1, 3));
