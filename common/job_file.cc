@@ -433,6 +433,10 @@ absl::Status Divides(absl::string_view divisor_name, uint64_t divisor, absl::str
 
 absl::Status CheckModel(const v1::ModelSpec& model) {
   MILLRACE_RETURN_IF_ERROR(Divides("model.heads", model.heads(), "model.hidden_size", model.hidden_size()));
+  if (model.has_sliding_window() && model.family() != "mistral" && model.family() != "qwen2") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.sliding_window: the family ", model.family(), " has none; mistral and qwen2 have"));
+  }
   if (model.family() == "gpt2") {
     if (model.has_kv_heads() && model.kv_heads() != model.heads()) {
       return absl::InvalidArgumentError("model.kv_heads: the family gpt2 has as many as heads; use llama for others");
@@ -869,7 +873,7 @@ void FillDefaults(v1::JobSpec* job) {
   if (!model.has_intermediate_size() && model.has_hidden_size()) {
     const uint64_t hidden = model.hidden_size();
     model.set_intermediate_size(
-        static_cast<uint32_t>(model.family() == "llama" ? (8 * hidden + 95) / 96 * 32 : 4 * hidden));
+        static_cast<uint32_t>(model.family() == "gpt2" ? 4 * hidden : (8 * hidden + 95) / 96 * 32));
   }
   for (int i = 0; i < job->phases_size(); ++i) {
     v1::PhaseSpec& phase = *job->mutable_phases(i);

@@ -107,7 +107,7 @@ class PhaseSeat::Epoch {
     const bool scalar = models_->models().trained().decoder->score() >= 0;
     configuration.head = scalar ? model::Head::kScalar : model::Head::kLanguage;
     (*result->mutable_files())["config.json"] = model::PrintConfig(configuration);
-    (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig();
+    (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig(configuration);
     if (const PhaseModel& trained = models_->models().trained(); trained.adapter != nullptr) {
       (*result->mutable_files())[model::kAdapterConfigFile] =
           model::PrintAdapterConfig(*trained.adapter, context_.model(), /*base=*/"");

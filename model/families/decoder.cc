@@ -44,8 +44,9 @@ void Copy(const kernels::Compute& compute, const float* from, int64_t n, float* 
 
 absl::Status CheckSpec(const v1::ModelSpec& spec, uint32_t vocab_size) {
   const auto wrong = [](absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("model: ", what)); };
-  if (spec.family() != "gpt2" && spec.family() != "llama") {
-    return wrong(absl::StrCat("there is no family '", spec.family(), "'; gpt2 and llama are known"));
+  const bool windows = spec.family() == "mistral" || spec.family() == "qwen2";
+  if (spec.family() != "gpt2" && spec.family() != "llama" && !windows) {
+    return wrong(absl::StrCat("there is no family '", spec.family(), "'; gpt2, llama, mistral and qwen2 are known"));
   }
   if (vocab_size == 0) return wrong("the vocabulary is empty");
   if (spec.layers() == 0 || spec.hidden_size() == 0 || spec.heads() == 0 || spec.context() == 0) {
@@ -63,10 +64,14 @@ absl::Status CheckSpec(const v1::ModelSpec& spec, uint32_t vocab_size) {
     return wrong(absl::StrCat("heads ", spec.heads(), " is not a multiple of kv_heads ", kv_heads));
   }
   if (spec.family() == "gpt2" && kv_heads != spec.heads()) return wrong("gpt2 has as many kv_heads as heads");
-  if (spec.family() == "llama" && spec.hidden_size() / spec.heads() % 2 != 0) {
-    return wrong(absl::StrCat("llama turns pairs of a head's numbers: hidden_size / heads = ",
+  if (spec.family() != "gpt2" && spec.hidden_size() / spec.heads() % 2 != 0) {
+    return wrong(absl::StrCat(spec.family(), " turns pairs of a head's numbers: hidden_size / heads = ",
                               spec.hidden_size() / spec.heads(), " must be even"));
   }
+  if (spec.has_sliding_window() && !windows) {
+    return wrong(absl::StrCat(spec.family(), " has no sliding_window; mistral and qwen2 have"));
+  }
+  if (spec.has_sliding_window() && spec.sliding_window() == 0) return wrong("sliding_window must be at least 1");
   if (spec.intermediate_size() == 0) return wrong("intermediate_size must be at least 1");
   return absl::OkStatus();
 }
@@ -162,7 +167,7 @@ Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head)
 
 // ---- tensors ----
 
-LinearTensors Decoder::AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group,
+LinearTensors Decoder::AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool bias,
                                  bool residual) {
   TensorSpec weight;
   weight.name = name + ".weight";
@@ -176,12 +181,12 @@ LinearTensors Decoder::AddLinear(const std::string& name, int64_t inputs, int64_
       static_cast<float>(spec_.init_std() / (residual ? std::sqrt(2.0 * static_cast<double>(spec_.layers())) : 1.0));
   LinearTensors tensors;
   tensors.weight = tensors_.Add(std::move(weight));
-  if (gpt2() && spec_.bias()) {
-    TensorSpec bias;
-    bias.name = name + ".bias";
-    bias.shape = {outputs};
-    bias.group = group;
-    tensors.bias = tensors_.Add(std::move(bias));
+  if (bias) {
+    TensorSpec added;
+    added.name = name + ".bias";
+    added.shape = {outputs};
+    added.group = group;
+    tensors.bias = tensors_.Add(std::move(added));
   }
   return tensors;
 }
@@ -222,28 +227,30 @@ void Decoder::AddTensors(Head head) {
   } else {
     input_embedding_ = table("model.embed_tokens.weight", vocab_size_, 0, spec_.init_std());
   }
+  // Biases of all products, of queries, keys and values.
+  const bool bias = gpt2() && spec_.bias(), qkv_bias = bias || spec_.family() == "qwen2";
   for (uint32_t i = 0; i < spec_.layers(); ++i) {
     Layer& layer = layers_.emplace_back();
     const uint32_t group = i + 1;
     if (gpt2()) {
       const std::string prefix = absl::StrCat("transformer.h.", i, ".");
       layer.attention_norm = AddNorm(prefix + "ln_1", group);
-      layer.query = AddLinear(prefix + "attn.c_attn", hidden_size_, 3 * hidden_size_, group, false);
-      layer.attention_output = AddLinear(prefix + "attn.c_proj", hidden_size_, hidden_size_, group, true);
+      layer.query = AddLinear(prefix + "attn.c_attn", hidden_size_, 3 * hidden_size_, group, qkv_bias, false);
+      layer.attention_output = AddLinear(prefix + "attn.c_proj", hidden_size_, hidden_size_, group, bias, true);
       layer.mlp_norm = AddNorm(prefix + "ln_2", group);
-      layer.up = AddLinear(prefix + "mlp.c_fc", hidden_size_, intermediate_size_, group, false);
-      layer.down = AddLinear(prefix + "mlp.c_proj", intermediate_size_, hidden_size_, group, true);
+      layer.up = AddLinear(prefix + "mlp.c_fc", hidden_size_, intermediate_size_, group, bias, false);
+      layer.down = AddLinear(prefix + "mlp.c_proj", intermediate_size_, hidden_size_, group, bias, true);
     } else {
       const std::string prefix = absl::StrCat("model.layers.", i, ".");
       layer.attention_norm = AddNorm(prefix + "input_layernorm", group);
-      layer.query = AddLinear(prefix + "self_attn.q_proj", hidden_size_, hidden_size_, group, false);
-      layer.key = AddLinear(prefix + "self_attn.k_proj", hidden_size_, kv_size, group, false);
-      layer.value = AddLinear(prefix + "self_attn.v_proj", hidden_size_, kv_size, group, false);
-      layer.attention_output = AddLinear(prefix + "self_attn.o_proj", hidden_size_, hidden_size_, group, true);
+      layer.query = AddLinear(prefix + "self_attn.q_proj", hidden_size_, hidden_size_, group, qkv_bias, false);
+      layer.key = AddLinear(prefix + "self_attn.k_proj", hidden_size_, kv_size, group, qkv_bias, false);
+      layer.value = AddLinear(prefix + "self_attn.v_proj", hidden_size_, kv_size, group, qkv_bias, false);
+      layer.attention_output = AddLinear(prefix + "self_attn.o_proj", hidden_size_, hidden_size_, group, bias, true);
       layer.mlp_norm = AddNorm(prefix + "post_attention_layernorm", group);
-      layer.gate = AddLinear(prefix + "mlp.gate_proj", hidden_size_, intermediate_size_, group, false);
-      layer.up = AddLinear(prefix + "mlp.up_proj", hidden_size_, intermediate_size_, group, false);
-      layer.down = AddLinear(prefix + "mlp.down_proj", intermediate_size_, hidden_size_, group, true);
+      layer.gate = AddLinear(prefix + "mlp.gate_proj", hidden_size_, intermediate_size_, group, bias, false);
+      layer.up = AddLinear(prefix + "mlp.up_proj", hidden_size_, intermediate_size_, group, bias, false);
+      layer.down = AddLinear(prefix + "mlp.down_proj", intermediate_size_, hidden_size_, group, bias, true);
     }
   }
   last_norm_ = AddNorm(gpt2() ? "transformer.ln_f" : "model.norm", last_group());
@@ -787,6 +794,7 @@ AttentionShape Decoder::ShapeOf(const TokenMatrix& tokens, const Memory& memory)
   shape.kv_heads = kv_heads_;
   shape.head_size = head_size_;
   shape.stride = qkv_size();
+  shape.window = spec_.sliding_window();
   shape.precision = precision_;
   return shape;
 }

@@ -1,5 +1,5 @@
-// Computes decoder transformers of the GPT-2 and LLaMA families: from tokens to the normalised outputs of the last
-// layer, and back.
+// Computes decoder transformers of the GPT-2, LLaMA, Mistral and Qwen2 families: from tokens to the normalised outputs
+// of the last layer, and back.
 //
 //   GPT-2 (Radford et al. 2019)                      LLaMA (Touvron et al. 2023)
 //   x = wte[token] + wpe[position]                   x = embed[token]
@@ -7,6 +7,9 @@
 //     x += proj(attention(qkv(LayerNorm(x))))          x += o(attention(RoPE(q), RoPE(k), v of RMSNorm(x)))
 //     x += proj(GELU(fc(LayerNorm(x))))                x += down(SwiGLU(gate, up of RMSNorm(x)))
 //   LayerNorm(x)                                     RMSNorm(x)
+//
+// Mistral (Jiang et al. 2023) is LLaMA, its attention through a sliding window if wanted; Qwen2 (Yang et al. 2024) is
+// that with biases on q, k and v.
 //
 // Logits are the product of that with the output embedding, which is the input embedding if they are tied; a scalar
 // head has one row of its own instead. objectives/ compute them. Tensors carry Hugging Face's names and layout.
@@ -232,7 +235,8 @@ class Decoder {
   Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head);
   void AddTensors(Head head);
   void AddSites();
-  LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool residual);
+  LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool bias,
+                          bool residual);
   NormTensors AddNorm(const std::string& name, uint32_t group);
   bool gpt2() const { return spec_.family() == "gpt2"; }
   static const LinearTensors& TensorsOf(const Layer& layer, Module module);

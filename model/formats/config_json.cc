@@ -1,11 +1,14 @@
 #include "model/formats/config_json.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
 
@@ -16,6 +19,32 @@ using Json = nlohmann::ordered_json;
 
 // How architectures with a head for labels end.
 constexpr char kClassifier[] = "ForSequenceClassification";
+
+// A family in Hugging Face's words, and its defaults where they differ.
+struct Family {
+  const char* model_type;    // our name too
+  const char* architecture;  // what its classes begin with
+  const char* causal;        // what that of a language model ends with
+  uint32_t kv_heads;         // 0: as many as heads
+  uint32_t sliding_window;   // 0: knows none
+};
+constexpr Family kFamilies[] = {
+    {"gpt2", "GPT2", "LMHeadModel", 0, 0},
+    {"llama", "Llama", "ForCausalLM", 0, 0},
+    {"mistral", "Mistral", "ForCausalLM", 8, 4096},
+    {"qwen2", "Qwen2", "ForCausalLM", 32, 4096},
+};
+
+const Family* FindFamily(absl::string_view model_type) {
+  for (const Family& family : kFamilies) {
+    if (family.model_type == model_type) return &family;
+  }
+  return nullptr;
+}
+
+const char* DtypeName(Dtype dtype) {
+  return dtype == Dtype::kF16 ? "float16" : dtype == Dtype::kBf16 ? "bfloat16" : "float32";
+}
 
 // Reads fields of one object; the first mistake is kept.
 class Fields {
@@ -117,11 +146,45 @@ void ReadGpt2(Fields* fields, v1::ModelSpec* spec) {
   fields->MustBe("add_cross_attention", false);
 }
 
-void ReadLlama(Fields* fields, const Json& config, v1::ModelSpec* spec) {
+// Sliding windows are Mistral's in all layers if there is one, and Qwen2's in those from max_window_layers on if
+// use_sliding_window says so.
+void ReadSlidingWindow(Fields* fields, const Json& config, const Family& family, v1::ModelSpec* spec) {
+  const bool qwen2 = spec->family() == "qwen2";
+  if (family.sliding_window == 0 || (qwen2 && !fields->Flag("use_sliding_window", false))) return;
+  // Null means none; absent, the default.
+  if (config.contains("sliding_window") && config["sliding_window"].is_null()) return;
+  const uint32_t window = fields->Count("sliding_window", family.sliding_window);
+  if (!qwen2) {
+    spec->set_sliding_window(window);
+    return;
+  }
+  uint32_t sliding = 0;
+  if (fields->Has("layer_types")) {
+    for (const Json& type : config["layer_types"]) sliding += type == "sliding_attention";
+    if (!config["layer_types"].is_array() || config["layer_types"].size() != spec->layers()) {
+      return fields->Wrong("layer_types", "must be a list of a type for each layer");
+    }
+  } else {
+    // Here 0 is a count too.
+    const bool none = fields->Has("max_window_layers") && config["max_window_layers"] == 0;
+    const uint32_t first = none ? 0 : fields->Count("max_window_layers", 28);
+    sliding = spec->layers() - std::min(first, spec->layers());
+  }
+  if (sliding == 0) return;
+  if (sliding < spec->layers()) {
+    return fields->Wrong(fields->Has("layer_types") ? "layer_types" : "max_window_layers",
+                         "gives some layers a sliding window and some none, which is not supported; all or none is");
+  }
+  spec->set_sliding_window(window);
+}
+
+void ReadLlama(Fields* fields, const Json& config, const Family& family, v1::ModelSpec* spec) {
   spec->set_layers(fields->Count("num_hidden_layers"));
   spec->set_hidden_size(fields->Count("hidden_size"));
   spec->set_heads(fields->Count("num_attention_heads"));
-  spec->set_kv_heads(fields->Count("num_key_value_heads", spec->heads()));
+  // Null means as many as heads; absent, the default.
+  const bool as_heads = family.kv_heads == 0 || config.contains("num_key_value_heads");
+  spec->set_kv_heads(fields->Count("num_key_value_heads", as_heads ? spec->heads() : family.kv_heads));
   spec->set_context(fields->Count("max_position_embeddings"));
   spec->set_intermediate_size(fields->Count("intermediate_size"));
   spec->set_norm_epsilon(fields->Number("rms_norm_eps", 1e-6, 1e-30, 1));
@@ -129,12 +192,16 @@ void ReadLlama(Fields* fields, const Json& config, v1::ModelSpec* spec) {
   spec->set_tied_embeddings(fields->Flag("tie_word_embeddings", false));
   spec->set_bias(false);
   fields->MustBe("hidden_act", "silu");
-  fields->MustBe("attention_bias", false);
-  fields->MustBe("mlp_bias", false);
-  fields->MustBe("pretraining_tp", 1);
+  if (spec->family() == "llama") {
+    fields->MustBe("attention_bias", false);
+    fields->MustBe("mlp_bias", false);
+    fields->MustBe("pretraining_tp", 1);
+  }
   if (spec->heads() > 0) fields->MustBe("head_dim", spec->hidden_size() / spec->heads());
+  fields->MustBe("partial_rotary_factor", 1);
+  ReadSlidingWindow(fields, config, family, spec);
   spec->set_rope_theta(fields->Number("rope_theta", 10000, 1, 1e12));
-  // Since transformers 5 theta lies in rope_parameters; before, rope_scaling was null for the plain kind.
+  // Since transformers 5 theta lies in rope_parameters, which win; before, rope_scaling was null for the plain kind.
   for (const char* name : {"rope_scaling", "rope_parameters"}) {
     if (!fields->Has(name)) continue;
     if (!config[name].is_object()) {
@@ -144,22 +211,29 @@ void ReadLlama(Fields* fields, const Json& config, v1::ModelSpec* spec) {
     Fields rope(config[name], name);
     rope.MustBe("rope_type", "default");
     rope.MustBe("type", "default");
+    rope.MustBe("partial_rotary_factor", 1);
     rope.MustBeAbsent("factor");
+    for (const auto& [key, value] : config[name].items()) {
+      if (value.is_object()) rope.Wrong(key, "has parameters of its own for a type of layers, which is not supported");
+    }
     spec->set_rope_theta(rope.Number("rope_theta", spec->rope_theta(), 1, 1e12));
     if (!rope.status().ok()) fields->Wrong(rope.status().message(), "");
   }
 }
 
+Json IdOrNull(std::optional<uint32_t> token) { return token.has_value() ? Json(*token) : Json(nullptr); }
+
 }  // namespace
 
 std::string PrintConfig(const Configuration& configuration) {
   const v1::ModelSpec& spec = configuration.spec;
+  const Family& family = *FindFamily(spec.family());
   const bool scalar = configuration.head == Head::kScalar;
   Json json;
+  json["architectures"] = {absl::StrCat(family.architecture, scalar ? kClassifier : family.causal)};
+  json["model_type"] = family.model_type;
+  json["vocab_size"] = configuration.vocab_size;
   if (spec.family() == "gpt2") {
-    json["architectures"] = {absl::StrCat("GPT2", scalar ? kClassifier : "LMHeadModel")};
-    json["model_type"] = "gpt2";
-    json["vocab_size"] = configuration.vocab_size;
     json["n_positions"] = spec.context();
     json["n_ctx"] = spec.context();
     json["n_embd"] = spec.hidden_size();
@@ -173,9 +247,6 @@ std::string PrintConfig(const Configuration& configuration) {
     json["attn_pdrop"] = spec.dropout();
     if (!spec.bias()) json["bias"] = false;
   } else {
-    json["architectures"] = {absl::StrCat("Llama", scalar ? kClassifier : "ForCausalLM")};
-    json["model_type"] = "llama";
-    json["vocab_size"] = configuration.vocab_size;
     json["max_position_embeddings"] = spec.context();
     json["hidden_size"] = spec.hidden_size();
     json["num_hidden_layers"] = spec.layers();
@@ -186,32 +257,44 @@ std::string PrintConfig(const Configuration& configuration) {
     json["hidden_act"] = "silu";
     json["rms_norm_eps"] = spec.norm_epsilon();
     json["rope_theta"] = spec.rope_theta();
-    json["attention_bias"] = false;
-    json["mlp_bias"] = false;
+    json["rope_parameters"] = {{"rope_theta", spec.rope_theta()}, {"rope_type", "default"}};
+    if (spec.family() == "llama") {
+      json["attention_bias"] = false;
+      json["mlp_bias"] = false;
+    }
+    if (family.sliding_window != 0) {
+      json["sliding_window"] = spec.has_sliding_window() ? Json(spec.sliding_window()) : Json(nullptr);
+    }
+    if (spec.family() == "qwen2") {
+      json["use_sliding_window"] = spec.has_sliding_window();
+      json["max_window_layers"] = spec.has_sliding_window() ? 0 : spec.layers();
+    }
     json["attention_dropout"] = spec.dropout();
   }
   json["initializer_range"] = spec.init_std();
   json["tie_word_embeddings"] = spec.tied_embeddings();
-  const auto id = [](std::optional<uint32_t> token) { return token.has_value() ? Json(*token) : Json(nullptr); };
-  json["bos_token_id"] = id(configuration.end_of_text);
-  json["eos_token_id"] = id(configuration.end_of_text);
-  if (scalar || configuration.padding.has_value()) json["pad_token_id"] = id(configuration.padding);
+  json["bos_token_id"] = IdOrNull(configuration.end_of_text);
+  json["eos_token_id"] = IdOrNull(configuration.end_of_text);
+  if (scalar || configuration.padding.has_value()) json["pad_token_id"] = IdOrNull(configuration.padding);
   if (scalar) {
     // As many labels as there are names.
     json["id2label"] = {{"0", "LABEL_0"}};
     json["label2id"] = {{"LABEL_0", 0}};
   }
   json["use_cache"] = true;
-  // What products were computed in while training; the weights are f32.
-  json["torch_dtype"] = "float32";
+  json["dtype"] = DtypeName(configuration.dtype);
+  json["torch_dtype"] = DtypeName(configuration.dtype);
+  // What products were computed in while training.
   json["millrace_precision"] = spec.precision();
   return json.dump(2) + "\n";
 }
 
-std::string PrintGenerationConfig() {
+std::string PrintGenerationConfig(const Configuration& configuration) {
   Json json;
-  json["_from_model_config"] = true;
   json["do_sample"] = true;
+  json["bos_token_id"] = IdOrNull(configuration.end_of_text);
+  json["eos_token_id"] = IdOrNull(configuration.end_of_text);
+  if (configuration.padding.has_value()) json["pad_token_id"] = *configuration.padding;
   return json.dump(2) + "\n";
 }
 
@@ -227,16 +310,19 @@ absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_v
   const std::string type = config["model_type"].get<std::string>();
   Configuration configuration;
   v1::ModelSpec& spec = configuration.spec;
+  const Family* const family = FindFamily(type);
+  if (family == nullptr) {
+    std::vector<std::string> known;
+    for (const Family& each : kFamilies) known.push_back(absl::StrCat("\"", each.model_type, "\""));
+    return absl::InvalidArgumentError(absl::StrCat(file, ": model_type \"", type.substr(0, 60), "\" is not supported; ",
+                                                   absl::StrJoin(known, ", "), " are"));
+  }
+  spec.set_family(family->model_type);
   if (type == "gpt2") {
-    spec.set_family("gpt2");
     spec.set_rope_theta(10000);
     ReadGpt2(&fields, &spec);
-  } else if (type == "llama") {
-    spec.set_family("llama");
-    ReadLlama(&fields, config, &spec);
   } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, ": model_type \"", type.substr(0, 60), "\" is not supported; \"gpt2\" and \"llama\" are"));
+    ReadLlama(&fields, config, *family, &spec);
   }
   configuration.vocab_size = fields.Count("vocab_size");
   spec.set_init_std(fields.Number("initializer_range", 0.02, 0, 10));
@@ -251,6 +337,12 @@ absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_v
   configuration.end_of_text = fields.Token("eos_token_id");
   configuration.padding = fields.Token("pad_token_id");
   configuration.head = ReadHead(&fields, config);
+  for (const char* name : {"torch_dtype", "dtype"}) {
+    if (!fields.Has(name)) continue;
+    for (const Dtype dtype : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+      if (config[name] == DtypeName(dtype)) configuration.dtype = dtype;
+    }
+  }
   MILLRACE_RETURN_IF_ERROR(fields.status());
   return configuration;
 }

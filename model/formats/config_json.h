@@ -1,9 +1,14 @@
 // Writes and reads config.json, Hugging Face's description of a model's architecture.
 //
-// Families: "gpt2" (GPT2LMHeadModel: Conv1D matrices, GELU in its tanh form) and "llama" (LlamaForCausalLM: half-split
-// RoPE, SwiGLU, no biases); with a scalar head GPT2ForSequenceClassification and LlamaForSequenceClassification with
-// one label. What they do not know is refused by name where it changes what a model computes: another activation, RoPE
-// scaling, attention or MLP biases, cross attention, scaling of attention by layer, …
+// Families: "gpt2" (GPT2LMHeadModel: Conv1D matrices, GELU in its tanh form), "llama" (LlamaForCausalLM: half-split
+// RoPE, SwiGLU, no biases), "mistral" (that, with a sliding window if wanted) and "qwen2" (with biases on queries, keys
+// and values); with a scalar head …ForSequenceClassification with one label. What they do not know is refused by name
+// where it changes what a model computes: another activation, RoPE scaling, other biases, a window of some layers only,
+// cross attention, scaling of attention by layer, …
+//
+// Fields whose defaults differ between a family and its real models, or between versions of transformers, are all
+// written: rope_parameters (since version 5) beside rope_theta, dtype (since 5) beside torch_dtype, n_ctx (llama.cpp's
+// converter).
 #pragma once
 
 #include <cstdint>
@@ -17,20 +22,29 @@
 
 namespace millrace::model {
 
+// How tensors are stored, as safetensors and GGUF have it.
+enum class Dtype {
+  kF32,
+  kF16,
+  kBf16,
+};
+
 struct Configuration {
-  v1::ModelSpec spec;  // every field set
+  v1::ModelSpec spec;  // every field set, but sliding_window where there is none
   uint32_t vocab_size = 0;
   std::optional<uint32_t> end_of_text;  // id of the token that ends a document, if it is known
   Head head = Head::kLanguage;
   // Id of the token that fills rows up. With a scalar head transformers takes the value of the last other token for
   // that of the row, and refuses several rows without it.
   std::optional<uint32_t> padding;
+  Dtype dtype = Dtype::kF32;  // what transformers computes in
 };
 
 // A field that Hugging Face's GPT-2 lacks, "bias": false, is written for us alone; absent biases are zeros there.
 std::string PrintConfig(const Configuration& configuration);
-// generation_config.json beside it.
-std::string PrintGenerationConfig();
+// generation_config.json beside it: transformers' generate() reads from there, not from config.json, which token ends a
+// text and which fills up.
+std::string PrintGenerationConfig(const Configuration& configuration);
 
 // INVALID_ARGUMENT names `file` and the field.
 absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_view file);

@@ -143,7 +143,7 @@ absl::Status WriteModel(const std::string& directory, const Configuration& confi
   MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(directory, "/", kWeightsFile), bytes));
   if (configuration.head == Head::kLanguage) {
     MILLRACE_RETURN_IF_ERROR(
-        WriteFileAtomically(absl::StrCat(directory, "/generation_config.json"), PrintGenerationConfig()));
+        WriteFileAtomically(absl::StrCat(directory, "/generation_config.json"), PrintGenerationConfig(configuration)));
   }
   return WriteFileAtomically(absl::StrCat(directory, "/", kConfigFile), PrintConfig(configuration));
 }

@@ -3,7 +3,9 @@
 //
 //   S = Q Kᵀ / sqrt(head_size), P = softmax over the positions up to the row's own, O = dropout(P) V
 //
-// Products go by blocks of 64 rows and leave out what lies behind the diagonal. Each head is one thread's.
+// With a sliding window (Beltagy et al. 2020, "Longformer"; Mistral's, Jiang et al. 2023) of the last `window` of those
+// positions only, the row's own being one of them. Products go by blocks of 64 rows and leave out what lies behind the
+// diagonal and before the window. Each head is one thread's.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +40,7 @@ struct AttentionShape {
   int64_t kv_heads = 0;  // divides heads; head h looks at keys and values h / (heads / kv_heads)
   int64_t head_size = 0;
   int64_t stride = 0;  // floats from one token's queries (keys, values) to the next one's
+  int64_t window = 0;  // positions that a token sees, its own and those before it; 0: all
   kernels::Precision precision = kernels::Precision::kF32;
   Past past;
 

@@ -97,6 +97,7 @@ TEST(JobFile, AbsentFieldsGetTheirDefaults) {
   EXPECT_EQ(phase.checkpoint().every_steps(), phase.evaluate().every_steps());
   // 8/3 of 128 is 341.3, rounded up to a multiple of 32.
   EXPECT_EQ(Parsed(kJob, {"model.family=llama"}).model().intermediate_size(), 352u);
+  EXPECT_EQ(Parsed(kJob, {"model.family=qwen2"}).model().intermediate_size(), 352u);
   EXPECT_EQ(Parsed(kJob, {"phases.0.global_batch=9"}).phases(0).microbatch(), 3u);
   EXPECT_EQ(phase.optimizer().weight_bits(), 32u);
   EXPECT_EQ(Parsed(kJob, {"model.precision=bf16"}).phases(0).optimizer().weight_bits(), 16u);
@@ -392,6 +393,10 @@ TEST(JobFile, WhatMustHoldBetweenFieldsIsChecked) {
               HasSubstr("model.kv_heads (3) does not divide model.heads (4)"));
   EXPECT_EQ(Parsed(kJob, {"model.family=llama", "model.kv_heads=2"}).model().kv_heads(), 2u);
   EXPECT_THAT(Refusal(kJob, {"model.family=llama", "model.hidden_size=12"}), HasSubstr("need an even number"));
+  EXPECT_THAT(Refusal(kJob, {"model.family=llama", "model.sliding_window=8"}),
+              HasSubstr("model.sliding_window: the family llama has none; mistral and qwen2 have"));
+  EXPECT_EQ(Parsed(kJob, {"model.family=mistral", "model.sliding_window=8"}).model().sliding_window(), 8u);
+  EXPECT_FALSE(Parsed(kJob, {"model.family=qwen2"}).model().has_sliding_window());
   EXPECT_THAT(Refusal(kJob, {"phases.0.microbatch=5"}),
               HasSubstr("phases.0.microbatch (5) does not divide phases.0.global_batch (16)"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.unit_microbatches=3"}), HasSubstr("phases.0.unit_microbatches (3)"));

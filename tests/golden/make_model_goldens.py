@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/model/: tiny GPT-2 and LLaMA models by Hugging Face's transformers with random weights, and what
+"""Makes tests/golden/model/: tiny GPT-2, LLaMA, Mistral and Qwen2 models by Hugging Face's transformers with random weights, and what
 PyTorch computes with them in f64 rounded to f32: logits, loss and gradients of one batch.
 
     pip install torch transformers safetensors
@@ -12,7 +12,8 @@ import pathlib
 
 import torch
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
 HERE = pathlib.Path(__file__).parent / "model"
 VOCAB, CONTEXT, ROWS, COLUMNS = 29, 12, 3, 11
@@ -49,3 +50,12 @@ make("gpt2", GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_positions=CONTEXT, n
 make("llama", LlamaForCausalLM(LlamaConfig(
     vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, intermediate_size=24, rms_norm_eps=1e-5, tie_word_embeddings=False, rope_theta=10000.0)))
+# A window shorter than the rows; Qwen2 as small ones are, tied and without.
+make("mistral", MistralForCausalLM(MistralConfig(
+    vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, intermediate_size=24, rms_norm_eps=1e-5, tie_word_embeddings=False, sliding_window=4,
+    rope_parameters={"rope_type": "default", "rope_theta": 100.0})))
+make("qwen2", Qwen2ForCausalLM(Qwen2Config(
+    vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, intermediate_size=24, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})))

@@ -81,7 +81,8 @@ class DecoderTest : public ::testing::TestWithParam<Case> {
 };
 INSTANTIATE_TEST_SUITE_P(Families, DecoderTest,
                          ::testing::Values(Case{"gpt2", "f32"}, Case{"gpt2", "bf16"}, Case{"llama", "f32"},
-                                           Case{"llama", "bf16"}),
+                                           Case{"llama", "bf16"}, Case{"mistral", "f32"}, Case{"mistral", "bf16"},
+                                           Case{"qwen2", "f32"}),
                          &CaseName);
 
 // ---- bits ----
@@ -494,6 +495,11 @@ TEST(DecoderTensors, RefuseAnArchitectureThatCannotBe) {
                         spec->set_kv_heads(8);
                       }),
               HasSubstr("must be even"));
+  EXPECT_THAT(message("qwen2", [](v1::ModelSpec* spec) { spec->set_hidden_size(20); }), HasSubstr("must be even"));
+  EXPECT_THAT(message("llama", [](v1::ModelSpec* spec) { spec->set_sliding_window(8); }),
+              HasSubstr("llama has no sliding_window"));
+  EXPECT_THAT(message("mistral", [](v1::ModelSpec* spec) { spec->set_sliding_window(0); }),
+              HasSubstr("sliding_window must be at least 1"));
   EXPECT_THAT(message("gpt2", [](v1::ModelSpec* spec) { spec->set_layers(0); }), HasSubstr("layers"));
   EXPECT_THAT(message("gpt2", [](v1::ModelSpec* spec) { spec->set_context(1 << 30); }), HasSubstr("supported"));
   EXPECT_THAT(message("gpt2", [](v1::ModelSpec* spec) { spec->set_intermediate_size(0); }),

@@ -34,14 +34,18 @@ json GoldenConfig(const std::string& family) {
 }
 
 TEST(ConfigJson, ComesBackAsItWasWritten) {
-  for (const char* family : {"gpt2", "llama"}) {
+  for (const char* family : {"gpt2", "llama", "mistral", "qwen2"}) {
     for (const bool other : {false, true}) {
       Configuration written;
       written.spec = TinySpec(family, other ? "bf16" : "f32");
       written.spec.set_dropout(other ? 0.25 : 0);
       written.spec.set_norm_epsilon(other ? 1e-6 : 1e-5);
       written.spec.set_tied_embeddings(other);
-      if (written.spec.family() == "llama") written.spec.set_rope_theta(other ? 500000 : 10000);
+      if (written.spec.family() != "gpt2") written.spec.set_rope_theta(other ? 500000 : 10000);
+      written.spec.clear_sliding_window();
+      if (other && written.spec.family() == "mistral") written.spec.set_sliding_window(5);
+      if (other && written.spec.family() == "qwen2") written.spec.set_sliding_window(4096);
+      if (other) written.dtype = Dtype::kF16;
       if (written.spec.family() == "gpt2") written.spec.set_bias(other);
       written.vocab_size = 300;
       if (other) written.end_of_text = 0;
@@ -54,6 +58,7 @@ TEST(ConfigJson, ComesBackAsItWasWritten) {
       EXPECT_EQ(read->end_of_text, written.end_of_text);
       EXPECT_EQ(read->padding, written.padding);
       EXPECT_EQ(read->head, written.head);
+      EXPECT_EQ(read->dtype, written.dtype);
     }
   }
 }
@@ -79,7 +84,48 @@ TEST(ConfigJson, SaysWhatTransformersReads) {
   for (const char* field : {"n_embd", "n_head", "n_inner", "n_layer", "n_positions", "layer_norm_epsilon"}) {
     EXPECT_TRUE(gpt2.contains(field) && GoldenConfig("gpt2").contains(field)) << field;
   }
-  EXPECT_TRUE(json::parse(PrintGenerationConfig()).is_object());
+  // Of what moved between versions of transformers each has its place.
+  EXPECT_EQ(llama["rope_theta"], 10000);
+  EXPECT_EQ(llama["rope_parameters"], json::parse(R"({"rope_theta": 10000.0, "rope_type": "default"})"));
+  EXPECT_EQ(llama["dtype"], "float32");
+  EXPECT_EQ(llama["torch_dtype"], "float32");
+  EXPECT_EQ(gpt2["n_ctx"], gpt2["n_positions"]);
+  configuration.dtype = Dtype::kBf16;
+  EXPECT_EQ(json::parse(PrintConfig(configuration))["dtype"], "bfloat16");
+}
+
+TEST(ConfigJson, SaysOfWindowsWhatDefaultsWouldSayWrongly) {
+  Configuration configuration;
+  configuration.vocab_size = 300;
+  configuration.spec = TinySpec("mistral");
+  json written = json::parse(PrintConfig(configuration));
+  EXPECT_EQ(written["architectures"][0], "MistralForCausalLM");
+  EXPECT_EQ(written["sliding_window"], 21);
+  EXPECT_FALSE(written.contains("attention_bias"));
+  configuration.spec.clear_sliding_window();
+  written = json::parse(PrintConfig(configuration));
+  EXPECT_TRUE(written.contains("sliding_window") && written["sliding_window"].is_null());  // absent: 4096
+  configuration.spec = TinySpec("qwen2");
+  written = json::parse(PrintConfig(configuration));
+  EXPECT_EQ(written["architectures"][0], "Qwen2ForCausalLM");
+  EXPECT_EQ(written["use_sliding_window"], false);
+  configuration.spec.set_sliding_window(7);
+  written = json::parse(PrintConfig(configuration));
+  EXPECT_EQ(written["use_sliding_window"], true);
+  EXPECT_EQ(written["sliding_window"], 7);
+  EXPECT_EQ(written["max_window_layers"], 0);  // absent: the first 28 have none
+}
+
+TEST(GenerationConfigJson, SaysWhereATextEnds) {
+  Configuration configuration;
+  json written = json::parse(PrintGenerationConfig(configuration));
+  EXPECT_TRUE(written.contains("eos_token_id") && written["eos_token_id"].is_null());
+  configuration.end_of_text = 7;
+  configuration.padding = 3;
+  written = json::parse(PrintGenerationConfig(configuration));
+  EXPECT_EQ(written["eos_token_id"], 7);
+  EXPECT_EQ(written["bos_token_id"], 7);
+  EXPECT_EQ(written["pad_token_id"], 3);
 }
 
 TEST(ConfigJson, OfAScalarHeadIsAClassifierOfOneLabel) {
@@ -136,6 +182,36 @@ TEST(ConfigJson, FillsInTransformersDefaults) {
   EXPECT_EQ(llama->spec.rope_theta(), 10000);
   EXPECT_FALSE(llama->spec.tied_embeddings());
   EXPECT_EQ(llama->end_of_text, 2u);
+  json mistral = json::parse(
+      R"({"model_type": "mistral", "num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 32,
+          "max_position_embeddings": 4, "intermediate_size": 12, "vocab_size": 9})");
+  EXPECT_EQ(ParseConfig(mistral.dump(), "x")->spec.kv_heads(), 8u);
+  EXPECT_EQ(ParseConfig(mistral.dump(), "x")->spec.sliding_window(), 4096u);
+  mistral["num_key_value_heads"] = nullptr;
+  mistral["sliding_window"] = nullptr;
+  EXPECT_EQ(ParseConfig(mistral.dump(), "x")->spec.kv_heads(), 32u);
+  EXPECT_FALSE(ParseConfig(mistral.dump(), "x")->spec.has_sliding_window());
+}
+
+TEST(ConfigJson, TakesQwen2sWindowForMeantOnlyWhereItIsUsed) {
+  json config = GoldenConfig("qwen2");
+  config["sliding_window"] = 4;
+  EXPECT_FALSE(ParseConfig(config.dump(), "x")->spec.has_sliding_window());
+  config["use_sliding_window"] = true;
+  EXPECT_FALSE(ParseConfig(config.dump(), "x")->spec.has_sliding_window());  // layer_types says that none has
+  config["layer_types"] = {"sliding_attention", "sliding_attention"};
+  EXPECT_EQ(ParseConfig(config.dump(), "x")->spec.sliding_window(), 4u);
+  config["layer_types"] = {"full_attention", "sliding_attention"};
+  EXPECT_THAT(std::string(ParseConfig(config.dump(), "x").status().message()), HasSubstr("layer_types gives some"));
+  config["layer_types"] = {"sliding_attention"};
+  EXPECT_THAT(std::string(ParseConfig(config.dump(), "x").status().message()), HasSubstr("a type for each layer"));
+  config.erase("layer_types");
+  EXPECT_FALSE(ParseConfig(config.dump(), "x")->spec.has_sliding_window());  // max_window_layers is 28
+  config["max_window_layers"] = 0;
+  EXPECT_EQ(ParseConfig(config.dump(), "x")->spec.sliding_window(), 4u);
+  config["max_window_layers"] = 1;
+  EXPECT_THAT(std::string(ParseConfig(config.dump(), "x").status().message()),
+              HasSubstr("max_window_layers gives some"));
 }
 
 TEST(ConfigJson, FindsThetaWhereverItLies) {
@@ -184,7 +260,18 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"OtherPrecision", "gpt2", {{"millrace_precision", "f8"}}, "millrace_precision"},
         Refusal{"NoType", "gpt2", {{"model_type", "-"}}, "model_type is missing"},
         Refusal{"TypeOfANumber", "gpt2", {{"model_type", 2}}, "model_type is missing"},
-        Refusal{"Mistral", "llama", {{"model_type", "mistral"}}, "model_type \"mistral\" is not supported"},
+        Refusal{"Gemma",
+                "llama",
+                {{"model_type", "gemma"}},
+                R"(model_type "gemma" is not supported; "gpt2", "llama", "mistral", "qwen2" are)"},
+        Refusal{"MistralOtherHeadSize", "mistral", {{"head_dim", 8}}, "head_dim is 8"},
+        Refusal{"MistralWindowOfText", "mistral", {{"sliding_window", "4"}}, "sliding_window"},
+        Refusal{"Qwen2Yarn", "qwen2", {{"rope_parameters", {{"rope_type", "yarn"}}}}, "rope_type is \"yarn\""},
+        Refusal{"RopeByLayerType",
+                "qwen2",
+                {{"rope_parameters", {{"full_attention", {{"rope_theta", 5.0}}}}}},
+                "full_attention has parameters of its own"},
+        Refusal{"PartOfAHeadTurned", "llama", {{"partial_rotary_factor", 0.5}}, "partial_rotary_factor is 0.5"},
         Refusal{"LlamaActivation", "llama", {{"hidden_act", "gelu"}}, "hidden_act"},
         Refusal{"AttentionBias", "llama", {{"attention_bias", true}}, "attention_bias is true"},
         Refusal{"MlpBias", "llama", {{"mlp_bias", true}}, "mlp_bias"},
@@ -318,7 +405,7 @@ class Weights : public ::testing::Test {
 };
 
 TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
-  for (const char* family : {"gpt2", "llama"}) {
+  for (const char* family : {"gpt2", "llama", "mistral", "qwen2"}) {
     const TemporaryFolder folder;
     Configuration configuration;
     configuration.spec = TinySpec(family);
@@ -353,7 +440,7 @@ TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
 }
 
 TEST_F(Weights, ComeBackAsTheyWereWritten) {
-  for (const char* family : {"gpt2", "llama"}) {
+  for (const char* family : {"gpt2", "llama", "mistral", "qwen2"}) {
     Use(TinySpec(family));
     // Bits that a detour through text or another type would lose.
     weights_[3] = -0.0f;
@@ -371,7 +458,7 @@ TEST_F(Weights, ComeBackAsTheyWereWritten) {
     ASSERT_TRUE(again.ok()) << again.status();
     EXPECT_EQ(again->spec.DebugString(), configuration.spec.DebugString());
     EXPECT_EQ(again->end_of_text, 1u);
-    EXPECT_EQ(folder_.Read("generation_config.json"), PrintGenerationConfig());
+    EXPECT_EQ(folder_.Read("generation_config.json"), PrintGenerationConfig(configuration));
     const auto file = SafetensorsFile::Open(folder_ / "model.safetensors");
     ASSERT_TRUE(file.ok()) << file.status();
     EXPECT_EQ((*file)->header().metadata.at("format"), "pt");

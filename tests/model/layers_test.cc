@@ -86,6 +86,7 @@ INSTANTIATE_TEST_SUITE_P(Layers, LinearLayer,
                          ::testing::Values(LinearCase{"Plain"}, LinearCase{"Bias", false, true},
                                            LinearCase{"Conv1D", true, true}, LinearCase{"Conv1DNoBias", true, false},
                                            LinearCase{"Strided", false, false, 3},
+                                           LinearCase{"StridedBias", false, true, 3},
                                            LinearCase{"Conv1DStrided", true, false, 3},
                                            LinearCase{"Accumulated", false, true, 0, true},
                                            LinearCase{"Conv1DAccumulated", true, true, 0, true},
@@ -335,6 +336,7 @@ struct AttentionCase {
   int64_t columns, heads, kv_heads, size;
   float dropout = 0;
   Precision precision = Precision::kF32;
+  int64_t window = 0;
 };
 
 AttentionShape ShapeOf(const AttentionCase& about, int64_t rows) {
@@ -347,7 +349,13 @@ AttentionShape ShapeOf(const AttentionCase& about, int64_t rows) {
   // Queries, keys and values side by side, and a gap.
   shape.stride = (about.heads + 2 * about.kv_heads) * about.size + 5;
   shape.precision = about.precision;
+  shape.window = about.window;
   return shape;
+}
+
+// The first position that one sees.
+int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
+  return shape.window == 0 || position < shape.window ? 0 : position + 1 - shape.window;
 }
 
 // `kept` [rows, heads, columns, columns]: what each probability is multiplied by; empty: nothing is dropped.
@@ -360,7 +368,7 @@ Doubles AttentionTruth(const AttentionShape& shape, const Doubles& kept, const D
       const int64_t kv = h * kv_heads / heads;
       for (int64_t t = 0; t < columns; ++t) {
         double sum = 0;
-        for (int64_t s = 0; s <= t; ++s) {
+        for (int64_t s = FirstSeen(shape, t); s <= t; ++s) {
           double score = 0;
           for (int64_t i = 0; i < size; ++i) {
             score += q[Size(((row * columns + t) * heads + h) * size + i)] *
@@ -369,7 +377,7 @@ Doubles AttentionTruth(const AttentionShape& shape, const Doubles& kept, const D
           p[Size(s)] = std::exp(score / std::sqrt(static_cast<double>(size)));
           sum += p[Size(s)];
         }
-        for (int64_t s = 0; s <= t; ++s) {
+        for (int64_t s = FirstSeen(shape, t); s <= t; ++s) {
           double weight = p[Size(s)] / sum;
           if (!kept.empty()) weight *= kept[Size(((row * heads + h) * columns + t) * columns + s)];
           for (int64_t i = 0; i < size; ++i) {
@@ -449,10 +457,10 @@ Doubles KeptByDropout(AttentionShape shape, const Dropout& dropout) {
     for (int64_t h = 0; h < heads; ++h) {
       for (int64_t t = 0; t < columns; ++t) {
         for (int64_t s = 0; s <= t; ++s) {
-          // All scores are 0: the probability was 1 / (t + 1).
+          // All scores are 0: those of t + 1 positions, or of the window's, were equal.
           kept[Size(((row * heads + h) * columns + t) * columns + s)] =
               static_cast<double>(pass.out[Size(((row * columns + t) * heads + h) * columns + s)]) *
-              static_cast<double>(t + 1);
+              static_cast<double>(t + 1 - FirstSeen(shape, t));
         }
       }
     }
@@ -470,7 +478,16 @@ INSTANTIATE_TEST_SUITE_P(
                       AttentionCase{"Dropped", 6, 3, 3, 4, 0.3f},
                       AttentionCase{"DroppedGroupedPastABlock", 70, 4, 2, 6, 0.3f},
                       AttentionCase{"Bf16", 5, 3, 3, 4, 0, Precision::kBf16},
-                      AttentionCase{"Bf16GroupedPastABlock", 70, 4, 2, 6, 0, Precision::kBf16}),
+                      AttentionCase{"Bf16GroupedPastABlock", 70, 4, 2, 6, 0, Precision::kBf16},
+                      AttentionCase{"Window", 7, 2, 2, 4, 0, Precision::kF32, 3},
+                      AttentionCase{"WindowOfItself", 5, 2, 2, 4, 0, Precision::kF32, 1},
+                      AttentionCase{"WindowOfAll", 6, 2, 2, 4, 0, Precision::kF32, 6},
+                      AttentionCase{"WindowBeyondAll", 6, 2, 2, 4, 0, Precision::kF32, 2147483647},
+                      AttentionCase{"WindowGroupedPastABlock", 70, 4, 2, 6, 0, Precision::kF32, 10},
+                      AttentionCase{"WindowOfABlock", 130, 2, 1, 3, 0, Precision::kF32, 64},
+                      AttentionCase{"WindowPastABlock", 200, 2, 1, 3, 0, Precision::kF32, 67},
+                      AttentionCase{"WindowDropped", 70, 2, 2, 4, 0.3f, Precision::kF32, 5},
+                      AttentionCase{"WindowBf16", 70, 2, 2, 6, 0, Precision::kBf16, 9}),
     [](const auto& info) { return info.param.name; });
 
 TEST_P(AttentionLayer, IsSoftmaxOfScoresTimesValues) {
@@ -495,7 +512,7 @@ TEST_P(AttentionLayer, IsSoftmaxOfScoresTimesValues) {
     return RunAttentionBackward(shape, Packed(shape, a[0], a[1], a[2]), dropout, pass.probabilities, dy);
   };
   layer.elements = 40;
-  if (about.columns == 1) {
+  if (about.columns == 1 || about.window == 1) {
     // With one token there is nothing to weigh: only values have gradients.
     const Floats packed = Packed(shape, layer.arguments[0].value, layer.arguments[1].value, layer.arguments[2].value);
     EXPECT_EQ(layer.forward({layer.arguments[0].value, layer.arguments[1].value, layer.arguments[2].value}),
@@ -544,6 +561,37 @@ TEST_P(AttentionLayer, NeverLooksAhead) {
     for (const Floats& gradient : RunAttentionBackward(shape, packed, dropout, pass.probabilities, dout)) {
       const size_t of_earlier = gradient.size() / Size(about.columns) * Size(later);
       for (size_t i = of_earlier; i < gradient.size(); ++i) ASSERT_EQ(gradient[i], 0.0f) << i;
+    }
+  }
+}
+
+TEST_P(AttentionLayer, NeverLooksBeforeTheWindow) {
+  const AttentionCase& about = GetParam();
+  if (about.window == 0 || about.window >= about.columns) return;
+  const AttentionShape shape = ShapeOf(about, 1);
+  const size_t width = Size(shape.heads * shape.head_size);
+  const Floats packed = Numbers(4, Size(shape.tokens() * shape.stride), 2);
+  const Dropout dropout = {Philox(5), 3, about.dropout};
+  const AttentionPass pass = RunAttention(shape, packed, dropout);
+  // Tokens up to `last` change; those from `free` on do not see them.
+  for (const int64_t last : {int64_t{0}, (about.columns - about.window) / 2}) {
+    Floats changed = packed;
+    for (size_t i = 0; i < Size((last + 1) * shape.stride); ++i) changed[i] = -3 * changed[i] + 1;
+    const Floats out = RunAttention(shape, changed, dropout).out;
+    const size_t free = Size(last + about.window) * width;
+    EXPECT_TRUE(std::equal(out.begin() + static_cast<std::ptrdiff_t>(free), out.end(),
+                           pass.out.begin() + static_cast<std::ptrdiff_t>(free)));
+    if (about.dropout == 0 && about.window > 1) {
+      EXPECT_FALSE(std::equal(out.end() - static_cast<std::ptrdiff_t>(out.size() - free + width),
+                              out.begin() + static_cast<std::ptrdiff_t>(free),
+                              pass.out.begin() + static_cast<std::ptrdiff_t>(free - width)));
+    }
+    // What outputs from there on want, those tokens get nothing of.
+    Floats dout = Numbers(6, pass.out.size());
+    std::fill(dout.begin(), dout.begin() + static_cast<std::ptrdiff_t>(free), 0.0f);
+    for (const Floats& gradient : RunAttentionBackward(shape, packed, dropout, pass.probabilities, dout)) {
+      const size_t of_changed = gradient.size() / Size(about.columns) * Size(last + 1);
+      for (size_t i = 0; i < of_changed; ++i) ASSERT_EQ(gradient[i], 0.0f) << i;
     }
   }
 }
@@ -686,6 +734,7 @@ struct PlainModel {
     shape.heads = spec.heads();
     shape.kv_heads = spec.kv_heads();
     shape.head_size = hidden() / spec.heads();
+    shape.window = spec.sliding_window();
     const size_t kv_width = Size(shape.kv_heads * shape.head_size);
     for (uint32_t i = 0; i < spec.layers(); ++i) {
       const std::string name = (gpt2 ? "transformer.h." : "model.layers.") + std::to_string(i);
@@ -758,6 +807,7 @@ struct DecoderCase {
   bool tied;
   bool bias;
   const char* precision = "f32";
+  uint32_t window = 0;
 };
 
 class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
@@ -782,6 +832,7 @@ class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
     spec.set_norm_epsilon(1e-3);
     spec.set_init_std(0.4);
     spec.set_bias(about.bias);
+    if (about.window != 0) spec.set_sliding_window(about.window);
     auto decoder = Decoder::Create(spec, kVocab);
     ASSERT_TRUE(decoder.ok()) << decoder.status();
     decoder_ = *std::move(decoder);
@@ -828,7 +879,11 @@ INSTANTIATE_TEST_SUITE_P(Layers, DecoderLayers,
                                            DecoderCase{"LlamaGrouped", "llama", 2, 2, false, false},
                                            DecoderCase{"LlamaTied", "llama", 1, 1, true, false},
                                            DecoderCase{"Gpt2Bf16", "gpt2", 1, 4, true, true, "bf16"},
-                                           DecoderCase{"LlamaBf16", "llama", 1, 2, false, false, "bf16"}),
+                                           DecoderCase{"LlamaBf16", "llama", 1, 2, false, false, "bf16"},
+                                           DecoderCase{"Mistral", "mistral", 1, 2, false, false},
+                                           DecoderCase{"MistralWindow", "mistral", 2, 2, false, false, "f32", 3},
+                                           DecoderCase{"Qwen2", "qwen2", 2, 2, true, false},
+                                           DecoderCase{"Qwen2Window", "qwen2", 1, 4, false, false, "f32", 2}),
                          [](const auto& info) { return info.param.name; });
 
 TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {

@@ -17,14 +17,15 @@ namespace millrace::model {
 
 inline absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
 
-// Two layers of four heads; LLaMA's share keys and values by two.
+// Two layers of four heads; all but GPT-2's share keys and values by two. Mistral's window is shorter than the context.
 inline v1::ModelSpec TinySpec(const std::string& family, const std::string& precision = "f32") {
   v1::ModelSpec spec;
   spec.set_family(family);
   spec.set_layers(2);
   spec.set_hidden_size(24);
   spec.set_heads(4);
-  spec.set_kv_heads(family == "llama" ? 2 : 4);
+  spec.set_kv_heads(family == "gpt2" ? 4 : 2);
+  if (family == "mistral") spec.set_sliding_window(21);
   spec.set_intermediate_size(40);
   spec.set_context(80);
   spec.set_precision(precision);
