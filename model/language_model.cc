@@ -47,6 +47,7 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
   auto model = std::unique_ptr<LanguageModel>(new LanguageModel);
   model->compute_ = compute;
   model->kind_ = weights;
+  model->configuration_ = configuration;
   absl::StatusOr<std::unique_ptr<Decoder>> decoder = Decoder::Create(configuration.spec, configuration.vocab_size);
   if (!decoder.ok()) return Annotate(decoder.status(), absl::StrCat(directory, "/config.json"));
   model->decoder_ = *std::move(decoder);

@@ -14,6 +14,7 @@
 #include "kernels/compute.h"
 #include "model/arena.h"
 #include "model/families/decoder.h"
+#include "model/formats/config_json.h"
 #include "model/formats/peft.h"
 #include "model/sampling.h"
 #include "proto/millrace/v1/job.pb.h"
@@ -37,6 +38,8 @@ class LanguageModel {
   ~LanguageModel();
 
   const Decoder& decoder() const { return *decoder_; }
+  // As the folder has it.
+  const Configuration& configuration() const { return configuration_; }
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
   // The decoder's own weights, laid out as its tensors, and the adapters that are used. Views.
   DecoderWeights weights() const { return {weights_, used_}; }
@@ -88,6 +91,7 @@ class LanguageModel {
   absl::Status CheckIds(absl::Span<const uint32_t> tokens) const;
 
   const kernels::Compute* compute_ = nullptr;
+  Configuration configuration_;
   std::unique_ptr<Decoder> decoder_;
   std::unique_ptr<text::Tokenizer> tokenizer_;
   Weights kind_ = Weights::kComputed;

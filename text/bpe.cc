@@ -9,7 +9,6 @@
 #include "nlohmann/json.hpp"
 #include "text/added_tokens_json.h"
 #include "text/pre_tokenizer.h"
-#include "text/unicode.h"
 
 namespace millrace::text {
 namespace {
@@ -23,12 +22,6 @@ constexpr size_t kShortWord = 48;
 constexpr uint32_t kNone = ~uint32_t{0};
 
 uint64_t PairKey(uint32_t left, uint32_t right) { return uint64_t{left} << 32 | right; }
-
-std::string ByteLevel(absl::string_view bytes) {
-  std::string characters;
-  for (const char byte : bytes) AppendUtf8(CharacterOfByte(static_cast<uint8_t>(byte)), &characters);
-  return characters;
-}
 
 }  // namespace
 

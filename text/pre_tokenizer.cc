@@ -79,6 +79,12 @@ size_t FirstWord(absl::string_view text) {
 
 uint32_t CharacterOfByte(uint8_t byte) { return kByteCharacters.character[byte]; }
 
+std::string ByteLevel(absl::string_view bytes) {
+  std::string characters;
+  for (const char byte : bytes) AppendUtf8(CharacterOfByte(static_cast<uint8_t>(byte)), &characters);
+  return characters;
+}
+
 int ByteOfCharacter(uint32_t code) { return code < kByteCharacters.byte.size() ? kByteCharacters.byte[code] : -1; }
 
 }  // namespace millrace::text

@@ -20,4 +20,7 @@ uint32_t CharacterOfByte(uint8_t byte);
 // The other way: -1 for a character that stands for none.
 int ByteOfCharacter(uint32_t code);
 
+// Those of several bytes one after another, as UTF-8.
+std::string ByteLevel(absl::string_view bytes);
+
 }  // namespace millrace::text

@@ -18,16 +18,10 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "model/families/head.h"
+#include "model/formats/dtype.h"
 #include "proto/millrace/v1/job.pb.h"
 
 namespace millrace::model {
-
-// How tensors are stored, as safetensors and GGUF have it.
-enum class Dtype {
-  kF32,
-  kF16,
-  kBf16,
-};
 
 struct Configuration {
   v1::ModelSpec spec;  // every field set, but sliding_window where there is none
@@ -37,7 +31,8 @@ struct Configuration {
   // Id of the token that fills rows up. With a scalar head transformers takes the value of the last other token for
   // that of the row, and refuses several rows without it.
   std::optional<uint32_t> padding;
-  Dtype dtype = Dtype::kF32;  // what transformers computes in
+  // Of the stored weights, and what transformers then computes in. config.json knows no q8_0.
+  Dtype dtype = Dtype::kF32;
 };
 
 // A field that Hugging Face's GPT-2 lacks, "bias": false, is written for us alone; absent biases are zeros there.

@@ -4,11 +4,13 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "common/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -504,12 +506,27 @@ TEST_F(Weights, MayLieInSeveralFiles) {
   const absl::Status read = Read();
   EXPECT_TRUE(read.ok()) << read;
   ExpectSame();
-  // One of them twice, one of them gone.
-  index["weight_map"]["transformer.wte.weight"] = "model.safetensors";
-  file_.tensors.resize(1);
-  folder_.Write("model.safetensors", file_.Bytes());
+  // In another file than the index says, in none that it says, twice in one, and gone.
+  index["weight_map"]["transformer.wte.weight"] = "model-2-of-2.safetensors";
   folder_.Write("model.safetensors.index.json", index.dump());
-  EXPECT_THAT(std::string(Read().message()), AllOf(HasSubstr("transformer.wte.weight"), HasSubstr("twice")));
+  EXPECT_THAT(std::string(Read().message()),
+              AllOf(HasSubstr("model-1-of-2.safetensors: tensor 'transformer.wte.weight' lies here"),
+                    HasSubstr("model.safetensors.index.json says model-2-of-2.safetensors")));
+  index["weight_map"].erase("transformer.wte.weight");
+  folder_.Write("model.safetensors.index.json", index.dump());
+  EXPECT_THAT(std::string(Read().message()), HasSubstr("'transformer.wte.weight' is not in model.safetensors.index"));
+  index["weight_map"]["transformer.wte.weight"] = "model-1-of-2.safetensors";
+  folder_.Write("model.safetensors.index.json", index.dump());
+  File without = parts[0];
+  without.Drop("transformer.wte.weight");
+  folder_.Write("model-1-of-2.safetensors", without.Bytes());
+  EXPECT_THAT(std::string(Read().message()), HasSubstr("index.json: tensor 'transformer.wte.weight' is missing"));
+  index["weight_map"]["wte.weight"] = "model-1-of-2.safetensors";
+  parts[0].tensors.push_back(parts[0].tensors[0]);
+  parts[0].tensors.back().name = "wte.weight";
+  folder_.Write("model-1-of-2.safetensors", parts[0].Bytes());
+  folder_.Write("model.safetensors.index.json", index.dump());
+  EXPECT_THAT(std::string(Read().message()), AllOf(HasSubstr("'wte.weight'"), HasSubstr("twice")));
   index["weight_map"]["transformer.wte.weight"] = "gone.safetensors";
   folder_.Write("model.safetensors.index.json", index.dump());
   EXPECT_THAT(std::string(Read().message()), HasSubstr("gone.safetensors"));
@@ -557,8 +574,113 @@ TEST_F(Weights, MayLackTheModelsPrefix) {
   }
 }
 
+TEST_F(Weights, OfPickleAreRefused) {
+  folder_.Write("pytorch_model.bin", "PK");
+  const absl::Status status = Read();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("pytorch_model.bin: pickled"), HasSubstr("safetensors")));
+  EXPECT_TRUE(ReadBack().ok());  // beside safetensors it is of no account
+}
+
+TEST_F(Weights, OfAnOutputProjectionThatDiffersUntieIt) {
+  for (const char* family : {"gpt2", "qwen2"}) {
+    const TemporaryFolder folder;
+    Configuration configuration;
+    configuration.spec = TinySpec(family);
+    configuration.spec.set_tied_embeddings(true);
+    configuration.vocab_size = kVocab;
+    folder.Write("config.json", PrintConfig(configuration));
+    Use(configuration.spec);
+    const File::Tensor embedding = file_.tensors[0];
+    file_.tensors.push_back(embedding);
+    file_.tensors.back().name = "lm_head.weight";
+    folder.Write("model.safetensors", file_.Bytes());
+    EXPECT_TRUE(ReadConfig(folder.path())->spec.tied_embeddings());
+    memory_.assign(weights_.size(), 0.0f);
+    EXPECT_TRUE(ReadWeights(folder.path(), decoder_->tensors(), memory_.data()).ok());
+    ExpectSame();
+    // transformers then computes logits with the head, whatever config.json says.
+    file_.tensors.back().bytes[9] ^= 1;
+    folder.Write("model.safetensors", file_.Bytes());
+    const absl::StatusOr<Configuration> read = ReadConfig(folder.path());
+    EXPECT_FALSE(read->spec.tied_embeddings());
+    EXPECT_THAT(std::string(ReadWeights(folder.path(), decoder_->tensors(), memory_.data()).message()),
+                HasSubstr("'lm_head.weight' differs from the embedding"));
+    const std::string head = file_.tensors.back().bytes;
+    decoder_ = NewDecoder(read->spec, kVocab);
+    memory_.assign(static_cast<size_t>(decoder_->tensors().floats()), 0.0f);
+    ASSERT_TRUE(ReadWeights(folder.path(), decoder_->tensors(), memory_.data()).ok());
+    EXPECT_EQ(0, std::memcmp(memory_.data() + decoder_->tensors()[decoder_->output_embedding()].offset, head.data(),
+                             head.size()));
+  }
+}
+
+TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
+  Configuration configuration;
+  configuration.spec = TinySpec("gpt2");
+  configuration.vocab_size = kVocab;
+  // The largest matrix has 24 * 72 numbers.
+  for (const uint64_t most : {uint64_t{1}, uint64_t{7000}, uint64_t{20'000}}) {
+    const TemporaryFolder folder;
+    ASSERT_TRUE(WriteModel(folder.path(), configuration, decoder_->tensors(), weights_.data(), most).ok());
+    const json index = json::parse(folder.Read("model.safetensors.index.json"));
+    EXPECT_EQ(index["metadata"]["total_size"], 4 * decoder_->tensors().parameters());
+    EXPECT_EQ(index["weight_map"].size(), static_cast<size_t>(decoder_->tensors().size()));
+    std::set<std::string> names;
+    for (const auto& [tensor, name] : index["weight_map"].items()) names.insert(name.get<std::string>());
+    size_t number = 0, tensors = 0;
+    for (const std::string& name : names) {
+      EXPECT_EQ(name, absl::StrFormat("model-%05d-of-%05d.safetensors", ++number, names.size()));
+      const auto file = SafetensorsFile::Open(folder / name);
+      ASSERT_TRUE(file.ok()) << file.status();
+      EXPECT_TRUE((*file)->header().tensors.size() == 1 || (*file)->header().data_bytes <= most) << name;
+      tensors += (*file)->header().tensors.size();
+      for (const SafetensorsEntry& entry : (*file)->header().tensors) EXPECT_EQ(index["weight_map"][entry.name], name);
+    }
+    EXPECT_EQ(tensors, static_cast<size_t>(decoder_->tensors().size()));
+    EXPECT_EQ(names.size() == tensors, most == 1);
+    EXPECT_FALSE(std::filesystem::exists(folder / "model.safetensors"));
+    memory_.assign(weights_.size(), 0.0f);
+    const absl::Status read = ReadWeights(folder.path(), decoder_->tensors(), memory_.data());
+    EXPECT_TRUE(read.ok()) << read;
+    ExpectSame();
+  }
+}
+
+TEST_F(Weights, AreRoundedToHalfPrecisionIfWanted) {
+  Configuration configuration;
+  configuration.spec = TinySpec("gpt2");
+  configuration.vocab_size = kVocab;
+  for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16}) {
+    configuration.dtype = dtype;
+    ASSERT_TRUE(WriteModel(folder_.path(), configuration, decoder_->tensors(), weights_.data()).ok());
+    EXPECT_EQ(ReadConfig(folder_.path())->dtype, dtype);
+    const auto file = SafetensorsFile::Open(folder_ / "model.safetensors");
+    EXPECT_EQ((*file)->header().tensors[0].dtype, dtype == Dtype::kF16 ? "F16" : "BF16");
+    ASSERT_TRUE(Read().ok());
+    // Half a unit in the last of 11 or 8 digits.
+    const float error = dtype == Dtype::kF16 ? 0x1p-11f : 0x1p-8f;
+    int rounded = 0;
+    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+      for (int64_t i = tensor.offset; i < tensor.offset + tensor.size; ++i) {
+        const float value = weights_[static_cast<size_t>(i)], read = memory_[static_cast<size_t>(i)];
+        ASSERT_NEAR(read, value, error * std::fabs(value) + 0x1p-24f) << tensor.name;
+        rounded += read != value;
+      }
+    }
+    EXPECT_GT(rounded, 1000);
+  }
+  weights_[static_cast<size_t>(decoder_->tensors()[3].offset) + 2] = -70000;
+  configuration.dtype = Dtype::kF16;
+  const absl::Status beyond = WriteModel(folder_.path(), configuration, decoder_->tensors(), weights_.data());
+  EXPECT_EQ(beyond.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(beyond.message()),
+              AllOf(HasSubstr(decoder_->tensors()[3].name), HasSubstr("element 2 is -70000, beyond f16's 65504")));
+}
+
 TEST_F(Weights, MayComeWithBuffers) {
-  file_.Add("lm_head.weight", {kVocab, 24});
+  file_.tensors.push_back(file_.tensors[0]);  // the tied output projection
+  file_.tensors.back().name = "lm_head.weight";
   file_.Add("transformer.h.0.attn.bias", {1, 1, 80, 80});
   file_.Add("h.1.attn.masked_bias", {1});
   const absl::Status read = ReadBack();

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Exports models by `millrace export` and compares what transformers and llama.cpp make of them with `millrace`:
+token ids, the log-probability of every token of a text, and greedy text. Run by hand.
+
+    pip install torch transformers safetensors gguf llama-cpp-python
+    tests/golden/check_exports.py build/bin/millrace FOLDER…
+    tests/golden/check_exports.py --make bpe.json OUT      # folders to begin with: transformers' models, random weights
+
+For each folder: a Hugging Face folder in one file and in several, f32, f16 and bf16, and GGUF in f32, f16, bf16 and
+q8_0. In f32 log-probabilities must agree to 1e-4 and greedy text must be the same; the rest is printed. Last run with
+torch 2.15, transformers 5.24 and llama-cpp-python 0.3.36.
+"""
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy
+
+TEXT = "Today it's 1234 o'clock.\n\n  The cats' names:\tTom, Ann; they'd say \"no\".\n"
+PROMPT = "The "
+
+
+def run(*arguments):
+    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, arguments))}: {done.stderr}")
+    return done.stdout
+
+
+class Millrace:
+    """What is right: tokens with their log-probabilities, and greedy text."""
+
+    def __init__(self, binary, folder, text):
+        self.score = json.loads(run(binary, "score", "--model", folder, "--text", text, "--json"))["tokens"]
+        self.greedy = json.loads(run(binary, "generate", "--model", folder, "--prompt", PROMPT, "--max-tokens", 24,
+                                     "--temperature", 0, "--json"))
+
+
+def log_softmax(logits):
+    logits = logits.astype(numpy.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return logits - numpy.log(numpy.exp(logits).sum(-1, keepdims=True))
+
+
+def compare(what, right, text_ids, first, logits, greedy, strict):
+    """`logits` [tokens, vocabulary] of `first`, the token before the text if there is one, and of as much of the text as
+    the context holds."""
+    own_ids = [token["id"] for token in right.score]
+    offset = 0 if first else 1
+    ids_agree = own_ids == text_ids[offset:]
+    ids = first + text_ids
+    of_tokens = log_softmax(logits)
+    count = min(len(ids), len(logits)) - 1
+    worst = max(abs(of_tokens[i, ids[i + 1]] - right.score[i]["log_probability"]) for i in range(count))
+    same_text = greedy == right.greedy["tokens"]
+    print(f"  {what:18} ids {'same' if ids_agree else 'DIFFER'}, log-probabilities within {worst:.1e}, "
+          f"greedy text {'same' if same_text else 'differs'}")
+    return not strict or (ids_agree and worst <= 1e-4 and same_text)
+
+
+def check_transformers(what, folder, right, text, strict):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model, about = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    if about["missing_keys"] or about["unexpected_keys"] or about["mismatched_keys"]:
+        print("  ", about)
+        strict = True
+    ids = tokenizer.encode(text)
+    first = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    with torch.no_grad():
+        logits = model.float()(torch.tensor([first + ids])).logits[0].numpy()
+        prompt = torch.tensor([tokenizer.encode(PROMPT)])
+        greedy = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)[0, prompt.shape[1]:].tolist()
+    if tokenizer.eos_token_id is not None and greedy and greedy[-1] == tokenizer.eos_token_id:
+        greedy.pop()
+    if tokenizer.decode(ids) != text:
+        sys.exit(f"{folder}: transformers decodes {tokenizer.decode(ids)!r}")
+    return compare(what, right, ids, first, logits, greedy, strict)
+
+
+def check_llama_cpp(what, file, right, text, strict):
+    import llama_cpp
+    model = llama_cpp.Llama(str(file), n_ctx=0, logits_all=True, verbose=False, n_threads=1)
+    ids = model.tokenize(text.encode(), add_bos=False, special=False)
+    end = model.token_eos()
+    first = [end] if end >= 0 else []
+    # What stands for a sliding window is a context as short.
+    together = (first + ids)[:int(model.metadata[model.metadata["general.architecture"] + ".context_length"])]
+    model.reset()
+    model.eval(together)
+    logits = numpy.array(model.scores[:len(together)])
+    greedy = []
+    model.reset()
+    model.eval(model.tokenize(PROMPT.encode(), add_bos=False, special=False))
+    while len(greedy) < 24:
+        token = int(numpy.argmax(model.scores[model.n_tokens - 1]))
+        if token == end:
+            break
+        greedy.append(token)
+        model.eval([token])
+    if model.detokenize(ids).decode() != text:
+        sys.exit(f"{file}: llama.cpp decodes {model.detokenize(ids).decode()!r}")
+    return compare(what, right, ids, first, logits, greedy, strict)
+
+
+def check_q8_0(f32, q8_0):
+    """Bytes of blocks against gguf's own."""
+    import gguf
+    exact = {t.name: t for t in gguf.GGUFReader(f32).tensors}
+    count = 0
+    for tensor in gguf.GGUFReader(q8_0).tensors:
+        if tensor.tensor_type != gguf.GGMLQuantizationType.Q8_0:
+            continue
+        count += 1
+        own = gguf.quants.quantize(exact[tensor.name].data, gguf.GGMLQuantizationType.Q8_0)
+        if not numpy.array_equal(own, tensor.data):
+            sys.exit(f"{q8_0}: {tensor.name} is quantized otherwise by gguf")
+    print(f"  q8_0: {count} tensors of the bytes that gguf makes")
+
+
+def check(binary, folder):
+    print(folder)
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    text = TEXT
+    if tokenizer["model"]["type"] == "WordLevel":
+        text = "".join(c for c in text if c in tokenizer["model"]["vocab"])
+    right = Millrace(binary, folder, text)
+    good = True
+    with tempfile.TemporaryDirectory() as made:
+        made = pathlib.Path(made)
+        for what, flags in (("hf f32", []), ("hf f32 in files", ["--max-shard-size", "50KB"]),
+                            ("hf f16", ["--dtype", "f16"]), ("hf bf16", ["--dtype", "bf16"])):
+            out = made / what.replace(" ", "-")
+            run(binary, "export", "--model", folder, "--out", out, *flags)
+            good &= check_transformers(what, out, right, text, what.startswith("hf f32"))
+        print(f"  {len(list((made / 'hf-f32-in-files').glob('*.safetensors')))} files of weights")
+        for dtype in "f32", "f16", "bf16", "q8_0":
+            out = made / f"{dtype}.gguf"
+            run(binary, "export", "--model", folder, "--format", "gguf", "--dtype", dtype, "--out", out)
+            good &= check_llama_cpp("gguf " + dtype, out, right, text, dtype == "f32")
+        check_q8_0(made / "f32.gguf", made / "q8_0.gguf")
+        if config["model_type"] in ("llama", "qwen2") and tokenizer["model"]["type"] == "BPE":
+            import torch
+            from transformers import AutoModelForCausalLM
+            own = AutoModelForCausalLM.from_pretrained(made / "hf-f32").state_dict()
+            other = AutoModelForCausalLM.from_pretrained(made, gguf_file="f32.gguf").state_dict()
+            same = all(torch.equal(own[name], other[name]) for name in own)
+            print(f"  transformers reads the same weights from GGUF: {same}")
+            good &= same
+    return good
+
+
+def make(tokenizer, out):
+    import torch
+    import transformers as t
+    torch.manual_seed(20261125)
+    vocab = max(t.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer)).get_vocab().values()) + 1
+    sizes = dict(vocab_size=vocab, max_position_embeddings=256, hidden_size=64, num_hidden_layers=3,
+                 num_attention_heads=4, num_key_value_heads=2, intermediate_size=96, bos_token_id=0, eos_token_id=0)
+    models = {
+        "gpt2": t.GPT2LMHeadModel(t.GPT2Config(vocab_size=vocab, n_positions=256, n_embd=64, n_layer=3, n_head=4,
+                                               bos_token_id=0, eos_token_id=0)),
+        "gpt2-untied": t.GPT2LMHeadModel(t.GPT2Config(vocab_size=vocab, n_positions=256, n_embd=64, n_layer=2, n_head=4,
+                                                      tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)),
+        "llama": t.LlamaForCausalLM(t.LlamaConfig(**sizes)),
+        "llama-tied": t.LlamaForCausalLM(t.LlamaConfig(**sizes, tie_word_embeddings=True)),
+        "mistral": t.MistralForCausalLM(t.MistralConfig(**sizes, sliding_window=None)),
+        "mistral-window": t.MistralForCausalLM(t.MistralConfig(**sizes, sliding_window=32)),
+        "qwen2": t.Qwen2ForCausalLM(t.Qwen2Config(**sizes, tie_word_embeddings=True)),
+        "qwen2-window": t.Qwen2ForCausalLM(t.Qwen2Config(**sizes, use_sliding_window=True, sliding_window=32,
+                                                         max_window_layers=0)),
+    }
+    for name, model in models.items():
+        for parameter in model.parameters():
+            # Far from the usual start, so that every term matters and greedy text does not hang on rounding.
+            parameter.data += torch.randn_like(parameter) * 0.08
+        model.save_pretrained(out / name, max_shard_size="100KB")
+        shutil.copy(tokenizer, out / name / "tokenizer.json")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--make":
+        make(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]))
+    else:
+        results = [check(sys.argv[1], pathlib.Path(folder)) for folder in sys.argv[2:]]
+        sys.exit(0 if all(results) else 1)
