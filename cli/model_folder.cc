@@ -56,8 +56,8 @@ absl::Status WriteModelFolder(const OpenModel& open, const std::string& out, mod
                                              model.weights().base, max_file_bytes));
   MILLRACE_RETURN_IF_ERROR(
       WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer.json"), model.tokenizer().ToJson()));
-  MILLRACE_RETURN_IF_ERROR(
-      WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer_config.json"), model.tokenizer().ConfigJson()));
+  MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer_config.json"),
+                                               model.tokenizer().ConfigJson(model.decoder().spec().family())));
   if (open.chat_template.ok()) {
     MILLRACE_RETURN_IF_ERROR(
         WriteFileAtomically(absl::StrCat(folder->path(), "/", text::kChatTemplateFile), open.chat_template->source()));

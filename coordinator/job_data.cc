@@ -39,7 +39,8 @@ absl::StatusOr<std::optional<text::DataReport>> PrepareJobData(const v1::JobSpec
   const std::string path = (fs::path(base_directory) / job.tokenizer().path()).lexically_normal().string();
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer, text::LoadTokenizer(path));
   MILLRACE_RETURN_IF_ERROR(MakeDirectories(out));
-  MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(In(out, "tokenizer_config.json"), tokenizer->ConfigJson()));
+  MILLRACE_RETURN_IF_ERROR(
+      WriteFileAtomically(In(out, "tokenizer_config.json"), tokenizer->ConfigJson(job.model().family())));
   MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(In(out, kTokenizerFile), tokenizer->ToJson()));
   return std::nullopt;
 }

@@ -290,7 +290,8 @@ class Preparation {
       return absl::ErrnoToStatus(errno, absl::StrCat("removing ", In("manifest.json")));
     }
     MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(In("tokenizer.json"), tokenizer));
-    MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(In("tokenizer_config.json"), tokenizer_->ConfigJson()));
+    MILLRACE_RETURN_IF_ERROR(
+        WriteFileAtomically(In("tokenizer_config.json"), tokenizer_->ConfigJson(job_.model().family())));
     MILLRACE_RETURN_IF_ERROR(train.file->Commit());
     MILLRACE_RETURN_IF_ERROR(held_out.file->Commit());
     if (options_.write_text) {

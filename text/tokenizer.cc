@@ -351,12 +351,13 @@ std::vector<uint32_t> Tokenizer::TextBytes() const {
   return bytes;
 }
 
-std::string Tokenizer::ConfigJson() const {
+std::string Tokenizer::ConfigJson(absl::string_view model_type) const {
   Json json = {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"clean_up_tokenization_spaces", false}};
   if (const std::optional<uint32_t> id = end_of_text()) {
     json["add_prefix_space"] = false;
     json["bos_token"] = json["eos_token"] = TokenBytes(*id);
   }
+  if (model_type == "qwen2") json["auto_map"] = {{"AutoTokenizer", {nullptr, "none.TokenizerJsonAsItIs"}}};
   return json.dump(2) + "\n";
 }
 

@@ -66,9 +66,13 @@ class Tokenizer {
   virtual std::optional<uint32_t> end_of_text() const = 0;
   // "bpe" or "char".
   virtual std::string kind() const = 0;
-  // tokenizer.json and tokenizer_config.json, which transformers reads beside it.
-  virtual std::string ToJson() const = 0;
-  std::string ConfigJson() const;
+  virtual std::string ToJson() const = 0;  // tokenizer.json
+  // tokenizer_config.json, which transformers reads beside it. `model_type` is config.json's: that of qwen2 makes
+  // AutoTokenizer put its own pre-tokenizer and normaliser in the place of tokenizer.json's, whatever class is asked
+  // for, but where auto_map names code of the folder's own; it then keeps the file if that code is not trusted. So the
+  // folder of a qwen2 names code that it does not have: with trust_remote_code AutoTokenizer fails, and without it has
+  // our ids.
+  std::string ConfigJson(absl::string_view model_type) const;
 
  private:
   // Splits at added tokens of the given pass (AddedToken::normalized), then calls the next pass or EncodeOrdinary.

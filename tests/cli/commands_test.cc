@@ -287,6 +287,38 @@ TEST_F(Commands, ExportAndImportKeepTheModel) {
   EXPECT_THAT(again.err, HasSubstr("exists"));
 }
 
+TEST_F(Commands, ExportSplitsAndRoundsAsAsked) {
+  const fs::path folder = Work("split");
+  ASSERT_EQ(Run("export" + Model() + " --dtype f16 --max-shard-size 20KB --out " + Quoted(folder.string())).status, 0);
+  EXPECT_TRUE(fs::exists(folder / "model.safetensors.index.json"));
+  EXPECT_FALSE(fs::exists(folder / "model.safetensors"));
+  EXPECT_EQ(Json::parse(ReadAll(folder / "config.json"))["dtype"], "float16");
+  EXPECT_EQ(Json::parse(ReadAll(folder / "generation_config.json"))["eos_token_id"],
+            Json::parse(ReadAll(folder / "config.json"))["eos_token_id"]);
+  const std::string text = " --text 'Today is a cold day.'";
+  const Json exact = RunJson("score" + Model() + text);
+  const Json rounded = RunJson("score --model " + Quoted(folder.string()) + text);
+  EXPECT_NEAR(exact["log_probability"].get<double>(), rounded["log_probability"].get<double>(), 0.1);
+  const fs::path imported = Work("joined");
+  ASSERT_EQ(Run("import --from " + Quoted(folder.string()) + " --out " + Quoted(imported.string())).status, 0);
+  EXPECT_TRUE(fs::exists(imported / "model.safetensors"));
+  EXPECT_EQ(RunJson("score --model " + Quoted(imported.string()) + text)["tokens"], rounded["tokens"]);
+}
+
+TEST_F(Commands, ExportMakesAGgufFile) {
+  const fs::path file = Work("gguf/model.gguf");
+  ASSERT_EQ(Run("export" + Model() + " --format gguf --dtype q8_0 --out " + Quoted(file.string())).status, 0);
+  const std::string bytes = ReadAll(file);
+  EXPECT_EQ(bytes.substr(0, 8), std::string("GGUF\x03\0\0\0", 8));
+  EXPECT_EQ(bytes.size() % 32, 0u);
+  // Nothing else is left, and what is there is not written over.
+  EXPECT_EQ(std::distance(fs::directory_iterator(file.parent_path()), fs::directory_iterator()), 1);
+  const Outcome again = Run("export" + Model() + " --format gguf --out " + Quoted(file.string()));
+  EXPECT_EQ(again.status, 1);
+  EXPECT_THAT(again.err, HasSubstr("exists"));
+  EXPECT_EQ(ReadAll(file), bytes);
+}
+
 TEST_F(Commands, ModelsAreFoundByJob) {
   const std::string dir = " --dir " + Quoted(Work("cluster").string());
   const Json by_folder = RunJson("score" + Model() + " --text Today");
@@ -417,7 +449,13 @@ TEST_F(Commands, MistakesAreExplained) {
       {"eval" + Model() + " --data /nowhere.txt", 1, "/nowhere.txt"},
       {"nearest" + Model() + " --token 'Nebuchadnezzar'", 1, "token"},
       {"nearest" + Model() + " --token 'Sunday is'", 1, "\"Sunday\" \" is\""},
-      {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf"},
+      {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf or gguf"},
+      {"export" + Model() + " --dtype q8_0 --out /tmp/x", 2, "f32, f16 or bf16 with --format hf"},
+      {"export" + Model() + " --format gguf --dtype f8 --out /tmp/x", 2, "bf16 or q8_0, not 'f8'"},
+      {"export" + Model() + " --format gguf --max-shard-size 1GB --out /tmp/x", 2, "--format hf"},
+      {"export" + Model() + " --max-shard-size 2TB --out /tmp/x", 2, "as in 2GB, not '2TB'"},
+      {"export" + Model() + " --max-shard-size 0 --out /tmp/x", 2, "not '0'"},
+      {"export" + Model() + " --max-shard-size 18446744073GB --out /tmp/x", 2, "as in 2GB"},
       {"data stats /nowhere", 1, "/nowhere"},
       {"data", 2, "data prepare"},
       {"data prepar", 2, "did you mean data prepare?"},

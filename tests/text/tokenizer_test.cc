@@ -88,6 +88,15 @@ std::string RandomText(std::mt19937* random, bool valid) {
 
 class HuggingFaceGolden : public ::testing::TestWithParam<std::string> {};
 
+TEST(TokenizerConfig, KeepsTokenizerJsonWhereItWouldBeReplaced) {
+  const auto tokenizer = Must(ParseTokenizer(Golden("bpe.json"), "bpe.json"));
+  const Json llama = Json::parse(tokenizer->ConfigJson("llama")), qwen2 = Json::parse(tokenizer->ConfigJson("qwen2"));
+  EXPECT_EQ(llama["tokenizer_class"], "PreTrainedTokenizerFast");
+  EXPECT_EQ(llama["eos_token"], "<|endoftext|>");
+  EXPECT_FALSE(llama.contains("auto_map"));
+  EXPECT_TRUE(qwen2["auto_map"]["AutoTokenizer"].is_array());
+}
+
 TEST_P(HuggingFaceGolden, SameIdsBothWaysAndAfterBeingWrittenByUs) {
   const auto theirs = Must(ParseTokenizer(Golden(GetParam() + ".json"), GetParam()));
   ASSERT_NE(theirs, nullptr);
