@@ -47,7 +47,7 @@ def log_softmax(logits):
     return logits - numpy.log(numpy.exp(logits).sum(-1, keepdims=True))
 
 
-def compare(what, right, text_ids, first, logits, greedy, strict, tolerance=1e-4):
+def compare(what, right, text_ids, first, logits, greedy, strict, tolerance=1e-4, longest=24):
     """`logits` [tokens, vocabulary] of `first`, the token before the text if there is one, and of as much of the text as
     the context holds."""
     ids_agree = [token["id"] for token in right.score] == text_ids
@@ -59,7 +59,7 @@ def compare(what, right, text_ids, first, logits, greedy, strict, tolerance=1e-4
     count = min(len(ids), len(logits)) - 1
     predicted = right.score if first else right.score[1:]
     worst = max(abs(of_tokens[i, ids[i + 1]] - predicted[i]["log_probability"]) for i in range(count))
-    same_text = greedy == right.greedy["tokens"]
+    same_text = greedy == right.greedy["tokens"][:longest]
     print(f"  {what:18} ids same, log-probabilities within {worst:.1e}, "
           f"greedy text {'same' if same_text else 'differs'}")
     return not strict or (worst <= tolerance and same_text)
@@ -113,14 +113,17 @@ def check_llama_cpp(what, file, right, text, strict, tolerance):
     end = model.token_eos()
     first = [end] if end >= 0 else []
     # What stands for a sliding window is a context as short.
-    together = (first + ids)[:int(model.metadata[model.metadata["general.architecture"] + ".context_length"])]
+    context = int(model.metadata[model.metadata["general.architecture"] + ".context_length"])
+    together = (first + ids)[:context]
     model.reset()
     model.eval(together)
     logits = numpy.array(model.scores[:len(together)])
     greedy = []
     model.reset()
-    model.eval(first + model.tokenize(PROMPT.encode(), add_bos=False, special=False))
-    while len(greedy) < 24:
+    prompt = first + model.tokenize(PROMPT.encode(), add_bos=False, special=False)
+    longest = min(24, context - len(prompt))
+    model.eval(prompt)
+    while len(greedy) < longest:
         token = int(numpy.argmax(model.scores[model.n_tokens - 1]))
         if token == end:
             break
@@ -128,7 +131,7 @@ def check_llama_cpp(what, file, right, text, strict, tolerance):
         model.eval([token])
     if model.detokenize(ids).decode() != text:
         sys.exit(f"{file}: llama.cpp decodes {model.detokenize(ids).decode()!r}")
-    return compare(what, right, ids, first, logits, greedy, strict, tolerance)
+    return compare(what, right, ids, first, logits, greedy, strict, tolerance, longest)
 
 
 def check_q8_0(f32, q8_0):
