@@ -596,6 +596,31 @@ TEST_P(AttentionLayer, NeverLooksBeforeTheWindow) {
   }
 }
 
+TEST_P(AttentionLayer, ContinuesWithTheBitsOfTheWhole) {
+  const AttentionCase& about = GetParam();
+  if (about.dropout > 0) return;
+  const AttentionShape shape = ShapeOf(about, 1);
+  const int64_t width = shape.heads * shape.head_size, kv_width = shape.kv_heads * shape.head_size;
+  const size_t tokens = Size(about.columns);
+  // Values of all magnitudes: sums of products of bf16, which are exact for alike ones, then hang on their order.
+  Floats v = Numbers(3, tokens * Size(kv_width));
+  for (size_t i = 0; i < v.size(); ++i) v[i] = std::ldexp(v[i], static_cast<int>(i * 7 % 23) - 11);
+  const Floats q = Numbers(1, tokens * Size(width), 2), k = Numbers(2, tokens * Size(kv_width), 2);
+  const Floats packed = Packed(shape, q, k, v);
+  const Floats whole = RunAttention(shape, packed, {}).out;
+  for (const int64_t chunk : {int64_t{1}, int64_t{3}, int64_t{65}}) {
+    for (int64_t past = 0; past < about.columns; past += chunk) {
+      const int64_t count = std::min(chunk, about.columns - past);
+      const Continuation about_chunk = {0, count, past, k.data(), v.data()};
+      Floats out(Size(count * width));
+      AttentionExtend(TwoThreads(), shape, packed.data() + past * shape.stride, absl::MakeConstSpan(&about_chunk, 1),
+                      out.data());
+      ASSERT_EQ(0, std::memcmp(out.data(), whole.data() + past * width, out.size() * sizeof(float)))
+          << chunk << " from " << past;
+    }
+  }
+}
+
 TEST(AttentionLayer, EveryHeadOfEverySequenceDropsOnItsOwn) {
   // The square of 9 columns is no multiple of 4, of which a draw has as many.
   const AttentionShape shape = ShapeOf({"", 9, 3, 3, 4}, 40);
