@@ -9,11 +9,11 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/model_source.h"
-#include "cli/readable_text.h"
 #include "common/status.h"
 #include "model/sampling.h"
 #include "nlohmann/json.hpp"
 #include "text/chat_template.h"
+#include "text/readable_text.h"
 
 namespace millrace::cli {
 namespace {
@@ -62,14 +62,14 @@ absl::Status RunGenerate(Arguments arguments) {
     ids = asked_tokens.ids;
   }
 
-  ReadableText readable;
+  text::ReadableText readable;
   std::string text;
   std::vector<uint32_t> tokens;
   std::vector<float> log_probabilities;
   bool written = true;
   MILLRACE_RETURN_IF_ERROR(
       model.Generate(ids, sampling, max_tokens, static_cast<uint64_t>(seed), [&](uint32_t id, float log_probability) {
-        if (tokens.empty() && !json) written = Write(ReadableTextOf(prompt));
+        if (tokens.empty() && !json) written = Write(text::ReadableTextOf(prompt));
         if (id == end) return false;
         tokens.push_back(id);
         log_probabilities.push_back(log_probability);
@@ -81,12 +81,12 @@ absl::Status RunGenerate(Arguments arguments) {
   const std::string rest = readable.Finish();
   text += rest;
   if (!json) {
-    if (tokens.empty()) Write(ReadableTextOf(prompt));
+    if (tokens.empty()) Write(text::ReadableTextOf(prompt));
     Write(rest + "\n");
     return absl::OkStatus();
   }
   const nlohmann::ordered_json result = {
-      {"prompt", ReadableTextOf(chat.empty() ? prompt : chat)},
+      {"prompt", text::ReadableTextOf(chat.empty() ? prompt : chat)},
       {"text", text},
       {"tokens", tokens},
       {"log_probabilities", log_probabilities},

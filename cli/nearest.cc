@@ -9,9 +9,9 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/model_source.h"
-#include "cli/readable_text.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
+#include "text/readable_text.h"
 
 namespace millrace::cli {
 namespace {
@@ -21,11 +21,11 @@ absl::StatusOr<uint32_t> OneToken(const text::Tokenizer& tokenizer, const std::s
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, tokenizer.Encode(text));
   if (ids.size() == 1) return ids[0];
   const auto quoted = [&tokenizer](std::string* out, uint32_t id) {
-    absl::StrAppend(out, QuotedText(tokenizer.TokenBytes(id)));
+    absl::StrAppend(out, text::QuotedText(tokenizer.TokenBytes(id)));
   };
-  return absl::InvalidArgumentError(absl::StrCat("--token ", QuotedText(text), " is not one token of this model but ",
-                                                 ids.size(), ": ", absl::StrJoin(ids, " ", quoted),
-                                                 "; most words that follow a space are tokens with that space"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("--token ", text::QuotedText(text), " is not one token of this model but ", ids.size(), ": ",
+                   absl::StrJoin(ids, " ", quoted), "; most words that follow a space are tokens with that space"));
 }
 
 }  // namespace
@@ -52,17 +52,17 @@ absl::Status RunNearest(Arguments arguments) {
     nlohmann::ordered_json list = nlohmann::ordered_json::array();
     for (const model::LanguageModel::Neighbour& neighbour : neighbours) {
       list.push_back({{"id", neighbour.id},
-                      {"token", ReadableTextOf(tokenizer.TokenBytes(neighbour.id))},
+                      {"token", text::ReadableTextOf(tokenizer.TokenBytes(neighbour.id))},
                       {"similarity", neighbour.similarity}});
     }
     const nlohmann::ordered_json result = {
-        {"id", id}, {"token", ReadableTextOf(token)}, {"neighbours", std::move(list)}};
+        {"id", id}, {"token", text::ReadableTextOf(token)}, {"neighbours", std::move(list)}};
     std::printf("%s\n", result.dump(2).c_str());
     return absl::OkStatus();
   }
-  std::printf("nearest to %s:\n", QuotedText(token).c_str());
+  std::printf("nearest to %s:\n", text::QuotedText(token).c_str());
   for (const model::LanguageModel::Neighbour& neighbour : neighbours) {
-    std::printf("  %7.4f  %s\n", neighbour.similarity, QuotedText(tokenizer.TokenBytes(neighbour.id)).c_str());
+    std::printf("  %7.4f  %s\n", neighbour.similarity, text::QuotedText(tokenizer.TokenBytes(neighbour.id)).c_str());
   }
   return absl::OkStatus();
 }

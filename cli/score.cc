@@ -12,9 +12,9 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/model_source.h"
-#include "cli/readable_text.h"
 #include "common/status.h"
 #include "nlohmann/json.hpp"
+#include "text/readable_text.h"
 
 namespace millrace::cli {
 namespace {
@@ -47,7 +47,7 @@ absl::Status RunScore(Arguments arguments) {
 
   const size_t first = model.tokenizer().end_of_text().has_value() ? 1 : 0;
   std::vector<ScoredToken> tokens;
-  ReadableText readable;
+  text::ReadableText readable;
   double sum = 0;
   uint64_t bytes = 0;
   for (size_t i = first; i < ids.size(); ++i) {
@@ -83,9 +83,9 @@ absl::Status RunScore(Arguments arguments) {
   std::printf("bits a byte      %.4f\n\n", bits_per_byte);
   for (const ScoredToken& token : tokens) {
     if (token.log_probability.has_value()) {
-      std::printf("  %9.4f  %s\n", *token.log_probability, QuotedText(token.text).c_str());
+      std::printf("  %9.4f  %s\n", *token.log_probability, text::QuotedText(token.text).c_str());
     } else {
-      std::printf("  %9s  %s\n", "-", QuotedText(token.text).c_str());
+      std::printf("  %9s  %s\n", "-", text::QuotedText(token.text).c_str());
     }
   }
   return absl::OkStatus();

@@ -1,10 +1,10 @@
-#include "cli/readable_text.h"
+#include "text/readable_text.h"
 
 #include <string>
 
 #include "gtest/gtest.h"
 
-namespace millrace::cli {
+namespace millrace::text {
 namespace {
 
 constexpr char kReplacement[] = "\xEF\xBF\xBD";
@@ -45,4 +45,4 @@ TEST(ReadableText, QuotedTextIsOneLine) {
 }
 
 }  // namespace
-}  // namespace millrace::cli
+}  // namespace millrace::text

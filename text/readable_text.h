@@ -5,7 +5,7 @@
 
 #include "absl/strings/string_view.h"
 
-namespace millrace::cli {
+namespace millrace::text {
 
 // Takes bytes in pieces and gives well-formed UTF-8: a character that is not all there waits for its other bytes, so
 // that it is given with the piece that completes it. A byte that is part of no character becomes U+FFFD. The pieces
@@ -27,4 +27,4 @@ std::string ReadableTextOf(absl::string_view bytes);
 // In quotation marks on one line, with line breaks and the like escaped as JSON has them.
 std::string QuotedText(absl::string_view bytes);
 
-}  // namespace millrace::cli
+}  // namespace millrace::text

@@ -1,4 +1,4 @@
-#include "cli/readable_text.h"
+#include "text/readable_text.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -7,7 +7,7 @@
 #include "nlohmann/json.hpp"
 #include "text/unicode.h"
 
-namespace millrace::cli {
+namespace millrace::text {
 namespace {
 
 constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD
@@ -37,7 +37,7 @@ std::string ReadableText::Add(absl::string_view bytes) {
   waiting_.clear();
   std::string readable;
   for (absl::string_view rest = all; !rest.empty();) {
-    const text::Character character = text::FirstCharacter(rest);
+    const Character character = FirstCharacter(rest);
     if (character.valid) {
       absl::StrAppend(&readable, rest.substr(0, character.bytes));
       rest.remove_prefix(character.bytes);
@@ -67,4 +67,4 @@ std::string ReadableTextOf(absl::string_view bytes) {
 
 std::string QuotedText(absl::string_view bytes) { return nlohmann::json(ReadableTextOf(bytes)).dump(); }
 
-}  // namespace millrace::cli
+}  // namespace millrace::text
