@@ -18,7 +18,6 @@
 namespace millrace::model {
 namespace {
 
-constexpr uint64_t kSamplingPurpose = 0x53414D504C45;  // "SAMPLE"
 // Tokens that go through the model together when texts are scored.
 constexpr int64_t kScoredTokens = 1024;
 
@@ -211,7 +210,7 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
   const int64_t hidden = decoder_->hidden_size(), vocab = decoder_->vocab_size();
   const float* const embedding = weights_ + decoder_->tensors()[decoder_->output_embedding()].offset;
   const Linear linear = {hidden, vocab, false, decoder_->precision()};
-  const Philox philox = Philox(seed).Derive(kSamplingPurpose);
+  const Philox philox = SamplingKey(seed);
   MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedCache cache, decoder_->NewCache());
   MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights(), cache.get()));
   std::vector<uint32_t> ids(prompt.begin(), prompt.end());

@@ -7,6 +7,11 @@
 #include "kernels/functions.h"
 
 namespace millrace::model {
+namespace {
+
+constexpr uint64_t kSamplingPurpose = 0x53414D504C45;  // "SAMPLE"
+
+}  // namespace
 
 uint32_t Sample(absl::Span<const float> logits, const SamplingOptions& options, float uniform) {
   if (options.temperature == 0.0 || options.top_k == 1) {
@@ -19,10 +24,12 @@ uint32_t Sample(absl::Span<const float> logits, const SamplingOptions& options, 
   };
   size_t kept = order.size();
   if (options.top_k > 0) kept = std::min(kept, static_cast<size_t>(options.top_k));
-  std::partial_sort(order.begin(),
-                    order.begin() + static_cast<std::ptrdiff_t>(options.top_p < 1.0 ? order.size() : kept), order.end(),
-                    before);
-  const auto largest = static_cast<double>(logits[order[0]]);
+  if (options.top_p < 1.0 || kept < order.size()) {
+    std::partial_sort(order.begin(),
+                      order.begin() + static_cast<std::ptrdiff_t>(options.top_p < 1.0 ? order.size() : kept),
+                      order.end(), before);
+  }
+  const auto largest = static_cast<double>(*std::max_element(logits.begin(), logits.end()));
   std::vector<double> weights(kept);
   double sum = 0;
   for (size_t i = 0; i < kept; ++i) {
@@ -45,6 +52,11 @@ uint32_t Sample(absl::Span<const float> logits, const SamplingOptions& options, 
   // Rounding: the last one that can be drawn at all.
   while (kept > 1 && weights[kept - 1] == 0) --kept;
   return order[kept - 1];
+}
+
+Philox SamplingKey(uint64_t seed, uint64_t sample) {
+  const Philox key = Philox(seed).Derive(kSamplingPurpose);
+  return sample == 0 ? key : key.Derive(sample);
 }
 
 }  // namespace millrace::model
