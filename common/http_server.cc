@@ -1,9 +1,16 @@
 #include "common/http_server.h"
 
+#include <arpa/inet.h>
 #include <civetweb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/numbers.h"
@@ -14,8 +21,6 @@
 namespace millrace {
 namespace {
 
-// Each takes one request at a time.
-constexpr char kThreads[] = "8";
 constexpr char kMaxHeaderBytes[] = "16384";
 constexpr size_t kMaxParameterBytes = 1 << 10;
 
@@ -45,6 +50,8 @@ absl::string_view Reason(int status) {
       return "Content Too Large";
     case 415:
       return "Unsupported Media Type";
+    case 429:
+      return "Too Many Requests";
     case 503:
       return "Service Unavailable";
     default:
@@ -63,14 +70,64 @@ bool IsHostAndPort(absl::string_view listen) {
          listen.find_first_of(",+ ") == absl::string_view::npos;
 }
 
-void Write(mg_connection* connection, const HttpResponse& response, bool with_body) {
+bool WriteBytes(mg_connection* connection, absl::string_view bytes) {
+  return mg_write(connection, bytes.data(), bytes.size()) == static_cast<int>(bytes.size());
+}
+
+void Write(mg_connection* connection, const HttpResponse& response, bool with_body, bool chunks) {
+  const bool pieces = response.pieces != nullptr;
   std::string bytes = absl::StrCat("HTTP/1.1 ", response.status, " ", Reason(response.status),
-                                   "\r\nContent-Type: ", response.content_type,
-                                   "\r\nContent-Length: ", response.body.size(), "\r\nConnection: close\r\n");
+                                   "\r\nContent-Type: ", response.content_type, "\r\nConnection: close\r\n");
+  if (!pieces) absl::StrAppend(&bytes, "Content-Length: ", response.body.size(), "\r\n");
+  if (pieces && chunks) absl::StrAppend(&bytes, "Transfer-Encoding: chunked\r\n");
   for (const auto& [name, value] : response.headers) absl::StrAppend(&bytes, name, ": ", value, "\r\n");
   absl::StrAppend(&bytes, "\r\n");
   if (with_body) bytes += response.body;
-  mg_write(connection, bytes.data(), bytes.size());
+  bool open = WriteBytes(connection, bytes);
+  if (!pieces || !with_body) return;
+  response.pieces([&](absl::string_view piece) {
+    if (!open || piece.empty()) return open;  // an empty chunk would be the last
+    if (chunks) {
+      open = WriteBytes(connection, absl::StrCat(absl::Hex(piece.size()), "\r\n", piece, "\r\n"));
+    } else {
+      open = WriteBytes(connection, piece);
+    }
+    return open;
+  });
+  if (open && chunks) WriteBytes(connection, "0\r\n\r\n");
+}
+
+// The connection's socket, which the library does not tell: the one of this process that is connected to the client.
+// -1 if there is none.
+int SocketOf(const mg_request_info& info) {
+  in6_addr client = {};
+  const bool version4 = inet_pton(AF_INET, info.remote_addr, &client) == 1;
+  if (!version4 && inet_pton(AF_INET6, info.remote_addr, &client) != 1) return -1;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end; it.increment(error)) {
+    int descriptor = -1;
+    sockaddr_storage peer = {};
+    socklen_t size = sizeof(peer);
+    if (!absl::SimpleAtoi(it->path().filename().string(), &descriptor) ||
+        getpeername(descriptor, reinterpret_cast<sockaddr*>(&peer), &size) != 0) {
+      continue;
+    }
+    const auto& of4 = reinterpret_cast<const sockaddr_in&>(peer);
+    const auto& of6 = reinterpret_cast<const sockaddr_in6&>(peer);
+    const bool same = version4 ? peer.ss_family == AF_INET && ntohs(of4.sin_port) == info.remote_port &&
+                                     std::memcmp(&of4.sin_addr, &client, sizeof(of4.sin_addr)) == 0
+                               : peer.ss_family == AF_INET6 && ntohs(of6.sin6_port) == info.remote_port &&
+                                     std::memcmp(&of6.sin6_addr, &client, sizeof(of6.sin6_addr)) == 0;
+    if (same) return descriptor;
+  }
+  return -1;
+}
+
+// Whether the other end has closed a connection from which nothing more is to be read.
+bool HasHungUp(int socket) {
+  char byte = 0;
+  const ssize_t got = recv(socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR);
 }
 
 }  // namespace
@@ -80,6 +137,20 @@ struct HttpServer::Impl {
   mg_context* context = nullptr;
   absl::Mutex mutex;
   std::string said ABSL_GUARDED_BY(mutex);  // the library's last complaint
+  bool draining ABSL_GUARDED_BY(mutex) = false;
+  int in_flight ABSL_GUARDED_BY(mutex) = 0;
+  absl::CondVar idle;
+
+  // Whether the request may be answered; Leave is to follow either way.
+  bool Enter() {
+    absl::MutexLock lock(&mutex);
+    ++in_flight;
+    return !draining;
+  }
+  void Leave() {
+    absl::MutexLock lock(&mutex);
+    if (--in_flight == 0) idle.SignalAll();
+  }
 
   HttpResponse Answer(mg_connection* connection, const mg_request_info& info) const {
     HttpRequest request;
@@ -102,6 +173,8 @@ struct HttpServer::Impl {
       if (got <= 0) return options.refuse(400, "the body is shorter than its Content-Length");
       done += static_cast<size_t>(got);
     }
+    const int socket = SocketOf(info);
+    request.gone = [socket] { return socket >= 0 && HasHungUp(socket); };
     return options.answer(request);
   }
 };
@@ -127,8 +200,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
   mg_callbacks callbacks = {};
   callbacks.begin_request = [](mg_connection* connection) {
     const mg_request_info& info = *mg_get_request_info(connection);
-    const HttpResponse response = static_cast<Impl*>(info.user_data)->Answer(connection, info);
-    Write(connection, response, Text(info.request_method) != "HEAD");
+    Impl& impl = *static_cast<Impl*>(info.user_data);
+    const HttpResponse response = impl.Enter()
+                                      ? impl.Answer(connection, info)
+                                      : impl.options.refuse(503, "the server is about to end and takes no requests");
+    Write(connection, response, Text(info.request_method) != "HEAD", Text(info.http_version) == "1.1");
+    impl.Leave();
     return response.status;
   };
   callbacks.log_message = [](const mg_connection* connection, const char* message) {
@@ -139,15 +216,18 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
     impl->said = message;
     return 1;
   };
+  const std::string threads = absl::StrCat(impl.options.threads);
   const std::string patience_ms = absl::StrCat(absl::ToInt64Milliseconds(impl.options.patience));
   const char* const settings[] = {"listening_ports",
                                   listen.c_str(),
                                   "num_threads",
-                                  kThreads,
+                                  threads.c_str(),
                                   "request_timeout_ms",
                                   patience_ms.c_str(),
                                   "max_request_size",
                                   kMaxHeaderBytes,
+                                  "tcp_nodelay",
+                                  "1",
                                   "enable_keep_alive",
                                   "no",
                                   nullptr};
@@ -163,6 +243,12 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(HttpServerOptions 
   }
   server->address_ = absl::StrCat(listen.substr(0, listen.rfind(':') + 1), port.port);
   return server;
+}
+
+void HttpServer::Drain() {
+  absl::MutexLock lock(&impl_->mutex);
+  impl_->draining = true;
+  while (impl_->in_flight > 0) impl_->idle.Wait(&impl_->mutex);
 }
 
 HttpServer::~HttpServer() {

@@ -1,4 +1,4 @@
-// Serves small HTTP requests to browsers: whole bodies in, whole bodies out.
+// Serves small HTTP requests to browsers and programs: whole bodies in; whole bodies or pieces of them out.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,8 @@ struct HttpRequest {
   std::string authorization;  // headers of these names; empty if absent
   std::string content_type;
   std::string body;
+  // Whether who asks has hung up, so that nobody waits for the answer. May be called until that is sent, by one thread.
+  std::function<bool()> gone;
 
   // Decodes the query's parameter `name`; empty if it is absent or longer than 1 KiB.
   std::string Parameter(const char* name) const;
@@ -31,15 +33,21 @@ struct HttpResponse {
   std::string content_type;
   std::string body;
   std::vector<std::pair<std::string, std::string>> headers;  // further ones
+  // Instead of `body`: called once the headers are sent, to send the body in pieces as they come to be, each at once.
+  // `send` returns false once the client has hung up or has taken nothing for the server's patience.
+  using Send = std::function<bool(absl::string_view piece)>;
+  std::function<void(const Send& send)> pieces;
 };
 
 struct HttpServerOptions {
   std::string listen;                           // HOST:PORT; port 0: any
   size_t max_body_bytes = 0;                    // a request with a larger body is not read
+  int threads = 8;                              // requests that are under way at a time; others wait
   absl::Duration patience = absl::Seconds(10);  // who is silent for longer loses the connection
   // Called by several threads at once.
   std::function<HttpResponse(const HttpRequest&)> answer;
-  // The answer to a request that is refused before `answer` sees it: 411 without a length, 413 with a larger body.
+  // The answer to a request that is refused before `answer` sees it: 411 without a length, 413 with a larger body, 503
+  // after Drain.
   std::function<HttpResponse(int status, absl::string_view why)> refuse;
 };
 
@@ -51,6 +59,9 @@ class HttpServer {
   // Takes no new requests and returns when those in flight were answered, within two seconds if there are none: so
   // often does the library look.
   ~HttpServer();
+
+  // Refuses new requests and returns when those in flight were answered, or had no patience.
+  void Drain();
 
   // As bound: the host that was asked for and the port that was given.
   const std::string& address() const { return address_; }
