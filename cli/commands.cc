@@ -34,6 +34,7 @@ constexpr Command kCommands[] = {
     {kModels, "eval", "tells how well the text of files is predicted", &RunEval},
     {kModels, "embed", "gives a text as a vector", &RunEmbed},
     {kModels, "nearest", "lists the tokens that are like a token", &RunNearest},
+    {kModels, "serve", "answers over HTTP, as OpenAI's API does", &RunServe},
     {kModels, "digest", "sums up all weights", &RunDigest},
     {kModels, "export", "writes a model for other programs", &RunExport},
     {kModels, "import", "reads a model of other programs", &RunImport},

@@ -60,6 +60,7 @@ absl::Status RunNearest(Arguments arguments);
 absl::Status RunDigest(Arguments arguments);
 absl::Status RunExport(Arguments arguments);
 absl::Status RunImport(Arguments arguments);
+absl::Status RunServe(Arguments arguments);
 
 // `data prepare` and `data stats`.
 absl::Status RunData(Arguments arguments);

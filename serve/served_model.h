@@ -1,0 +1,28 @@
+// Says what is served under one name.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "kernels/compute.h"
+#include "model/families/decoder.h"
+#include "text/chat_template.h"
+#include "text/tokenizer.h"
+
+namespace millrace::serve {
+
+// All that it points to outlives whoever serves it. `compute` is used by its engine alone, the rest by any thread.
+struct ServedModel {
+  std::string name;
+  const kernels::Compute* compute = nullptr;
+  const model::Decoder* decoder = nullptr;  // predicts tokens: no scalar head
+  const float* weights = nullptr;           // laid out as decoder->tensors() says
+  const text::Tokenizer* tokenizer = nullptr;
+  // How it is asked in conversations, and the token with which its answers end.
+  const text::ChatTemplate* chat_template = nullptr;  // null: it cannot be, because of `no_chat`
+  std::optional<uint32_t> end_of_turn;
+  std::string no_chat;
+};
+
+}  // namespace millrace::serve
