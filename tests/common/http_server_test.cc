@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/http_exchange.h"
@@ -13,6 +14,7 @@
 namespace millrace {
 namespace {
 
+using testing::Connection;
 using ::testing::EndsWith;
 using testing::Exchange;
 using ::testing::HasSubstr;
@@ -96,6 +98,101 @@ TEST(HttpServer, DoesNotWaitForWhoIsSlow) {
   }
   EXPECT_THAT(Exchange((*server)->address(), "GET / HTTP/1.1\r\nHost: h\r\n\r\n"), StartsWith("HTTP/1.1 200 "));
   for (std::thread& thread : slow) thread.join();
+}
+
+TEST(HttpServer, SendsPiecesAsTheyComeToBe) {
+  HttpServerOptions options = EchoOptions();
+  absl::Notification first_read;
+  options.answer = [&](const HttpRequest&) {
+    HttpResponse response;
+    response.content_type = "text/plain";
+    response.pieces = [&](const HttpResponse::Send& send) {
+      EXPECT_TRUE(send("one"));
+      first_read.WaitForNotification();
+      EXPECT_TRUE(send(""));
+      EXPECT_TRUE(send("and the other"));
+    };
+    return response;
+  };
+  const auto server = HttpServer::Start(std::move(options));
+  ASSERT_TRUE(server.ok()) << server.status();
+  Connection connection((*server)->address());
+  connection.Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+  EXPECT_THAT(connection.ReadUntil("one\r\n"), EndsWith("\r\n\r\n3\r\none\r\n")) << "before the rest is there";
+  first_read.Notify();
+  EXPECT_EQ(connection.ReadAll(), "d\r\nand the other\r\n0\r\n\r\n");
+  const std::string older = Exchange((*server)->address(), "GET / HTTP/1.0\r\nHost: h\r\n\r\n");
+  EXPECT_THAT(older, EndsWith("\r\n\r\noneand the other"));
+  EXPECT_THAT(older, ::testing::Not(HasSubstr("chunked")));
+  EXPECT_THAT(Exchange((*server)->address(), "HEAD / HTTP/1.1\r\nHost: h\r\n\r\n"), EndsWith("\r\n\r\n"));
+}
+
+TEST(HttpServer, TellsWhoHasHungUp) {
+  HttpServerOptions options = EchoOptions();
+  absl::Notification asked, noticed;
+  options.answer = [&](const HttpRequest& request) {
+    EXPECT_FALSE(request.gone());
+    asked.Notify();
+    while (!request.gone()) std::this_thread::yield();
+    noticed.Notify();
+    return HttpResponse();
+  };
+  const auto server = HttpServer::Start(std::move(options));
+  ASSERT_TRUE(server.ok()) << server.status();
+  {
+    Connection connection((*server)->address());
+    connection.Send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi");
+    asked.WaitForNotification();
+  }
+  noticed.WaitForNotification();
+}
+
+TEST(HttpServer, GivesUpWhoTakesNothing) {
+  HttpServerOptions options = EchoOptions();
+  absl::Notification given_up;
+  options.answer = [&](const HttpRequest&) {
+    HttpResponse response;
+    response.pieces = [&](const HttpResponse::Send& send) {
+      const std::string piece(1 << 20, 'x');
+      while (send(piece)) {
+      }
+      given_up.Notify();
+    };
+    return response;
+  };
+  const auto server = HttpServer::Start(std::move(options));
+  ASSERT_TRUE(server.ok()) << server.status();
+  Connection connection((*server)->address());
+  connection.Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+  given_up.WaitForNotification();
+}
+
+TEST(HttpServer, DrainFinishesWhatIsInFlightAndRefusesTheRest) {
+  HttpServerOptions options = EchoOptions();
+  absl::Notification asked, may_answer;
+  options.answer = [&](const HttpRequest& request) {
+    if (request.path == "/slow") {
+      asked.Notify();
+      may_answer.WaitForNotification();
+    }
+    return Echo(request);
+  };
+  const auto server = HttpServer::Start(std::move(options));
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string& address = (*server)->address();
+  std::string slow;
+  std::thread client([&] { slow = Exchange(address, "GET /slow HTTP/1.1\r\nHost: h\r\n\r\n"); });
+  asked.WaitForNotification();
+  std::thread drain([&] { (*server)->Drain(); });
+  std::string reply;
+  do {
+    reply = Exchange(address, "GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+  } while (reply.starts_with("HTTP/1.1 200 "));
+  EXPECT_THAT(reply, StartsWith("HTTP/1.1 503 "));
+  may_answer.Notify();
+  drain.join();
+  client.join();
+  EXPECT_THAT(slow, StartsWith("HTTP/1.1 200 "));
 }
 
 TEST(HttpServer, NamesAddressesThatCannotBeServed) {

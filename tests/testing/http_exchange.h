@@ -6,34 +6,72 @@
 #include <unistd.h>
 
 #include <string>
+#include <utility>
 
 #include "gtest/gtest.h"
 
 namespace millrace::testing {
 
-// Sends bytes over a connection of its own to HOST:PORT and returns all that comes until it is closed; nothing if
-// nobody listens there.
-inline std::string Exchange(const std::string& address, const std::string& bytes) {
-  const size_t colon = address.rfind(':');
-  addrinfo hints = {};
-  hints.ai_family = AF_INET;
-  addrinfo* found = nullptr;
-  if (getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints, &found) != 0) {
-    ADD_FAILURE() << address << " is no address";
-    return "";
+// A connection to HOST:PORT; without one, if nobody listens there, nothing is sent or comes.
+class Connection {
+ public:
+  explicit Connection(const std::string& address) {
+    const size_t colon = address.rfind(':');
+    addrinfo hints = {};
+    hints.ai_family = AF_INET;
+    addrinfo* found = nullptr;
+    if (getaddrinfo(address.substr(0, colon).c_str(), address.substr(colon + 1).c_str(), &hints, &found) != 0) {
+      ADD_FAILURE() << address << " is no address";
+      return;
+    }
+    descriptor_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    open_ = connect(descriptor_, found->ai_addr, found->ai_addrlen) == 0;
+    freeaddrinfo(found);
   }
-  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  std::string reply;
-  if (connect(descriptor, found->ai_addr, found->ai_addrlen) == 0 &&
-      send(descriptor, bytes.data(), bytes.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(bytes.size())) {
-    char buffer[4096];
-    for (ssize_t got; (got = recv(descriptor, buffer, sizeof(buffer), 0)) > 0;) {
-      reply.append(buffer, static_cast<size_t>(got));
+  ~Connection() { close(descriptor_); }
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  void Send(const std::string& bytes) {
+    for (size_t done = 0; open_ && done < bytes.size();) {
+      const ssize_t sent = send(descriptor_, bytes.data() + done, bytes.size() - done, MSG_NOSIGNAL);
+      open_ = sent > 0;
+      if (open_) done += static_cast<size_t>(sent);
     }
   }
-  freeaddrinfo(found);
-  close(descriptor);
-  return reply;
+  // What comes up to and with `end`, or until the connection is closed.
+  std::string ReadUntil(const std::string& end) {
+    size_t at;
+    while ((at = came_.find(end)) == std::string::npos && Receive()) {
+    }
+    std::string bytes = came_.substr(0, at == std::string::npos ? at : at + end.size());
+    came_.erase(0, bytes.size());
+    return bytes;
+  }
+  std::string ReadAll() {
+    while (Receive()) {
+    }
+    return std::exchange(came_, std::string());
+  }
+
+ private:
+  bool Receive() {
+    char buffer[4096];
+    const ssize_t got = open_ ? recv(descriptor_, buffer, sizeof(buffer), 0) : 0;
+    if (got > 0) came_.append(buffer, static_cast<size_t>(got));
+    return got > 0;
+  }
+
+  int descriptor_ = -1;
+  bool open_ = false;
+  std::string came_;
+};
+
+// Sends bytes over a connection of its own and returns all that comes until it is closed.
+inline std::string Exchange(const std::string& address, const std::string& bytes) {
+  Connection connection(address);
+  connection.Send(bytes);
+  return connection.ReadAll();
 }
 
 // A POST of JSON; `headers` are whole lines.
