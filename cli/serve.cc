@@ -59,7 +59,8 @@ serve::ServedModel Served(const std::string& name, const OpenModel& open) {
   served.weights = language_model.weights();
   served.tokenizer = &language_model.tokenizer();
   if (!open.chat_template.ok()) {
-    served.no_chat = std::string(open.chat_template.status().message());
+    served.no_chat = absl::IsNotFound(open.chat_template.status()) ? "its folder says nothing of how it is asked"
+                                                                   : open.chat_template.status().ToString();
     return served;
   }
   const absl::StatusOr<uint32_t> end = text::EndOfTurn(*open.chat_template, language_model.tokenizer());
