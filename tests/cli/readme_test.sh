@@ -59,6 +59,15 @@ for line in "${lines[@]}"; do
       roles+=($!)
       ran=$((ran + 1))
       ;;
+    "build/bin/millrace serve "*)
+      echo "== $line &"
+      mkfifo serving
+      bash -c "exec $line" </dev/null >serving 2>"role-${#roles[@]}.log" &
+      roles+=($!)
+      grep -qm1 '^serving ' serving || fail "README.md's server does not serve: $line"  # what it prints then
+      rm serving
+      ran=$((ran + 1))
+      ;;
     "build/bin/millrace "* | "curl "*)
       if [[ $line == "curl "* ]] && ! command -v curl >/dev/null; then
         echo "== SKIPPED, there is no curl: $line"
@@ -67,7 +76,9 @@ for line in "${lines[@]}"; do
       echo "== $line"
       timeout 300 bash -c "$line" </dev/null >out 2>err || fail "README.md's command failed: $line"
       head -n 5 out
-      if [[ $line == "curl "* ]]; then
+      if [[ $line == "curl "*/v1/* ]]; then
+        grep -q '"finish_reason":"length"' out || fail "no answer came: $line"
+      elif [[ $line == "curl "* ]]; then
         grep -q '^millrace_' out || fail "no metrics came: $line"
       elif [[ $line == *" digest tiny@"* ]]; then
         [ "$(cat out)" = "$golden" ] || fail "the digest is not that of tests/golden/tiny.digest, $golden: $line"
