@@ -24,5 +24,6 @@ absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report);
 absl::Status BenchShardGrowth(const Machine& machine, Report* report);
 absl::Status BenchText(const Machine& machine, Report* report);
 absl::Status BenchGeneration(const Machine& machine, Report* report);
+absl::Status BenchServing(const Machine& machine, Report* report);
 
 }  // namespace millrace::bench

@@ -56,7 +56,7 @@ int main(int argc, char** argv) {
                 {"transport", &bench::BenchTransport},       {"bytes", &bench::BenchBytes},
                 {"distribution", &bench::BenchDistribution}, {"growth/coordinator", &bench::BenchCoordinatorGrowth},
                 {"growth/shard", &bench::BenchShardGrowth},  {"text", &bench::BenchText},
-                {"generation", &bench::BenchGeneration}};
+                {"generation", &bench::BenchGeneration},             {"serving", &bench::BenchServing}};
   for (const auto& group : groups) {
     if (!report.Wants(group.name)) continue;
     const absl::Status measured = group.measure(machine, &report);
