@@ -30,6 +30,8 @@ constexpr char kJson[] = "application/json; charset=utf-8";
 constexpr absl::string_view kModels = "/v1/models";
 // So often a thread that waits for its model looks whether its client is still there.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
+// More events than this are not sent together.
+constexpr size_t kEventBytes = 1 << 16;
 constexpr char kRetryAfterSeconds[] = "1";
 // Threads for requests that need no seat, or whose clients are slow.
 constexpr int64_t kFurtherThreads = 32;
@@ -353,24 +355,26 @@ struct Server::Impl {
   }
 
   static void Stream(Work& work, const std::function<bool()>& gone, const HttpResponse::Send& send) {
-    for (int64_t index = 0; index < work.choices(); ++index) {
-      if (!send(work.writer->BeginEvent(index))) return;
-    }
+    std::string events;
+    for (int64_t index = 0; index < work.choices(); ++index) events += work.writer->BeginEvent(index);
+    // What has piled up while the client was slow goes together.
     while (!work.reply->done()) {
-      absl::StatusOr<std::optional<Piece>> piece = work.reply->Next(kLook);
+      absl::StatusOr<std::optional<Piece>> piece = work.reply->Next(events.empty() ? kLook : absl::ZeroDuration());
       if (!piece.ok()) {
-        send(ReplyWriter::ErrorEvent(piece.status()));
+        send(events + ReplyWriter::ErrorEvent(piece.status()));
         return;
       }
-      if (!piece->has_value()) {
+      if (piece->has_value()) {
+        for (const Choice& part : PartsOf(work, **std::move(piece))) events += work.writer->PartEvent(part);
+        if (events.size() < kEventBytes) continue;
+      } else if (events.empty()) {
         if (gone()) return;
         continue;
       }
-      for (const Choice& part : PartsOf(work, **std::move(piece))) {
-        if (!send(work.writer->PartEvent(part))) return;
-      }
+      if (!send(events)) return;
+      events.clear();
     }
-    send(work.writer->EndEvents(work.usage));
+    send(events + work.writer->EndEvents(work.usage));
   }
 };
 
