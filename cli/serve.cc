@@ -60,7 +60,7 @@ serve::ServedModel Served(const std::string& name, const OpenModel& open) {
   served.tokenizer = &language_model.tokenizer();
   if (!open.chat_template.ok()) {
     served.no_chat = absl::IsNotFound(open.chat_template.status()) ? "its folder says nothing of how it is asked"
-                                                                   : open.chat_template.status().ToString();
+                                                                   : std::string(open.chat_template.status().message());
     return served;
   }
   const absl::StatusOr<uint32_t> end = text::EndOfTurn(*open.chat_template, language_model.tokenizer());

@@ -173,7 +173,7 @@ class Engine {
   // are added.
   void BeginSamples(size_t seat, int64_t output, std::vector<Row>* rows);
   void BeginSample(size_t seat, const std::shared_ptr<Job>& job);
-  // Scores and draws; `rows` are at most kRows.
+  // Scores what is to be scored and draws what is to be drawn, one row after another.
   void UseLogits(const float* outputs, absl::Span<const Row> rows);
   void Draw(size_t seat, Token token);
   void Leave(size_t seat);
