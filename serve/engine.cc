@@ -178,6 +178,7 @@ absl::StatusOr<std::unique_ptr<Reply>> Engine::Submit(std::vector<Task> tasks) {
   const absl::Time now = absl::Now();
   absl::MutexLock lock(&mutex_);
   if (ending_) return absl::UnavailableError(kEnded);
+  DropCancelledWaiting();
   if (waiting_ >= options_.waiting) {
     return absl::ResourceExhaustedError(
         absl::StrCat(waiting_, " sequences wait already where ", options_.waiting, " may; try again later"));
@@ -215,13 +216,7 @@ bool Engine::Admit() {
   absl::MutexLock lock(&mutex_);
   for (;;) {
     if (ending_) return false;
-    for (size_t i = queue_.size(); i-- > 0;) {
-      if (!queue_[i]->channel->cancelled) continue;
-      const int64_t left = queue_[i]->task.samples - queue_[i]->begun;
-      waiting_ -= left;
-      counts_->cancelled->Increment(static_cast<double>(left));
-      queue_.erase(queue_.begin() + static_cast<std::ptrdiff_t>(i));
-    }
+    DropCancelledWaiting();
     int64_t taken = 0;
     for (size_t i = 0; i < seats_.size(); ++i) {
       Seat& seat = seats_[i];
@@ -240,6 +235,16 @@ bool Engine::Admit() {
     if (taken > 0) return true;
     more_.Wait(&mutex_);
   }
+}
+
+void Engine::DropCancelledWaiting() {
+  std::erase_if(queue_, [this](const std::shared_ptr<Job>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!job->channel->cancelled) return false;
+    const int64_t left = job->task.samples - job->begun;
+    waiting_ -= left;
+    counts_->cancelled->Increment(static_cast<double>(left));
+    return true;
+  });
 }
 
 void Engine::DropCancelled() {

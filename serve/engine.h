@@ -163,7 +163,8 @@ class Engine {
 
   Engine(const ServedModel& model, const EngineOptions& options, Metrics* metrics);
   void Run();
-  // Gives up what nobody waits for any more.
+  // Give up what nobody waits for any more: in the queue, and in seats.
+  void DropCancelledWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropCancelled();
   // Seats the front of the queue where seats are free. Returns false if the engine is to end; waits if there is nothing
   // to do.
