@@ -13,8 +13,6 @@
 
 namespace millrace {
 
-inline constexpr size_t kMaxJobFileBytes = 1 << 20;
-
 // Reads a file, applies `overrides` ("phases.0.stop.max_steps=20": a dotted path with list indices as numbers, then a
 // value in YAML), fills in defaults and validates. Errors name the file and the line, or the override:
 //   job.yaml:12: unknown field 'layer' in model; did you mean 'layers'?

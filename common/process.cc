@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,8 +26,8 @@ namespace {
 
 // Between fork and exec only what is safe after a fork of a threaded process may be called: system calls, no
 // allocation. Reports errno through `report` and does not return.
-[[noreturn]] void BecomeChild(char* const* arguments, int input, int output, bool dies_with_parent, pid_t parent,
-                              int report) {
+[[noreturn]] void BecomeChild(const ChildProcess::Options& options, char* const* arguments, int input, int output,
+                              pid_t parent, int report) {
   const auto fail = [report] {
     const int code = errno;
     (void)!write(report, &code, sizeof(code));
@@ -36,7 +37,7 @@ namespace {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, nullptr);
   for (int number : {SIGINT, SIGTERM, SIGPIPE, SIGHUP}) signal(number, SIG_DFL);
-  if (dies_with_parent) {
+  if (options.dies_with_parent) {
     setpgid(0, 0);
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0) fail();
     if (getppid() != parent) _exit(127);  // it ended before this was set
@@ -46,6 +47,13 @@ namespace {
   if (dup2(input, 0) < 0) fail();
   if (output >= 0 && (dup2(output, 1) < 0 || dup2(output, 2) < 0)) fail();
   close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+  const auto limit = [&fail](auto resource, uint64_t most) {
+    const rlimit both = {.rlim_cur = most, .rlim_max = most};
+    if (most > 0 && setrlimit(resource, &both) != 0) fail();
+  };
+  limit(RLIMIT_AS, options.max_memory);
+  limit(RLIMIT_FSIZE, options.max_written);
+  if (!options.directory.empty() && chdir(options.directory.c_str()) != 0) fail();
   execv(arguments[0], arguments);
   fail();
   _exit(127);
@@ -79,7 +87,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(const Options&
   }
   const pid_t parent = getpid();
   const pid_t pid = fork();
-  if (pid == 0) BecomeChild(arguments.data(), input, output, options.dies_with_parent, parent, report[1]);
+  if (pid == 0) BecomeChild(options, arguments.data(), input, output, parent, report[1]);
   const int forked = errno;
   close(report[1]);
   close(input);
@@ -119,6 +127,15 @@ ChildProcess::~ChildProcess() {
 void ChildProcess::Signal(int signal) {
   absl::MutexLock lock(&mutex_);
   if (!ending_.has_value()) kill(pid_, signal);
+}
+
+Ending ChildProcess::KillGroup() {
+  {
+    absl::MutexLock lock(&mutex_);
+    // Until it is waited for, no other process can have its number; it leads the group of that number.
+    if (!ending_.has_value()) kill(-pid_, SIGKILL);
+  }
+  return *Wait(absl::InfiniteFuture());
 }
 
 std::optional<Ending> ChildProcess::Wait(absl::Time deadline) {

@@ -7,6 +7,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,6 +41,9 @@ class ChildProcess {
     std::string log_file;                // standard output and error are appended here; empty: the parent's
     // Ends with SIGTERM when the thread that started it ends (PR_SET_PDEATHSIG). Else it gets a session of its own.
     bool dies_with_parent = true;
+    std::string directory;     // it starts there; empty: where the parent is
+    uint64_t max_memory = 0;   // bytes of address space (RLIMIT_AS); 0: as the parent
+    uint64_t max_written = 0;  // bytes of each file that it writes (RLIMIT_FSIZE); 0: as the parent
   };
   // An error if the program cannot be started at all, naming it.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(const Options& options);
@@ -53,6 +57,8 @@ class ChildProcess {
   int descriptor() const { return descriptor_; }
   // Nothing happens once the child has ended and been waited for.
   void Signal(int signal);
+  // Kills the child and what it has started in its process group, and waits for the child's end.
+  Ending KillGroup();
   // Waits for the end until `deadline`; absent: it runs on. May be called again after the end.
   std::optional<Ending> Wait(absl::Time deadline);
   bool running() { return !Wait(absl::InfinitePast()).has_value(); }

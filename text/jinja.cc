@@ -9,6 +9,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
+#include "nlohmann/json.hpp"
 #include "text/jinja_syntax.h"
 #include "text/jinja_value.h"
 
@@ -30,7 +31,8 @@ int64_t FloorDivide(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0
 
 class Renderer {
  public:
-  Renderer(const JinjaLimits& limits, Dict globals) : work_(limits.work), limits_(limits) {
+  Renderer(const JinjaLimits& limits, bool strict, Dict globals)
+      : work_(limits.work), limits_(limits), strict_(strict) {
     scopes_.push_back(std::move(globals));
   }
 
@@ -45,7 +47,7 @@ class Renderer {
   absl::Status Charge(uint64_t work) {
     if (work > work_)
       return absl::ResourceExhaustedError(
-          absl::StrCat("the chat template does more than ", limits_.work, " units of work"));
+          absl::StrCat("the template does more than ", limits_.work, " units of work"));
     work_ -= work;
     return absl::OkStatus();
   }
@@ -104,7 +106,7 @@ class Renderer {
     output_.rendered.Append(text);
     output_.generated.resize(output_.rendered.text.size(), generating_ > 0);
     if (output_.rendered.text.size() <= limits_.output) return absl::OkStatus();
-    return absl::ResourceExhaustedError(absl::StrCat("the chat template makes more than ", limits_.output, " bytes"));
+    return absl::ResourceExhaustedError(absl::StrCat("the template makes more than ", limits_.output, " bytes"));
   }
 
   absl::StatusOr<Flow> RunIf(const Statement& statement) {
@@ -227,9 +229,12 @@ class Renderer {
     return outer->depth > kMaxDepth ? Wrong("lists are nested too deeply") : absl::OkStatus();
   }
 
-  static absl::StatusOr<MarkedText> AsText(const Value& value) {
+  absl::StatusOr<MarkedText> AsText(const Value& value) const {
     if (value.text() != nullptr) return *value.text();
-    if (value.undefined()) return MarkedText();
+    if (const auto* undefined = std::get_if<Undefined>(&value.is)) {
+      if (strict_) return Wrong(absl::StrCat("'", undefined->name, "' is undefined"));
+      return MarkedText();
+    }
     if (value.none()) return Plain("None");
     if (const auto* truth = std::get_if<bool>(&value.is)) return Plain(*truth ? "True" : "False");
     if (const auto number = value.number()) return Plain(absl::StrCat(*number));
@@ -248,7 +253,9 @@ class Renderer {
       const std::vector<size_t> offsets = Offsets(*value.text());
       for (size_t i = 0; i + 1 < offsets.size(); ++i)
         items.push_back(Value::Text(value.text()->Part(offsets[i], offsets[i + 1] - offsets[i])));
-    } else if (!value.undefined()) {
+    } else if (const auto* undefined = std::get_if<Undefined>(&value.is)) {
+      if (strict_) return Wrong(absl::StrCat("'", undefined->name, "' is undefined"));
+    } else {
       return Wrong(absl::StrCat("a loop over ", value.kind()));
     }
     MILLRACE_RETURN_IF_ERROR(Charge(items.size() * kNodeWork));
@@ -865,10 +872,43 @@ class Renderer {
 
   uint64_t work_;  // left
   const JinjaLimits limits_;
+  const bool strict_;  // what is undefined is neither text nor a list
   std::vector<Dict> scopes_;
   JinjaOutput output_;
   int generating_ = 0;
 };
+
+absl::StatusOr<Value> FromJson(const nlohmann::ordered_json& json) {
+  const auto deepen = [](const Value& inner, Value* outer) {
+    outer->depth = std::max(outer->depth, inner.depth + 1);
+    return outer->depth <= kMaxDepth;
+  };
+  Value value{None{}};
+  if (json.is_string()) return Value::Text(json.get_ref<const std::string&>());
+  if (json.is_boolean()) return Value{json.get<bool>()};
+  if (json.is_number_integer() && !(json.is_number_unsigned() && json.get<uint64_t>() > INT64_MAX)) {
+    return Value{json.get<int64_t>()};
+  }
+  if (json.is_number()) return Value::Text(json.dump());
+  if (json.is_array()) {
+    List items;
+    for (const nlohmann::ordered_json& item : json) {
+      MILLRACE_ASSIGN_OR_RETURN(Value made, FromJson(item));
+      if (!deepen(made, &value)) return Wrong("lists are nested too deeply");
+      items.push_back(std::move(made));
+    }
+    value.is = std::make_shared<const List>(std::move(items));
+  } else if (json.is_object()) {
+    Dict dict;
+    for (const auto& [name, item] : json.items()) {
+      MILLRACE_ASSIGN_OR_RETURN(Value made, FromJson(item));
+      if (!deepen(made, &value)) return Wrong("objects are nested too deeply");
+      dict.emplace_back(name, std::move(made));
+    }
+    value.is = std::make_shared<const Dict>(std::move(dict));
+  }
+  return value;
+}
 
 }  // namespace
 }  // namespace jinja
@@ -894,10 +934,19 @@ absl::StatusOr<JinjaOutput> JinjaTemplate::Render(const Variables& variables, co
     for (const auto& [name, text] : fields) message.emplace_back(name, Value::Text(text));
     messages.push_back({std::make_shared<const Dict>(std::move(message)), 1});
   }
-  Dict globals = {{"messages", {std::make_shared<const jinja::List>(std::move(messages)), 2}},
-                  {"add_generation_prompt", {variables.add_generation_prompt}}};
+  Dict globals;
+  if (variables.values != nullptr) {
+    if (!variables.values->is_object()) return absl::InvalidArgumentError("a template's values are no object");
+    for (const auto& [name, value] : variables.values->items()) {
+      MILLRACE_ASSIGN_OR_RETURN(Value made, jinja::FromJson(value));
+      globals.emplace_back(name, std::move(made));
+    }
+  }
+  // Behind the values, which the first of a name is.
+  globals.emplace_back("messages", Value{std::make_shared<const jinja::List>(std::move(messages)), 2});
+  globals.emplace_back("add_generation_prompt", Value{variables.add_generation_prompt});
   for (const auto& [name, text] : variables.strings) globals.emplace_back(name, Value::Text(text));
-  return jinja::Renderer(limits, std::move(globals)).Render(*body_);
+  return jinja::Renderer(limits, variables.strict, std::move(globals)).Render(*body_);
 }
 
 }  // namespace millrace::text

@@ -1,4 +1,4 @@
-// Renders chat templates: the part of Jinja that the templates of Hugging Face's tokenizers use.
+// Renders templates of chats and of prompts: the part of Jinja that the templates of Hugging Face's tokenizers use.
 //
 // Understood, with Jinja 3.1's meaning and transformers' settings (trim_blocks and lstrip_blocks on, a last newline of
 // the template dropped):
@@ -27,6 +27,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "nlohmann/json_fwd.hpp"
 
 namespace millrace::text {
 
@@ -72,6 +73,11 @@ class JinjaTemplate {
     std::vector<Fields> messages;
     std::vector<std::pair<std::string, std::string>> strings;  // bos_token, …
     bool add_generation_prompt = false;
+    // An object whose members are variables too, null: none. Numbers that are not whole are text, as JSON writes them.
+    const nlohmann::ordered_json* values = nullptr;
+    // Printing what is undefined, joining it to text or looping over it is an error, not nothing (almost Jinja's
+    // StrictUndefined: it may still be false).
+    bool strict = false;
   };
 
   // INVALID_ARGUMENT naming the line and what is wrong or not supported.

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/yaml_message.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/field_options.pb.h"
@@ -307,7 +308,7 @@ TEST(JobFile, AFileThatCannotBeReadIsNamed) {
   const TemporaryFolder folder;
   EXPECT_EQ(ReadJobFile(folder / "none.yaml", {}).status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(ReadJobFile(folder / "none.yaml", {}).status().message()), HasSubstr(folder / "none.yaml"));
-  const std::string large = folder.Write("large.yaml", std::string(kMaxJobFileBytes + 1, '#'));
+  const std::string large = folder.Write("large.yaml", std::string(kMaxYamlBytes + 1, '#'));
   EXPECT_THAT(std::string(ReadJobFile(large, {}).status().message()), HasSubstr(large));
   const std::string wrong = folder.Write("wrong.yaml", "nam: x\n");
   EXPECT_THAT(std::string(ReadJobFile(wrong, {}).status().message()),
@@ -459,7 +460,7 @@ TEST(JobFile, ASecondDocumentIsRefused) {
 }
 
 TEST(JobFile, ALargeFileIsRefusedUnread) {
-  EXPECT_THAT(Refusal(std::string(kMaxJobFileBytes + 1, '#')), HasSubstr("a job file has at most 1048576"));
+  EXPECT_THAT(Refusal(std::string(kMaxYamlBytes + 1, '#')), HasSubstr("a job file has at most 1048576"));
 }
 
 TEST(JobFile, DeepNestingIsRefused) {

@@ -157,6 +157,43 @@ TEST(Process, OutlivesItsObjectIfAskedTo) {
   EXPECT_EQ(WEXITSTATUS(status), 7);
 }
 
+TEST(Process, StartsWhereItIsToldTo) {
+  const TemporaryFolder folder;
+  auto child = ChildProcess::Start({.arguments = {"/bin/pwd"}, .log_file = folder / "log", .directory = folder.path()});
+  ASSERT_TRUE(child.ok()) << child.status();
+  EXPECT_TRUE(EndOf(**child).well());
+  EXPECT_EQ(folder.Read("log"), folder.path() + "\n");
+  child = ChildProcess::Start({.arguments = {"/bin/pwd"}, .directory = folder / "nowhere"});
+  EXPECT_EQ(child.status().code(), absl::StatusCode::kNotFound) << child.status();
+}
+
+TEST(Process, WritesAndHoldsNoMoreThanItMay) {
+  const TemporaryFolder folder;
+  auto child = ChildProcess::Start({.arguments = {"/bin/sh", "-c", "ulimit -v; head -c 5000 /dev/zero > big"},
+                                    .log_file = folder / "log",
+                                    .directory = folder.path(),
+                                    .max_memory = uint64_t{1} << 30,
+                                    .max_written = 1000});
+  ASSERT_TRUE(child.ok()) << child.status();
+  EXPECT_FALSE(EndOf(**child).well());
+  EXPECT_EQ(folder.Read("log").substr(0, 8), "1048576\n");  // KiB
+  EXPECT_EQ(folder.Read("big").size(), 1000u);
+}
+
+TEST(Process, KillsWhatItsChildStarted) {
+  const TemporaryFolder folder;
+  // What holds the pipe open for writing is the grandchild alone, once the child is in `exec`.
+  std::unique_ptr<ChildProcess> child =
+      Shell(absl::StrCat("mkfifo ", folder / "pipe", "; sleep 600 > ", folder / "pipe", " & echo ready; exec sleep 600"),
+            folder / "log");
+  const absl::Time deadline = absl::Now() + kPatience;
+  while (folder.Read("log") != "ready\n" && absl::Now() < deadline) std::this_thread::yield();
+  std::ifstream pipe(folder / "pipe");
+  EXPECT_EQ(child->KillGroup().signal, SIGKILL);
+  EXPECT_EQ(pipe.get(), EOF);  // comes when nobody can write any more
+  EXPECT_EQ(child->KillGroup().signal, SIGKILL);
+}
+
 TEST(Process, OwnProgramIsThisTest) {
   const absl::StatusOr<std::string> program = OwnProgram();
   ASSERT_TRUE(program.ok()) << program.status();

@@ -138,5 +138,37 @@ TEST(Jinja, WorkNestingAndOutputAreBounded) {
   fails(nots + "1 }}");
 }
 
+TEST(Jinja, ValuesOfJsonAreVariables) {
+  const Json values = Json::parse(R"({"question": "What {{ is }} it?", "options": ["a", "b", 3], "half": 0.5,
+      "yes": true, "none": null, "large": 18446744073709551615, "about": {"topic": {"name": "tea"}},
+      "messages": "mine"})");
+  JinjaTemplate::Variables variables;
+  variables.values = &values;
+  const auto rendered = [&](const std::string& source) {
+    const auto output = Render(source, variables);
+    return output.ok() ? output->rendered.text : std::string(output.status().message());
+  };
+  EXPECT_EQ(rendered("{{ question }}"), "What {{ is }} it?");
+  EXPECT_EQ(rendered("{% for o in options %}{{ loop.index }}{{ o }} {% endfor %}"), "1a 2b 33 ");
+  EXPECT_EQ(rendered("{{ options[2] + 1 }} {{ half }} {{ large }} {{ yes }} {{ none is none }}"),
+            "4 0.5 18446744073709551615 True True");
+  EXPECT_EQ(rendered("{{ about.topic.name }} {{ about | tojson }}"), R"(tea {"topic": {"name": "tea"}})");
+  EXPECT_EQ(rendered("{{ messages }}"), "mine");
+  EXPECT_EQ(rendered("a{{ qustion }}b"), "ab");
+  variables.strict = true;
+  EXPECT_EQ(rendered("\na{{ qustion }}b"), "line 2: 'qustion' is undefined");
+  EXPECT_EQ(rendered("{{ 'x' ~ about.name }}"), "line 1: 'name' is undefined");
+  EXPECT_EQ(rendered("{% for o in optoins %}{% endfor %}"), "line 1: 'optoins' is undefined");
+  EXPECT_EQ(rendered("{{ qustion | default('none') }}{% if qustion is defined %}!{% endif %}"), "none");
+
+  Json deep = "x";
+  for (int i = 0; i < 100; ++i) deep = Json::array({deep});
+  const Json nested = {{"deep", deep}}, list = Json::array();
+  variables.values = &nested;
+  EXPECT_EQ(rendered("{{ deep }}"), "lists are nested too deeply");
+  variables.values = &list;
+  EXPECT_EQ(rendered("x"), "a template's values are no object");
+}
+
 }  // namespace
 }  // namespace millrace::text
