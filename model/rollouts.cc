@@ -123,7 +123,10 @@ absl::Status Rollouts::Draw(const DecoderWeights& weights, const RolloutOptions&
     seat.answer->ids.push_back(ids[row]);
     seat.answer->log_probabilities.push_back(-losses[row]);
     seat.answer->stopped = std::find(options.stop.begin(), options.stop.end(), ids[row]) != options.stop.end();
-    if (seat.answer->stopped || static_cast<int64_t>(seat.answer->ids.size()) == seat.limit) seat.answer = nullptr;
+    if (seat.answer->stopped || static_cast<int64_t>(seat.answer->ids.size()) == seat.limit ||
+        (options.ends && options.ends(seat.answer->ids))) {
+      seat.answer = nullptr;
+    }
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -27,6 +28,8 @@ struct RolloutOptions {
   SamplingOptions sampling;
   int64_t max_tokens = 0;      // of an answer, at least 1
   std::vector<uint32_t> stop;  // tokens that end an answer
+  // Whether the answer's tokens so far end it too; a function of them alone. Null: never.
+  std::function<bool(absl::Span<const uint32_t> ids)> ends;
 };
 
 struct Answer {
@@ -34,7 +37,7 @@ struct Answer {
   // Of each, under softmax(logits / temperature) over the whole vocabulary, whatever top_k and top_p left of it;
   // temperature 0 counts as 1.
   std::vector<float> log_probabilities;
-  bool stopped = false;  // by a stop token, not by the limit of its length
+  bool stopped = false;  // by a stop token, not by `ends` or the limit of its length
 };
 
 // Holds the memory of its passes; one thread at a time.

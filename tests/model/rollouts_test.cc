@@ -159,6 +159,26 @@ TEST_P(RolloutsTest, AnswersEndWhereTheyShould) {
   EXPECT_GT(stopped, 0);
 }
 
+TEST_P(RolloutsTest, AnAnswerEndsWhereTheCallerSays) {
+  const std::vector<Answer> whole = Sample(4, prompts_);
+  options_.ends = [](absl::Span<const uint32_t> ids) { return ids.back() % 4 == 2; };
+  const std::vector<Answer> ended = Sample(4, prompts_);
+  ASSERT_EQ(ended.size(), whole.size());
+  size_t shorter = 0;
+  for (size_t i = 0; i < whole.size(); ++i) {
+    Answer expected = whole[i];
+    const auto end = std::find_if(expected.ids.begin(), expected.ids.end(), [](uint32_t id) { return id % 4 == 2; });
+    if (end != expected.ids.end()) {
+      expected.ids.erase(end + 1, expected.ids.end());
+      expected.log_probabilities.resize(expected.ids.size());
+      expected.stopped = expected.stopped && expected.ids.size() == whole[i].ids.size();
+      shorter += expected.ids.size() < whole[i].ids.size() ? 1 : 0;
+    }
+    ExpectSame(ended[i], expected);
+  }
+  EXPECT_GT(shorter, 3u);
+}
+
 TEST_P(RolloutsTest, DrawWhatIsProbableAsOftenAsItIs) {
   if (GetParam().precision == "bf16") return;  // the same draws
   Prompt prompt = prompts_[0];
