@@ -31,7 +31,7 @@ constexpr Command kCommands[] = {
     {kJobs, "checkpoints", "lists a job's checkpoints", &RunCheckpoints},
     {kModels, "generate", "continues a prompt", &RunGenerate},
     {kModels, "score", "tells how likely a text is", &RunScore},
-    {kModels, "eval", "tells how well the text of files is predicted", &RunEval},
+    {kModels, "eval", "tells how well text is predicted, or tasks are done", &RunEval},
     {kModels, "embed", "gives a text as a vector", &RunEmbed},
     {kModels, "nearest", "lists the tokens that are like a token", &RunNearest},
     {kModels, "serve", "answers over HTTP, as OpenAI's API does", &RunServe},

@@ -1,4 +1,4 @@
-// millrace eval: how well a model predicts the text of files.
+// millrace eval: how well a model predicts the text of files, and how well models do tasks.
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -15,6 +15,10 @@
 #include "cli/model_source.h"
 #include "common/progress.h"
 #include "common/status.h"
+#include "evaluation/questions.h"
+#include "evaluation/report.h"
+#include "evaluation/run_task.h"
+#include "evaluation/tasks_file.h"
 #include "nlohmann/json.hpp"
 #include "text/corpus.h"
 #include "text/sources.h"
@@ -64,26 +68,14 @@ absl::StatusOr<Documents> ReadAll(const text::SourceFiles& found, const model::L
   return all;
 }
 
-}  // namespace
-
-absl::Status RunEval(Arguments arguments) {
-  std::string path;
-  int64_t stride = 0;
+struct TasksFlags {
+  std::string out;
+  bool allow_programs = false;
   bool json = false;
-  ModelFlags model_flags;
-  Flags flags("eval", "Prints how well a model predicts text: loss, perplexity, bits a byte.",
-              "--model runs/quickstart/model --data runs/quickstart/data/held_out.txt");
-  model_flags.Declare(&flags);
-  flags
-      .Text("data", "PATH", "a file, each one document (.jsonl: each line), also .gz or .zst; a folder or a glob",
-            &path)
-      .Required();
-  flags.Integer("stride", "N",
-                "tokens from one window of the model's context to the next; a small one lets each "
-                "prediction see a long past; 0: the context, as in training",
-                &stride, 0, 1 << 30);
-  flags.Switch("json", "prints an object", &json);
-  MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+};
+
+// How well the model predicts the text at `path`.
+absl::Status EvaluateText(const std::string& path, const ModelFlags& model_flags, int64_t stride, bool json) {
   MILLRACE_ASSIGN_OR_RETURN(const text::SourceFiles found, FindData(path));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, model_flags.Open());
   model::LanguageModel& model = *open->language_model;
@@ -127,6 +119,78 @@ absl::Status RunEval(Arguments arguments) {
               ShortCount(static_cast<double>(bytes)).c_str(), ShortCount(static_cast<double>(text.documents)).c_str(),
               text.documents == 1 ? "" : "s");
   return absl::OkStatus();
+}
+
+// How well each of the models does the tasks of a file.
+absl::Status EvaluateTasks(const std::string& path, const std::vector<std::string>& models,
+                           const ModelFlags& model_flags, const TasksFlags& how) {
+  MILLRACE_ASSIGN_OR_RETURN(const v1::TasksFile tasks, evaluation::ReadTasksFile(path));
+  if (!how.out.empty()) MILLRACE_RETURN_IF_ERROR(evaluation::CheckNewReport(how.out));
+  const evaluation::RunOptions options = {std::filesystem::path(path).parent_path().string(), how.allow_programs};
+  std::vector<std::vector<evaluation::Question>> questions;
+  for (const v1::TaskSpec& task : tasks.tasks()) {
+    MILLRACE_RETURN_IF_ERROR(evaluation::CheckAllowed(task, options));
+    MILLRACE_ASSIGN_OR_RETURN(questions.emplace_back(), evaluation::MakeQuestions(task, options.folder));
+  }
+  std::vector<evaluation::ModelResults> results;
+  for (const std::string& name : models) {
+    ModelFlags one = model_flags;
+    one.model = name;
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, one.Open());
+    const evaluation::ModelInUse model = {open->language_model.get(), &open->compute,
+                                          open->chat_template.ok() ? &*open->chat_template : nullptr};
+    evaluation::ModelResults& of_model = results.emplace_back();
+    of_model.name = name;
+    for (int i = 0; i < tasks.tasks_size(); ++i) {
+      std::fprintf(stderr, "%s: %s\n", name.c_str(), tasks.tasks(i).name().c_str());
+      absl::StatusOr<evaluation::TaskResult> result =
+          evaluation::RunTask(tasks.tasks(i), questions[static_cast<size_t>(i)], model, options);
+      if (!result.ok()) return Annotate(result.status(), name);
+      of_model.tasks.push_back(*std::move(result));
+    }
+  }
+  const nlohmann::ordered_json report = evaluation::MakeReport(tasks, results);
+  if (!how.out.empty()) MILLRACE_RETURN_IF_ERROR(evaluation::WriteReport(how.out, report, tasks, results));
+  std::printf("%s", how.json ? absl::StrCat(report.dump(2), "\n").c_str() : evaluation::TableOf(report).c_str());
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status RunEval(Arguments arguments) {
+  std::string data, tasks;
+  std::vector<std::string> models;
+  int64_t stride = 0;
+  TasksFlags how;
+  ModelFlags model_flags;
+  Flags flags("eval",
+              "Prints how well a model predicts text: loss, perplexity, bits a byte; or how well one or several do the "
+              "tasks of a file (docs/evaluation.md), side by side.",
+              "--model runs/quickstart/model --data runs/quickstart/data/held_out.txt");
+  model_flags.DeclareForSeveral(&flags, &models);
+  flags.Text("data", "PATH", "a file, each one document (.jsonl: each line), also .gz or .zst; a folder or a glob",
+             &data);
+  flags.Integer("stride", "N",
+                "with --data: tokens from one window of the model's context to the next; a small one lets each "
+                "prediction see a long past; 0: the context, as in training",
+                &stride, 0, 1 << 30);
+  flags.Text("tasks", "FILE", "tasks to do, instead of --data", &tasks);
+  flags.Text("out", "DIR", "with --tasks: a folder for what each model said to each example", &how.out);
+  flags.Switch("allow-programs", "with --tasks: lets tasks run their programs on what the model has generated",
+               &how.allow_programs);
+  flags.Switch("json", "prints an object", &how.json);
+  MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
+  if (data.empty() == tasks.empty()) return UsageError("--data and --tasks: one of them");
+  for (const char* flag : {"out", "allow-programs"}) {
+    if (tasks.empty() && flags.given(flag)) return UsageError(absl::StrCat("--", flag, " goes with --tasks"));
+  }
+  if (!tasks.empty()) {
+    if (flags.given("stride")) return UsageError("--stride goes with --data");
+    return EvaluateTasks(tasks, models, model_flags, how);
+  }
+  if (models.size() != 1) return UsageError("several models are compared with --tasks only");
+  model_flags.model = models[0];
+  return EvaluateText(data, model_flags, stride, how.json);
 }
 
 }  // namespace millrace::cli

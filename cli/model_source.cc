@@ -20,6 +20,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr char kModelHelp[] =
+    "folder of a checkpoint or in Hugging Face's layout, or JOB, JOB@best, JOB@last, JOB@STEP";
+
 // The folder of one of a job's checkpoints, in the directory of a cluster that is down.
 absl::StatusOr<std::string> FindOnShelf(const std::string& cluster, const std::string& job, const std::string& which) {
   const std::string jobs = absl::StrCat(cluster, "/jobs");
@@ -106,10 +109,16 @@ absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& di
 }
 
 void ModelFlags::Declare(Flags* flags) {
-  flags
-      ->Text("model", "M", "folder of a checkpoint or in Hugging Face's layout, or JOB, JOB@best, JOB@last, JOB@STEP",
-             &model)
-      .Required();
+  flags->Text("model", "M", kModelHelp, &model).Required();
+  DeclareUse(flags);
+}
+
+void ModelFlags::DeclareForSeveral(Flags* flags, std::vector<std::string>* models) {
+  flags->List("model", "M", absl::StrCat(kModelHelp, "; several are compared"), models).Required();
+  DeclareUse(flags);
+}
+
+void ModelFlags::DeclareUse(Flags* flags) {
   flags->Integer("threads", "T", "that compute; 0: one for each core", &threads, 0, 1024);
   where.Declare(flags);
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -55,7 +56,12 @@ struct ModelFlags {
   CoordinatorFlags where;
 
   void Declare(Flags* flags);
+  // For subcommands that take several, one after another: `models` has what `model` of a copy is to be.
+  void DeclareForSeveral(Flags* flags, std::vector<std::string>* models);
   absl::StatusOr<std::unique_ptr<OpenModel>> Open(model::Weights weights = model::Weights::kComputed) const;
+
+ private:
+  void DeclareUse(Flags* flags);
 };
 
 }  // namespace millrace::cli

@@ -412,7 +412,7 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
 }  // namespace
 
 void FillAdapterDefaults(const v1::ModelSpec& model, v1::AdapterSpec* adapter) {
-  FillMessage(adapter);
+  FillRuleDefaults(adapter);
   const bool gpt2 = model.family() == "gpt2";
   const std::string& type = adapter->type();
   const bool low_rank = type == "lora" || type == "adalora";
