@@ -226,6 +226,67 @@ TEST_F(Commands, EvalGivesTheLossThatTrainingReported) {
   EXPECT_LT(sliding["loss"].get<double>(), blocks["loss"].get<double>());
 }
 
+TEST_F(Commands, EvalDoesTasksOfSeveralModelsSideBySide) {
+  std::string pairs;
+  for (const std::string& sentence : Withheld()) {
+    std::string backwards = sentence.substr(0, sentence.size() - 1);
+    std::reverse(backwards.begin(), backwards.end());
+    pairs += Json{{"good", sentence}, {"bad", backwards + "."}}.dump() + "\n";
+  }
+  WriteAll(Work("pairs.jsonl"), pairs);
+  std::string text;
+  for (const std::string& sentence : Withheld()) text += sentence + "\n";
+  WriteAll(Work("document.jsonl"), Json{{"text", text}}.dump() + "\n");
+  WriteAll(Work("tasks.yaml"), R"(tasks:
+  - name: pairs
+    type: choice
+    data: [pairs.jsonl]
+    choices: ["{{ good }}", "{{ bad }}"]
+    answer_index: "0"
+  - {name: document, type: perplexity, data: [document.jsonl], target: "{{ text }}", metrics: [bits_per_byte]}
+  - {name: next, type: exact_match, data: [pairs.jsonl], prompt: "{{ good[:-4] }}", answer: "{{ good[-4:] }}",
+     max_tokens: 8, stop: ["\n"], few_shot: 1, separator: "\n"}
+)");
+  const std::string call = "eval" + Model() + Model() + " --tasks " + Quoted(Work("tasks.yaml").string());
+  const Json report = RunJson(call + " --out " + Quoted(Work("report").string()));
+  ASSERT_EQ(report["tasks"].size(), 3u);
+  const Json& acc = report["tasks"][0]["metrics"]["acc"];
+  EXPECT_EQ(acc["results"][0]["value"], 1.0) << report;
+  EXPECT_LT(acc["results"][0]["interval"][0], 1.0);
+  EXPECT_EQ(acc["differences"][0]["value"], 0.0);
+  EXPECT_EQ(acc["differences"][0]["p_value"], 1.0);
+  EXPECT_EQ(report["tasks"][2]["examples"], Withheld().size());
+  // A document's bits a byte are those that --data gives.
+  const Json alone = RunJson("eval" + Model() + " --data " + Quoted(Work("document.jsonl").string()));
+  EXPECT_NEAR(report["tasks"][1]["metrics"]["bits_per_byte"]["results"][1]["value"].get<double>(),
+              alone["bits_per_byte"].get<double>(), 1e-12);
+  // What was asked and what came can be looked at.
+  const std::string records = ReadAll(Work("report/2/pairs.jsonl"));
+  EXPECT_EQ(std::count(records.begin(), records.end(), '\n'), static_cast<ptrdiff_t>(Withheld().size()));
+  const Json first = Json::parse(records.substr(0, records.find('\n')));
+  const std::string sentence = *Withheld().begin();
+  EXPECT_EQ(first["choices"][0]["text"], sentence);
+  EXPECT_NEAR(first["choices"][0]["log_probability"].get<double>(), LogProbability(sentence), 1e-6);
+  EXPECT_EQ(ReadAll(Work("report/1/next.jsonl")), ReadAll(Work("report/2/next.jsonl")));
+  EXPECT_EQ(Json::parse(ReadAll(Work("report/report.json"))), report);
+  // Threads change nothing.
+  EXPECT_EQ(RunJson(call + " --threads 1").dump(), RunJson(call + " --threads 3").dump());
+  const Outcome table = Run(call);
+  EXPECT_THAT(table.out, HasSubstr("pairs     acc                   6  1.0000 ± 0.0000 [0.6097, 1.0000]"));
+  EXPECT_THAT(table.out, HasSubstr("[2] - [1]"));
+}
+
+TEST_F(Commands, EvalDoesTheTasksOfTheExamples) {
+  const std::string folder = MILLRACE_SOURCE_DIR "/examples/tasks/";
+  const Json report = RunJson("eval" + Model() + " --tasks " + Quoted(folder + "tasks.yaml"));
+  EXPECT_EQ(report["tasks"].size(), 4u);
+  const Outcome refused = Run("eval" + Model() + " --tasks " + Quoted(folder + "programs.yaml"));
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_THAT(refused.err, HasSubstr("task words runs a program on what the model has generated; --allow-programs"));
+  const Json programs = RunJson("eval" + Model() + " --allow-programs --tasks " + Quoted(folder + "programs.yaml"));
+  EXPECT_TRUE(programs["tasks"][0]["metrics"].contains("pass@5")) << programs;
+}
+
 TEST_F(Commands, GenerateIsAFunctionOfTheSeed) {
   const std::string call = "generate" + Model() + " --prompt 'Today is' --max-tokens 24";
   const Json one = RunJson(call + " --seed 5");
@@ -439,6 +500,7 @@ TEST_F(Commands, FlippedBitIsNoticed) {
 }
 
 TEST_F(Commands, MistakesAreExplained) {
+  WriteAll(Work("typo.yaml"), "tasks:\n  - name: a\n    typ: choice\n");
   const std::vector<std::tuple<std::string, int, std::string>> cases = {
       {"generate --prompt x", 2, "--model is missing"},
       {"generate" + Model() + " --prompt x --temprature 1", 2, "did you mean --temperature?"},
@@ -447,6 +509,15 @@ TEST_F(Commands, MistakesAreExplained) {
       {"score --model /tmp --text x", 1, "config.json"},
       {"score" + Model() + " --text ''", 1, "empty"},
       {"eval" + Model() + " --data /nowhere.txt", 1, "/nowhere.txt"},
+      {"eval --data x", 2, "--model is missing"},
+      {"eval" + Model(), 2, "--data and --tasks: one of them"},
+      {"eval" + Model() + " --data x --tasks y", 2, "--data and --tasks: one of them"},
+      {"eval" + Model() + Model() + " --data x", 2, "several models are compared with --tasks only"},
+      {"eval" + Model() + " --data x --out y", 2, "--out goes with --tasks"},
+      {"eval" + Model() + " --tasks x --stride 2", 2, "--stride goes with --data"},
+      {"eval" + Model() + " --tasks /nowhere.yaml", 1, "/nowhere.yaml"},
+      {"eval" + Model() + " --tasks " + Quoted(Work("typo.yaml").string()), 1,
+       "typo.yaml:3: unknown field 'typ' in tasks.0; did you mean 'type'?"},
       {"nearest" + Model() + " --token 'Nebuchadnezzar'", 1, "token"},
       {"nearest" + Model() + " --token 'Sunday is'", 1, "\"Sunday\" \" is\""},
       {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf or gguf"},
