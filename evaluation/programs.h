@@ -25,8 +25,8 @@ struct TrialOutcome {
 };
 
 // Writes the source into a temporary folder, runs the program there, without input, and removes the folder. It passes
-// if it ends with status 0 within its time; then or at its time what it has started is killed too. It runs with the
-// rights of whoever calls: the limits are against accidents, not against malice.
+// if it ends with status 0 within its time; then or at its time its process group is killed. It runs with the rights of
+// whoever calls: the limits are against accidents, not against malice.
 // An error if the folder cannot be made or the program cannot be started.
 absl::StatusOr<TrialOutcome> RunTrial(const Trial& trial);
 

@@ -301,9 +301,10 @@ class Runner {
     for (size_t i = 0; i < questions_.size(); ++i) {
       Json& record = result_.records[i];
       RecordPrompt(questions_[i], &record);
-      record["generated"] = WellFormed(generated[i].text);
+      const std::string text = WellFormed(generated[i].text);
+      record["generated"] = text;
       record["ended_by"] = generated[i].ending;
-      const std::optional<std::string> answer = rule.Extract(generated[i].text);
+      const std::optional<std::string> answer = rule.Extract(text);
       bool right = false;
       if (answer.has_value()) {
         const std::string given = rule.Normalize(*answer);

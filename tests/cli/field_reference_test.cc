@@ -1,4 +1,4 @@
-// Holds docs/job-file.md's tables to the rules beside the fields in proto/millrace/v1/job.proto.
+// Holds the tables of docs/job-file.md and docs/evaluation.md to the rules beside the fields of their messages.
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "gtest/gtest.h"
+#include "proto/millrace/v1/evaluation.pb.h"
 #include "proto/millrace/v1/field_options.pb.h"
 #include "proto/millrace/v1/job.pb.h"
 
@@ -75,31 +76,51 @@ void AppendTables(const Descriptor& message, std::set<std::string>* done, std::s
   }
 }
 
-TEST(JobFileReference, TablesAreTheFieldRules) {
-  std::string expected;
-  std::set<std::string> done;
-  AppendTables(*v1::JobSpec::descriptor(), &done, &expected);
+// Documents whose last part is the tables of a message and what it holds.
+struct Reference {
+  const char* document;
+  const Descriptor* message;
+  size_t messages;  // at least
+};
 
-  const std::string path = MILLRACE_SOURCE_DIR "/docs/job-file.md";
+class FieldReference : public ::testing::TestWithParam<Reference> {
+ protected:
+  static std::string Tables(size_t* messages) {
+    std::string tables;
+    std::set<std::string> done;
+    AppendTables(*GetParam().message, &done, &tables);
+    *messages = done.size();
+    return tables;
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Documents, FieldReference,
+                         ::testing::Values(Reference{"job-file", v1::JobSpec::descriptor(), 12},
+                                           Reference{"evaluation", v1::TasksFile::descriptor(), 2}),
+                         [](const auto& info) { return absl::StrReplaceAll(info.param.document, {{"-", "_"}}); });
+
+TEST_P(FieldReference, TablesAreTheFieldRules) {
+  size_t messages = 0;
+  const std::string expected = Tables(&messages);
+  const std::string path = absl::StrCat(MILLRACE_SOURCE_DIR "/docs/", GetParam().document, ".md");
   std::ifstream stream(path);
   ASSERT_TRUE(stream.good()) << path;
   const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  const size_t start = text.find("### JobSpec\n");
+  std::string name = GetParam().message->name();
+  const size_t start = text.find(absl::StrCat("### ", name, "\n"));
   const std::string found = start == std::string::npos ? "" : text.substr(start);
   if (found != expected) {
-    const std::string fresh = (std::filesystem::temp_directory_path() / "job-file-tables.md").string();
+    const std::string fresh =
+        (std::filesystem::temp_directory_path() / absl::StrCat(GetParam().document, "-tables.md")).string();
     std::ofstream(fresh) << expected;
-    FAIL() << "docs/job-file.md's tables differ from proto/millrace/v1/job.proto's rules; the right ones are in "
-           << fresh;
+    FAIL() << path << ": its tables differ from the rules of " << name << "; the right ones are in " << fresh;
   }
 }
 
-TEST(JobFileReference, EveryFieldHasAMeaning) {
-  std::string tables;
-  std::set<std::string> done;
-  AppendTables(*v1::JobSpec::descriptor(), &done, &tables);
+TEST_P(FieldReference, EveryFieldHasAMeaning) {
+  size_t messages = 0;
+  const std::string tables = Tables(&messages);
   EXPECT_EQ(tables.find("|  |\n"), std::string::npos) << tables;
-  EXPECT_GE(done.size(), 12u);
+  EXPECT_GE(messages, GetParam().messages);
 }
 
 }  // namespace
