@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/types/span.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/model_source.h"
@@ -132,6 +133,10 @@ absl::Status EvaluateTasks(const std::string& path, const std::vector<std::strin
   for (const v1::TaskSpec& task : tasks.tasks()) {
     MILLRACE_RETURN_IF_ERROR(evaluation::CheckAllowed(task, options));
     MILLRACE_ASSIGN_OR_RETURN(questions.emplace_back(), evaluation::MakeQuestions(task, options.folder));
+  }
+  // A model that is not there is not found out after hours with the first one.
+  for (const std::string& name : absl::MakeConstSpan(models).subspan(1)) {
+    MILLRACE_RETURN_IF_ERROR(ModelSource::Find(name, model_flags.where).status());
   }
   std::vector<evaluation::ModelResults> results;
   for (const std::string& name : models) {

@@ -271,6 +271,9 @@ TEST_F(Commands, EvalDoesTasksOfSeveralModelsSideBySide) {
   EXPECT_EQ(Json::parse(ReadAll(Work("report/report.json"))), report);
   // Threads change nothing.
   EXPECT_EQ(RunJson(call + " --threads 1").dump(), RunJson(call + " --threads 3").dump());
+  const Outcome missing = Run(call + " --model /nowhere");
+  EXPECT_EQ(missing.status, 1);
+  EXPECT_EQ(missing.err, "millrace: there is no folder /nowhere\n") << "no model has been asked";
   const Outcome table = Run(call);
   EXPECT_THAT(table.out, HasSubstr("pairs     acc                   6  1.0000 ± 0.0000 [0.6097, 1.0000]"));
   EXPECT_THAT(table.out, HasSubstr("[2] - [1]"));
