@@ -228,6 +228,7 @@ class Runner {
   struct Generated {
     std::string text;    // before the first stop text
     std::string ending;  // "token", "stop", "max_tokens"
+    size_t tokens = 0;   // generated for it, with what ended it
   };
 
   // `samples` for each question, one question's after another.
@@ -276,9 +277,8 @@ class Runner {
       const std::string text = model_.tokenizer().Decode(
           absl::MakeConstSpan(answer.ids).first(answer.ids.size() - (answer.stopped ? 1 : 0)));
       const absl::string_view before = BeforeStop(text, task_.stop());
-      all.push_back({std::string(before), before.size() < text.size() ? "stop"
-                                          : answer.stopped            ? "token"
-                                                                      : "max_tokens"});
+      const char* const ending = before.size() < text.size() ? "stop" : answer.stopped ? "token" : "max_tokens";
+      all.push_back({std::string(before), ending, answer.ids.size()});
     }
     return all;
   }
@@ -303,6 +303,7 @@ class Runner {
       RecordPrompt(questions_[i], &record);
       const std::string text = WellFormed(generated[i].text);
       record["generated"] = text;
+      record["tokens"] = generated[i].tokens;
       record["ended_by"] = generated[i].ending;
       const std::optional<std::string> answer = rule.Extract(text);
       bool right = false;
@@ -344,6 +345,7 @@ class Runner {
         if (!outcome.ok()) return Annotate(outcome.status(), questions_[i].where);
         passed += outcome->passed ? 1 : 0;
         record["samples"].push_back({{"generated", text},
+                                     {"tokens", one.tokens},
                                      {"ended_by", one.ending},
                                      {"passed", outcome->passed},
                                      {"ending", outcome->ending},

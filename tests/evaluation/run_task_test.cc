@@ -253,6 +253,7 @@ TEST_F(RunTaskTest, AnswersEndBeforeStopTexts) {
       absl::StrCat("type: exact_match, prompt: '{{ q }}', answer: x, max_tokens: 12, stop: [", Json(stop).dump(), "]"));
   EXPECT_EQ(result.records[0]["generated"].get<std::string>(), before);
   EXPECT_EQ(result.records[0]["ended_by"], "stop");
+  EXPECT_EQ(result.records[0]["tokens"].get<size_t>(), before.size() + 2) << "no token more than that takes";
   const TaskResult missing =
       Result("type: exact_match, prompt: '{{ q }}', answer: x, max_tokens: 12, extract: '0(1)', stop: ['0']");
   EXPECT_TRUE(missing.records[0]["answer"].is_null());
