@@ -14,7 +14,6 @@
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/model_source.h"
-#include "cli/readable_text.h"
 #include "common/progress.h"
 #include "common/status.h"
 #include "evaluation/questions.h"
@@ -23,6 +22,7 @@
 #include "evaluation/tasks_file.h"
 #include "nlohmann/json.hpp"
 #include "text/corpus.h"
+#include "text/readable_text.h"
 #include "text/sources.h"
 
 namespace millrace::cli {
@@ -146,7 +146,7 @@ absl::Status EvaluateTasks(const std::string& path, const std::vector<std::strin
     const evaluation::ModelInUse model = {open->language_model.get(), &open->compute,
                                           open->chat_template.ok() ? &*open->chat_template : nullptr};
     evaluation::ModelResults& of_model = results.emplace_back();
-    of_model.name = ReadableTextOf(name);
+    of_model.name = text::ReadableTextOf(name);
     for (int i = 0; i < tasks.tasks_size(); ++i) {
       std::fprintf(stderr, "%s: %s\n", name.c_str(), tasks.tasks(i).name().c_str());
       absl::StatusOr<evaluation::TaskResult> result =

@@ -40,21 +40,34 @@ std::optional<uint64_t> ParseBytes(absl::string_view text) {
 }  // namespace
 
 absl::Status RunExport(Arguments arguments) {
-  std::string format = "hf", out, dtype_name = "f32", max_shard_size = "2GB";
+  std::string format = "hf", out, base, dtype_name = "f32", max_shard_size = "2GB";
+  bool without_adapter = false;
   ModelFlags model_flags;
   Flags flags(
       "export",
       "Writes a model for other programs. hf: a folder that Hugging Face's transformers loads; gguf: a file that "
-      "llama.cpp loads.",
+      "llama.cpp loads; peft: the adapter alone, as a folder that Hugging Face's peft loads. The others make an "
+      "adapter "
+      "part of the weights.",
       "--model runs/quickstart/model --format gguf --dtype q8_0 --out quickstart.gguf");
   model_flags.Declare(&flags);
-  flags.Text("format", "F", "hf or gguf", &format);
+  flags.Text("format", "F", "hf, gguf or peft", &format);
   flags.Text("dtype", "T", "of the weights: f32, f16, bf16 or, for gguf, q8_0", &dtype_name);
   flags.Text("max-shard-size", "N", "hf: bytes of a file of weights at most, as in 2GB or 500MiB", &max_shard_size);
+  flags.Text("base", "NAME", "peft: what the adapter calls its base model: a folder, seen from --out, or a name",
+             &base);
+  flags.Switch("without-adapter", "hf, gguf: the model as it was before its adapter", &without_adapter);
   flags.Text("out", "PATH", "folder, or file of gguf, to make", &out).Required();
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  if (format != "hf" && format != "gguf") {
-    return UsageError(absl::StrCat("--format takes hf or gguf, not '", format, "'"));
+  if (format != "hf" && format != "gguf" && format != "peft") {
+    return UsageError(absl::StrCat("--format takes hf, gguf or peft, not '", format, "'"));
+  }
+  if (format == "peft") {
+    for (const char* const name : {"dtype", "max-shard-size", "without-adapter"}) {
+      if (flags.given(name)) return UsageError(absl::StrCat("--", name, " is not for --format peft"));
+    }
+  } else if (flags.given("base")) {
+    return UsageError("--base is for --format peft");
   }
   const bool gguf = format == "gguf";
   const std::optional<model::Dtype> dtype = model::DtypeNamed(dtype_name);
@@ -69,6 +82,15 @@ absl::Status RunExport(Arguments arguments) {
   }
   MILLRACE_RETURN_IF_ERROR(CheckIsFree(out));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, model_flags.Open(model::Weights::kStored));
+  if (format == "peft") {
+    MILLRACE_RETURN_IF_ERROR(WriteAdapterFolder(*open, out, base));
+    std::printf("%s holds the adapter in the layout of Hugging Face's peft.\n", out.c_str());
+    return absl::OkStatus();
+  }
+  if (without_adapter) MILLRACE_RETURN_IF_ERROR(open->language_model->UseAdapters({}));
+  if (absl::Status merged = open->language_model->Merge(); !merged.ok()) {
+    return Annotate(merged, "--format peft writes it beside the model, which --without-adapter writes");
+  }
   if (!gguf) {
     MILLRACE_RETURN_IF_ERROR(WriteModelFolder(*open, out, *dtype, *max_file_bytes));
     std::printf("%s holds the model in Hugging Face's layout.\n", out.c_str());

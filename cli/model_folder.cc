@@ -39,6 +39,16 @@ absl::StatusOr<std::unique_ptr<NewFolder>> MakeBeside(const fs::path& target) {
   return NewFolder::Make(absl::StrCat(target.string(), ".new-"), 0777);
 }
 
+absl::Status WriteAdapterInto(const OpenModel& open, const std::string& folder, const std::string& base) {
+  const model::LanguageModel& model = *open.language_model;
+  if (model.used_adapters().size() != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a folder holds one adapter; the model uses ", model.used_adapters().size()));
+  }
+  return model::WriteAdapter(folder, model.adapter(model.used_adapters()[0]), model.decoder().spec(), base,
+                             open.compute);
+}
+
 }  // namespace
 
 absl::Status CheckIsFree(const std::string& out) {
@@ -62,6 +72,14 @@ absl::Status WriteModelFolder(const OpenModel& open, const std::string& out, mod
     MILLRACE_RETURN_IF_ERROR(
         WriteFileAtomically(absl::StrCat(folder->path(), "/", text::kChatTemplateFile), open.chat_template->source()));
   }
+  if (!model.weights().adapters.empty()) MILLRACE_RETURN_IF_ERROR(WriteAdapterInto(open, folder->path(), ""));
+  return folder->MoveTo(target.string());
+}
+
+absl::Status WriteAdapterFolder(const OpenModel& open, const std::string& out, const std::string& base) {
+  const fs::path target = Folder(out);
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<NewFolder> folder, MakeBeside(target));
+  MILLRACE_RETURN_IF_ERROR(WriteAdapterInto(open, folder->path(), base));
   return folder->MoveTo(target.string());
 }
 

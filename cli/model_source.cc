@@ -14,6 +14,7 @@
 #include "coordinator/checkpoint_manifest.h"
 #include "coordinator/checkpoint_reader.h"
 #include "coordinator/checkpoint_shelf.h"
+#include "model/formats/peft.h"
 
 namespace millrace::cli {
 namespace {
@@ -89,7 +90,8 @@ absl::StatusOr<ModelSource> ModelSource::Find(const std::string& model, const Co
 absl::Status CheckModelFolder(const std::string& directory) {
   std::error_code error;
   if (!fs::exists(directory, error)) return absl::NotFoundError(absl::StrCat("there is no folder ", directory));
-  if (!fs::exists(absl::StrCat(directory, "/config.json"), error)) {
+  const bool adapter = fs::exists(absl::StrCat(directory, "/", model::kAdapterConfigFile), error);
+  if (!adapter && !fs::exists(absl::StrCat(directory, "/config.json"), error)) {
     return absl::NotFoundError(absl::StrCat(directory, " holds no model: it has no config.json"));
   }
   if (!fs::exists(absl::StrCat(directory, "/", coordinator::kManifestFile), error)) return absl::OkStatus();
@@ -103,7 +105,12 @@ absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& di
   auto open = std::make_unique<OpenModel>(kernels::DetectIsa(), threads > 0 ? static_cast<int>(threads) : Cores());
   MILLRACE_ASSIGN_OR_RETURN(open->language_model, model::LanguageModel::Open(directory, &open->compute, weights));
   v1::ChatSpec chat;
-  chat.set_template_(fs::absolute(directory).string());
+  std::string folder = directory;
+  std::error_code error;
+  if (!fs::exists(absl::StrCat(directory, "/config.json"), error)) {
+    MILLRACE_ASSIGN_OR_RETURN(folder, model::BaseOfAdapter(directory));
+  }
+  chat.set_template_(fs::absolute(folder).string());
   open->chat_template = text::ChatTemplate::Load(chat, open->language_model->tokenizer(), /*base_dir=*/"");
   return open;
 }
@@ -119,13 +126,19 @@ void ModelFlags::DeclareForSeveral(Flags* flags, std::vector<std::string>* model
 }
 
 void ModelFlags::DeclareUse(Flags* flags) {
+  flags->List("adapter", "DIR",
+              "folder of an adapter (a checkpoint, or in peft's layout) to use with the model; may be given several "
+              "times: one is used behind the other",
+              &adapters);
   flags->Integer("threads", "T", "that compute; 0: one for each core", &threads, 0, 1024);
   where.Declare(flags);
 }
 
 absl::StatusOr<std::unique_ptr<OpenModel>> ModelFlags::Open(model::Weights weights) const {
   MILLRACE_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Find(model, where));
-  return OpenModelFolder(source.directory(), threads, weights);
+  MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<OpenModel> open, OpenModelFolder(source.directory(), threads, weights));
+  for (const std::string& adapter : adapters) MILLRACE_RETURN_IF_ERROR(open->language_model->AddAdapter(adapter));
+  return open;
 }
 
 }  // namespace millrace::cli

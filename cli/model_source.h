@@ -51,8 +51,9 @@ absl::StatusOr<std::unique_ptr<OpenModel>> OpenModelFolder(const std::string& di
 
 // The flags by which a subcommand gets its model.
 struct ModelFlags {
-  std::string model;    // --model
-  int64_t threads = 0;  // --threads
+  std::string model;                  // --model
+  std::vector<std::string> adapters;  // --adapter: used one behind the other
+  int64_t threads = 0;                // --threads
   CoordinatorFlags where;
 
   void Declare(Flags* flags);

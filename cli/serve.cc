@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <list>
 #include <memory>
 #include <random>
 #include <string>
@@ -50,13 +51,14 @@ NamedModel SplitName(const std::string& argument) {
   return {path.filename().string(), argument};
 }
 
-serve::ServedModel Served(const std::string& name, const OpenModel& open) {
+serve::ServedModel Served(const std::string& name, const OpenModel& open, const kernels::Compute* compute,
+                          model::DecoderWeights weights) {
   const model::LanguageModel& language_model = *open.language_model;
   serve::ServedModel served;
   served.name = name;
-  served.compute = &open.compute;
+  served.compute = compute;
   served.decoder = &language_model.decoder();
-  served.weights = language_model.weights();
+  served.weights = weights;
   served.tokenizer = &language_model.tokenizer();
   if (!open.chat_template.ok()) {
     served.no_chat = absl::IsNotFound(open.chat_template.status()) ? "its folder says nothing of how it is asked"
@@ -76,7 +78,7 @@ serve::ServedModel Served(const std::string& name, const OpenModel& open) {
 }  // namespace
 
 absl::Status RunServe(Arguments arguments) {
-  std::vector<std::string> models;
+  std::vector<std::string> models, adapters;
   std::string host = "127.0.0.1", token_file;
   int64_t port = 8000, threads = 0, sequences = 0, patience = 30;
   bool log_json = false;
@@ -90,6 +92,10 @@ absl::Status RunServe(Arguments arguments) {
       .List("model", "[NAME=]M",
             "folder or JOB, JOB@best, JOB@last, JOB@STEP, and its name; may be given several times", &models)
       .Required();
+  flags.List("adapter", "[NAME=]DIR",
+             "folder of an adapter and the name under which the first model is served with it; may be given several "
+             "times",
+             &adapters);
   flags.Text("host", "HOST", "address at which to serve; nothing is encrypted", &host);
   flags.Integer("port", "P", "0: any, which is printed", &port, 0, 65535);
   flags.Text("api-token-file", "FILE", "file with the secret that requests must bring; default: none", &token_file);
@@ -111,6 +117,8 @@ absl::Status RunServe(Arguments arguments) {
   // Before any other thread.
   StopSignal stop;
   std::vector<std::unique_ptr<OpenModel>> open;
+  std::vector<std::unique_ptr<kernels::Compute>> computes;  // of adapters
+  std::list<model::ActiveAdapter> active;
   std::vector<serve::ServedModel> served;
   std::vector<std::string> names;
   uint64_t sequence_bytes = 1;
@@ -122,11 +130,30 @@ absl::Status RunServe(Arguments arguments) {
     MILLRACE_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Find(named.model, where));
     MILLRACE_ASSIGN_OR_RETURN(open.emplace_back(),
                               OpenModelFolder(source.directory(), threads, model::Weights::kComputed));
-    served.push_back(Served(named.name, *open.back()));
+    served.push_back(Served(named.name, *open.back(), &open.back()->compute, open.back()->language_model->weights()));
     names.push_back(named.name);
     sequence_bytes = std::max(sequence_bytes, serve::SequenceBytes(*served.back().decoder));
   }
-  const uint64_t fitting = AvailableMemory() / kMemoryShare / models.size() / sequence_bytes;
+  model::LanguageModel& base = *open.front()->language_model;
+  const std::vector<size_t> own(base.used_adapters().begin(), base.used_adapters().end());
+  for (const std::string& argument : adapters) {
+    const NamedModel named = SplitName(argument);
+    if (named.name.empty() || named.model.empty()) {
+      return UsageError(absl::StrCat("--adapter ", argument, ": name a folder, as NAME=FOLDER or FOLDER"));
+    }
+    MILLRACE_RETURN_IF_ERROR(base.UseAdapters({}));
+    MILLRACE_RETURN_IF_ERROR(base.AddAdapter(named.model));
+    active.push_back(base.weights().adapters.front());
+    computes.push_back(
+        std::make_unique<kernels::Compute>(open.front()->compute.isa(), open.front()->compute.threads()));
+    served.push_back(Served(named.name, *open.front(), computes.back().get(),
+                            {base.weights().base, absl::MakeConstSpan(&active.back(), 1)}));
+    names.push_back(named.name);
+  }
+  // The first model's own adapters were put where the others are.
+  MILLRACE_RETURN_IF_ERROR(base.UseAdapters(own));
+  served.front().weights = base.weights();
+  const uint64_t fitting = AvailableMemory() / kMemoryShare / served.size() / sequence_bytes;
   options.engine.sequences =
       sequences > 0 ? sequences : static_cast<int64_t>(std::clamp<uint64_t>(fitting, 1, kDefaultSequences));
   options.listen = absl::StrCat(host, ":", port);

@@ -72,8 +72,8 @@ class Packed {
   }
 
   // Scores them; each log-probability goes to its place in `scores`.
-  absl::Status Score(absl::Span<const ContinuationTokens> continuations, const float* weights, CausalLm* causal_lm,
-                     std::vector<ContinuationScore>* scores) {
+  absl::Status Score(absl::Span<const ContinuationTokens> continuations, const DecoderWeights& weights,
+                     CausalLm* causal_lm, std::vector<ContinuationScore>* scores) {
     const auto rows = static_cast<int64_t>(used_.size()), cells = rows * columns_;
     std::vector<uint32_t> ids(static_cast<size_t>(cells)), starts(static_cast<size_t>(cells));
     std::vector<uint8_t> scored(static_cast<size_t>(cells));
@@ -128,7 +128,8 @@ class Packed {
 }  // namespace
 
 absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder& decoder,
-                                                                  const kernels::Compute& compute, const float* weights,
+                                                                  const kernels::Compute& compute,
+                                                                  const DecoderWeights& weights,
                                                                   absl::Span<const ContinuationTokens> continuations) {
   std::vector<ContinuationScore> scores(continuations.size());
   std::vector<Window> windows;
@@ -146,7 +147,7 @@ absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder&
       }
     }
     scores[i].log_probabilities.resize(of.ids.size());
-    scores[i].cut = AppendWindows(i, of, decoder.spec().context(), &windows);
+    scores[i].cut = AppendWindows(i, of, decoder.spec().context() - weights.virtual_tokens(), &windows);
   }
   if (windows.empty()) return scores;
   // Long ones first: the short ones fill up what those leave.

@@ -35,7 +35,8 @@ struct ContinuationScore {
 // INVALID_ARGUMENT for a context or continuation without tokens, an id beyond the vocabulary and a decoder with a
 // scalar head, naming the continuation by its index; RESOURCE_EXHAUSTED if there is not so much memory.
 absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder& decoder,
-                                                                  const kernels::Compute& compute, const float* weights,
+                                                                  const kernels::Compute& compute,
+                                                                  const DecoderWeights& weights,
                                                                   absl::Span<const ContinuationTokens> continuations);
 
 }  // namespace millrace::model

@@ -50,6 +50,8 @@ class LanguageModel {
   // before. INVALID_ARGUMENT if it does not fit the model or those.
   absl::Status AddAdapter(const std::string& directory);
   size_t adapters() const { return adapters_.size(); }
+  // Numbers of those that are used.
+  absl::Span<const size_t> used_adapters() const { return numbers_; }
   const StoredAdapter& adapter(size_t number) const { return *adapters_[number]; }
   // Uses these, one behind the other, instead of those before; none: the model alone. INVALID_ARGUMENT for numbers that
   // there are not and for adapters that do not go together.

@@ -131,8 +131,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(const ServedModel& model, 
                                                    " tokens of prompts a step: each must be at least 1"));
   }
   std::unique_ptr<Engine> engine(new Engine(model, options, metrics));
-  MILLRACE_ASSIGN_OR_RETURN(engine->cache_, decoder.NewCache(options.sequences, decoder.spec().context(),
-                                                             options.sequences + options.prompt_tokens));
+  MILLRACE_ASSIGN_OR_RETURN(
+      engine->cache_, decoder.NewCache(options.sequences, model.context(), options.sequences + options.prompt_tokens));
+  MILLRACE_RETURN_IF_ERROR(decoder.Begin(*model.compute, model.weights, engine->cache_.get()));
   engine->seats_.resize(static_cast<size_t>(options.sequences));
   const size_t rows = kRows * decoder.vocab_size();
   engine->gathered_.resize(kRows * static_cast<size_t>(decoder.hidden_size()));
@@ -303,7 +304,7 @@ void Engine::Step() {
     counts_->prompt_tokens->Increment(static_cast<double>(part.count));
     if (!seat.job->task.embed) continue;
     seat.embedding.resize(static_cast<size_t>(hidden), 0.0f);
-    kernels::AddRows(*model_.compute, of_pass + part.first * hidden, part.count, hidden, seat.embedding.data());
+    kernels::AddRows(*model_.compute, of_pass + part.first * hidden, part.count, hidden, hidden, seat.embedding.data());
   }
   UseLogits(of_pass, rows);
   // Only now: prompts are scored, and who has just ended has left a seat.
@@ -363,7 +364,7 @@ void Engine::UseLogits(const float* outputs, absl::Span<const Row> rows) {
   const model::Decoder& decoder = *model_.decoder;
   const int64_t hidden = decoder.hidden_size(), vocab = decoder.vocab_size();
   const model::Linear linear = {hidden, vocab, false, decoder.precision()};
-  const float* const embedding = model_.weights + decoder.tensors()[decoder.output_embedding()].offset;
+  const float* const embedding = model_.weights.base + decoder.tensors()[decoder.output_embedding()].offset;
   for (; !rows.empty(); rows.remove_prefix(std::min(rows.size(), kRows))) {
     const absl::Span<const Row> some = rows.first(std::min(rows.size(), kRows));
     const auto count = static_cast<int64_t>(some.size());

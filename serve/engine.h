@@ -116,7 +116,7 @@ class Engine {
 
   const ServedModel& model() const { return model_; }
   // Tokens of the longest prompt; with its answer a sequence may have one more.
-  int64_t context() const { return model_.decoder->spec().context(); }
+  int64_t context() const { return model_.context(); }
 
   // Queues all samples of all tasks, or none. INVALID_ARGUMENT for a prompt that is empty or longer than the context or
   // has an id beyond the vocabulary; RESOURCE_EXHAUSTED if as many sequences wait already as may.

@@ -17,12 +17,15 @@ struct ServedModel {
   std::string name;
   const kernels::Compute* compute = nullptr;
   const model::Decoder* decoder = nullptr;  // predicts tokens: no scalar head
-  const float* weights = nullptr;           // laid out as decoder->tensors() says
+  model::DecoderWeights weights = nullptr;  // with adapters, if any, that go together
   const text::Tokenizer* tokenizer = nullptr;
   // How it is asked in conversations, and the token with which its answers end.
   const text::ChatTemplate* chat_template = nullptr;  // null: it cannot be, because of `no_chat`
   std::optional<uint32_t> end_of_turn;
   std::string no_chat;
+
+  // Tokens that a prediction can look back on.
+  int64_t context() const { return decoder->spec().context() - weights.virtual_tokens(); }
 };
 
 }  // namespace millrace::serve

@@ -169,7 +169,7 @@ void AdaptedOutputBackward(const kernels::Compute& compute, const LinearAdapterP
       product /= norms;
       out /= norms;
     });
-    kernels::AddRows(compute, products, rows, outputs,
+    kernels::AddRows(compute, products, rows, outputs, outputs,
                      GradientAt(pass, gradients, at.scale >= 0 ? at.scale : at.magnitude));
   }
   if (at.a < 0) return;
@@ -184,7 +184,7 @@ void AdaptedOutputBackward(const kernels::Compute& compute, const LinearAdapterP
       Row low(pass.kept.low + row * rank, rank);
       low = low * scale * ConstRow(d_scaled + row * rank, rank);
     });
-    kernels::AddRows(compute, pass.kept.low, rows, rank, GradientAt(pass, gradients, at.e));
+    kernels::AddRows(compute, pass.kept.low, rows, rank, rank, GradientAt(pass, gradients, at.e));
   }
   Scale(compute, pass, d_scaled, rows, d_scaled);
   LinearBackward(compute, {linear.inputs, rank, false, linear.precision},
@@ -212,7 +212,7 @@ void AdaptedInputBackward(const kernels::Compute& compute, const LinearAdapterPa
       }
       own *= ConstRow(x + row * inputs, inputs);
     });
-    kernels::AddRows(compute, d_input, rows, inputs, GradientAt(pass, gradients, at.scale));
+    kernels::AddRows(compute, d_input, rows, inputs, inputs, GradientAt(pass, gradients, at.scale));
     return;
   }
   if (dx == nullptr) return;

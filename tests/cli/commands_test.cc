@@ -523,7 +523,7 @@ TEST_F(Commands, MistakesAreExplained) {
        "typo.yaml:3: unknown field 'typ' in tasks.0; did you mean 'type'?"},
       {"nearest" + Model() + " --token 'Nebuchadnezzar'", 1, "token"},
       {"nearest" + Model() + " --token 'Sunday is'", 1, "\"Sunday\" \" is\""},
-      {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf or gguf"},
+      {"export" + Model() + " --format onnx --out /tmp/x", 2, "hf, gguf or peft"},
       {"export" + Model() + " --dtype q8_0 --out /tmp/x", 2, "f32, f16 or bf16 with --format hf"},
       {"export" + Model() + " --format gguf --dtype f8 --out /tmp/x", 2, "bf16 or q8_0, not 'f8'"},
       {"export" + Model() + " --format gguf --max-shard-size 1GB --out /tmp/x", 2, "--format hf"},
