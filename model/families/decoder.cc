@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "Eigen/Core"
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/status.h"
@@ -465,9 +466,12 @@ void Decoder::ApplyLinear(const Pass& pass, size_t index, Module module, const f
   const Linear linear = LinearOf(tensors);
   const float* const weight = At(tensors_, pass.weights.base, tensors.weight);
   const float* const bias = At(tensors_, pass.weights.base, tensors.bias);
+  // A later adapter is around the earlier ones: what they read it has scaled.
+  absl::InlinedVector<const float*, 4> inputs(pass.weights.adapters.size());
   const float* input = x;
   bool adds_bias = false;
-  for (size_t i = 0; i < pass.weights.adapters.size(); ++i) {
+  for (size_t i = pass.weights.adapters.size(); i-- > 0;) {
+    inputs[i] = input;
     const Adapter::AtLinear& at = pass.weights.adapters[i].adapter->at(index, module);
     if (!at.any()) continue;
     adds_bias = adds_bias || AddsBias(at);
@@ -476,7 +480,7 @@ void Decoder::ApplyLinear(const Pass& pass, size_t index, Module module, const f
   LinearForward(pass.compute, linear, input, rows, weight, adds_bias ? nullptr : bias, y, y_stride);
   for (size_t i = 0; i < pass.weights.adapters.size(); ++i) {
     if (!pass.weights.adapters[i].adapter->at(index, module).any()) continue;
-    AdaptOutput(pass.compute, AdapterAt(pass, i, index, module), linear, x, rows, weight, bias, y, y_stride);
+    AdaptOutput(pass.compute, AdapterAt(pass, i, index, module), linear, inputs[i], rows, weight, bias, y, y_stride);
   }
 }
 

@@ -1,8 +1,6 @@
 // Trains one small job with the real command line, then uses the model with every subcommand that takes one.
 //
 //   commands_test MILLRACE      one ctest entry: the training is shared by all tests
-#include <sys/wait.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -16,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/command_line.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -25,28 +24,14 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using millrace::testing::CommandLine;
+using millrace::testing::Outcome;
+using millrace::testing::Quoted;
+using millrace::testing::ReadAll;
+using millrace::testing::WriteAll;
 using Json = nlohmann::json;
 
-std::string* millrace = new std::string;
-
-std::string Quoted(const std::string& text) {
-  std::string quoted = "'";
-  for (char c : text) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return quoted + "'";
-}
-
-struct Outcome {
-  int status = -1;
-  std::string out;
-  std::string err;
-};
-
-std::string ReadAll(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-}
-
-void WriteAll(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+std::string* millrace_binary = new std::string;
 
 class Commands : public ::testing::Test {
  protected:
@@ -85,9 +70,9 @@ class Commands : public ::testing::Test {
   }
 
   static void SetUpTestSuite() {
-    char pattern[] = "/tmp/millrace-commands-XXXXXX";
-    ASSERT_NE(mkdtemp(pattern), nullptr);
-    work_ = new fs::path(pattern);
+    line_ = new CommandLine(*millrace_binary);
+    work_ = &line_->work();
+    ASSERT_FALSE(work_->empty());
     WriteAll(*work_ / "days.txt", Sentences());
     WriteAll(*work_ / "days.yaml", R"(
 name: days
@@ -113,22 +98,10 @@ phases:
     ASSERT_TRUE(fs::exists(*model_)) << train.out;
   }
 
-  static void TearDownTestSuite() { fs::remove_all(*work_); }
+  static void TearDownTestSuite() { delete line_; }
 
-  static Outcome Run(const std::string& arguments) {
-    const std::string out = (*work_ / "out").string(), err = (*work_ / "err").string();
-    const int status = std::system((Quoted(*millrace) + " " + arguments + " </dev/null >" + Quoted(out) + " 2>" +
-                                    Quoted(err)).c_str());
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128, ReadAll(out), ReadAll(err)};
-  }
-
-  static Json RunJson(const std::string& arguments) {
-    const Outcome outcome = Run(arguments + " --json");
-    EXPECT_EQ(outcome.status, 0) << arguments << "\n" << outcome.err;
-    Json json = Json::parse(outcome.out, nullptr, false);
-    EXPECT_FALSE(json.is_discarded()) << arguments << "\n" << outcome.out;
-    return json;
-  }
+  static Outcome Run(const std::string& arguments) { return line_->Run(arguments); }
+  static Json RunJson(const std::string& arguments) { return line_->RunJson(arguments); }
 
   static std::string Model() { return " --model " + Quoted(*model_); }
   static fs::path Work(const std::string& name) { return *work_ / name; }
@@ -137,11 +110,13 @@ phases:
     return RunJson("score" + Model() + " --text " + Quoted(text))["log_probability"];
   }
 
-  static fs::path* work_;
+  static CommandLine* line_;
+  static const fs::path* work_;
   static std::string* model_;
 };
 
-fs::path* Commands::work_ = nullptr;
+CommandLine* Commands::line_ = nullptr;
+const fs::path* Commands::work_ = nullptr;
 std::string* Commands::model_ = nullptr;
 
 TEST_F(Commands, ScorePrefersSentencesToTheirWordsInAnotherOrder) {
@@ -197,9 +172,9 @@ TEST_F(Commands, CharactersOfSeveralTokensStayWhole) {
 
 TEST_F(Commands, ReadersMayHaveEnough) {
   for (const std::string command : {"generate --max-tokens 400", "score --json --text 'Today is a cold day.'"}) {
-    const std::string closed = "bash -o pipefail -c " + Quoted(Quoted(*millrace) + " " + command + Model() + " | true");
+    const std::string closed = "bash -o pipefail -c " + Quoted(Quoted(*millrace_binary) + " " + command + Model() + " | true");
     EXPECT_EQ(std::system(closed.c_str()), 0) << command;
-    const std::string full = Quoted(*millrace) + " " + command + Model() + " >/dev/full 2>/dev/null";
+    const std::string full = Quoted(*millrace_binary) + " " + command + Model() + " >/dev/full 2>/dev/null";
     EXPECT_EQ(WEXITSTATUS(std::system(full.c_str())), 1) << command;
   }
 }
@@ -465,7 +440,7 @@ TEST_F(Commands, NothingHalfMadeStays) {
   const fs::path folder = Work("full");
   fs::create_directory(folder);
   // No file may be larger than 16 blocks of 1024 bytes: the weights do not fit.
-  const std::string command = "bash -c " + Quoted("ulimit -f 16; trap '' XFSZ; " + Quoted(*millrace) + " export" +
+  const std::string command = "bash -c " + Quoted("ulimit -f 16; trap '' XFSZ; " + Quoted(*millrace_binary) + " export" +
                                                   Model() + " --out " + Quoted((folder / "hf").string())) +
                               " >/dev/null 2>&1";
   EXPECT_EQ(WEXITSTATUS(std::system(command.c_str())), 1);
@@ -564,6 +539,6 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: commands_test MILLRACE\n");
     return 2;
   }
-  *millrace = fs::absolute(argv[1]).string();
+  *millrace_binary = fs::absolute(argv[1]).string();
   return RUN_ALL_TESTS();
 }
