@@ -74,7 +74,7 @@ constexpr char kAligned[] = R"(
     objective: grpo
     from: sft@best
     data: {sources: [{path: prompts.jsonl}], held_out: 0.05}
-    rewards: [{type: pattern, pattern: "[12]"}]
+    rewards: [{type: pattern, pattern: "[89]"}]
     rollout: {prompts: 16, samples: 4, max_tokens: 12, evaluation_prompts: 40}
     policy: {kl_coefficient: 0.01}
     global_batch: 64
