@@ -260,6 +260,57 @@ TEST(JobFile, AlignmentThatCannotBeIsRefusedBeforeAnythingIsTrained) {
               HasSubstr("phases.0.from is missing: dpo begins with a trained model"));
 }
 
+const char kAdapted[] = R"(
+  - name: adapt
+    adapter: {type: lora}
+    global_batch: 16
+    stop: {max_steps: 10}
+  - name: more
+    global_batch: 16
+    stop: {max_steps: 10}
+)";
+
+TEST(JobFile, AdaptersHaveTheirDefaultsAndAreTrainedOn) {
+  const std::string job = absl::StrCat(kJob, kAdapted + 1);
+  const v1::AdapterSpec lora = Parsed(job).phases(1).adapter();
+  EXPECT_THAT(lora.targets(), ElementsAre("c_attn"));
+  EXPECT_EQ(lora.rank(), 8u);
+  EXPECT_EQ(lora.alpha(), 8);
+  // The next phase starts from it.
+  EXPECT_EQ(Parsed(job).phases(2).adapter().SerializeAsString(), lora.SerializeAsString());
+  EXPECT_FALSE(Parsed(job, {"phases.2.from=pretrain@best"}).phases(2).has_adapter());
+  EXPECT_THAT(Parsed(job, {"model.family=llama"}).phases(1).adapter().targets(), ElementsAre("q_proj", "v_proj"));
+  const v1::AdapterSpec ia3 = Parsed(job, {"phases.1.adapter={type: ia3}", "model.family=llama"}).phases(1).adapter();
+  EXPECT_THAT(ia3.targets(), ElementsAre("k_proj", "v_proj", "down_proj"));
+  EXPECT_THAT(ia3.feedforward_targets(), ElementsAre("down_proj"));
+  const v1::AdapterSpec prefix = Parsed(job, {"phases.1.adapter={type: prefix_tuning}"}).phases(1).adapter();
+  EXPECT_EQ(prefix.virtual_tokens(), 8u);
+  EXPECT_EQ(prefix.encoder_hidden_size(), 128u);
+  EXPECT_EQ(Parsed(job, {"phases.1.adapter={type: llama_adapter}"}).phases(1).adapter().layers(), 4u);
+}
+
+TEST(JobFile, AdaptersThatCannotBeAreRefusedBeforeAnythingIsTrained) {
+  const std::string job = absl::StrCat(kJob, kAdapted + 1);
+  const auto refusal = [&](const std::string& override_text) { return Refusal(job, {override_text}); };
+  EXPECT_THAT(Refusal(kJob, {"phases.0.adapter={type: lora}"}),
+              HasSubstr("phases.0.adapter: an adapter goes on a trained model"));
+  EXPECT_THAT(refusal("phases.1.adapter={type: lorra}"), HasSubstr("did you mean 'lora'?"));
+  EXPECT_THAT(refusal("phases.1.adapter={type: ia3, rank: 4}"),
+              HasSubstr("phases.1.adapter.rank: only for lora, not ia3"));
+  EXPECT_THAT(refusal("phases.1.adapter={type: lora, virtual_tokens: 4}"),
+              HasSubstr("phases.1.adapter.virtual_tokens: only for those that have virtual tokens, not lora"));
+  EXPECT_THAT(refusal("phases.1.adapter={type: p_tuning, init_text: x}"),
+              HasSubstr("phases.1.adapter.init_text: only for prompt_tuning, not p_tuning"));
+  EXPECT_THAT(refusal("phases.1.adapter={type: prompt_tuning, virtual_tokens: 63}"),
+              HasSubstr("phases.1.adapter.virtual_tokens: 63 leave no room for text in a context of 64"));
+  EXPECT_THAT(refusal("phases.1.adapter={type: llama_adapter, layers: 5}"),
+              HasSubstr("phases.1.adapter.layers: 5 where the model has 4"));
+  EXPECT_THAT(refusal("phases.2.adapter={type: lora, rank: 4}"),
+              HasSubstr("phases.2.adapter: differs from that of phase 'adapt', which is trained on"));
+  EXPECT_THAT(refusal("phases.1.trainable={last_layers: 1}"), HasSubstr("drop trainable.last_layers"));
+  Parsed(job, {"phases.2.adapter={type: lora, dropout: 0.1}"});
+}
+
 TEST(JobFile, AJobWithoutTextSaysWhereItsTokensAndDataComeFrom) {
   const auto job = [](const std::string& tokenizer, const std::string& data) {
     return absl::StrCat("name: mine\n", tokenizer,

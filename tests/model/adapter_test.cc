@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "kernels/bfloat16.h"
 #include "kernels/compute.h"
+#include "model/adapters/start.h"
 #include "model/families/decoder.h"
 #include "model/formats/hugging_face.h"
 #include "model/formats/peft.h"
@@ -281,6 +282,32 @@ TEST_P(Peft, BitsDoNotDependOnThreadsAndInstructionSets) {
           << kernels::IsaName(isa) << " " << threads;
     }
   }
+}
+
+// What a new adapter begins with: nothing changes yet, but where something random is before the text.
+TEST_P(Peft, ANewAdapterBeginsAsItShould) {
+  const Adapter& adapter = *stored_.adapter;
+  std::vector<float> weights(static_cast<size_t>(adapter.tensors().floats()));
+  const std::vector<uint32_t> tokens = {7, 3};
+  const bool from_text = adapter.spec().type() == "prompt_tuning";
+  ASSERT_TRUE(StartAdapter(compute_, *base_.decoder, base_.weights.data(), adapter, 5,
+                           from_text ? absl::MakeConstSpan(tokens) : absl::Span<const uint32_t>(), weights.data())
+                  .ok());
+  if (from_text) {
+    const int64_t width = base_.decoder->hidden_size();
+    const float* const table =
+        base_.weights.data() + base_.decoder->tensors()[base_.decoder->input_embedding()].offset;
+    for (int64_t token = 0; token < adapter.virtual_tokens(); ++token) {
+      const int64_t id = token % 2 == 0 ? 7 : 3;
+      EXPECT_TRUE(std::equal(table + id * width, table + (id + 1) * width, weights.data() + token * width));
+    }
+  }
+  if (adapter.virtual_tokens() > 0) return;
+  const ActiveAdapter active = {&adapter, weights.data()};
+  const std::vector<float> with =
+      Outputs(base_, {base_.weights.data(), absl::MakeConstSpan(&active, 1)}, inputs_, compute_);
+  const std::vector<float> without = Outputs(base_, base_.weights.data(), inputs_, compute_);
+  for (size_t i = 0; i < with.size(); ++i) ASSERT_NEAR(with[i], without[i], 1e-5 * (1 + std::fabs(without[i])));
 }
 
 TEST_P(Peft, WrittenAgainIsTheSame) {

@@ -117,6 +117,37 @@ TEST_P(BlockStoreTest, HeldVersionStaysAsItWasWhileStepsAreTaken) {
   EXPECT_EQ(store_->copy_bytes(), 0u);
 }
 
+TEST_P(BlockStoreTest, ALoadAgainCountsUntilSomethingIsPushed) {
+  const auto load = [this](uint32_t block, uint64_t key, bool again) {
+    v1::LoadRequest request;
+    request.set_block(block);
+    request.set_again(again);
+    request.set_weights(Bytes(Numbers(key, block, table_.blocks()[block].size, 0.1f)));
+    request.set_crc32c(Crc32c(request.weights().data(), request.weights().size()));
+    const absl::Status loaded = store_->Load(request);
+    EXPECT_TRUE(loaded.ok()) << loaded;
+  };
+  const auto weights = [this](uint32_t block, uint64_t version) {
+    const std::unique_ptr<Cuts::Cut> cut = Hold(version);
+    v1::SnapshotReply reply;
+    EXPECT_TRUE(store_->Read(cut.get(), block, &reply).ok());
+    return reply.weights();
+  };
+  const std::string before = weights(0, 0);
+  load(0, 2, /*again=*/false);
+  EXPECT_EQ(weights(0, 0), before);
+  load(0, 2, /*again=*/true);
+  const std::string after = weights(0, 0);
+  EXPECT_NE(after, before);
+  Push(0);
+  load(0, 3, /*again=*/true);
+  EXPECT_EQ(weights(0, 0), after);
+  ASSERT_TRUE(Commit(0).ok());
+  const std::string next = weights(0, 1);
+  load(0, 3, /*again=*/true);
+  EXPECT_EQ(weights(0, 1), next);
+}
+
 TEST_P(BlockStoreTest, VersionThatNobodyHoldsAnyMoreIsNotCopied) {
   Hold(0).reset();
   Step(0);
