@@ -211,7 +211,7 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
   const float* const embedding = weights_ + decoder_->tensors()[decoder_->output_embedding()].offset;
   const Linear linear = {hidden, vocab, false, decoder_->precision()};
   const Philox philox = SamplingKey(seed);
-  MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedCache cache, decoder_->NewCache());
+  MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedCache cache, decoder_->NewCache(1, context(), context()));
   MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights(), cache.get()));
   std::vector<uint32_t> ids(prompt.begin(), prompt.end());
   std::vector<float> logits(static_cast<size_t>(vocab)), copy;

@@ -947,6 +947,11 @@ absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache(int64_t sequences, int64_t
 absl::Status Decoder::Begin(const kernels::Compute& compute, const DecoderWeights& weights, Cache* cache) const {
   std::fill(cache->tokens.begin(), cache->tokens.end(), 0);
   Memory& memory = *cache->memory;
+  if (cache->columns + weights.virtual_tokens() > context_) {
+    return absl::InvalidArgumentError(absl::StrCat("sequences of ", cache->columns, " tokens behind ",
+                                                   weights.virtual_tokens(), " virtual ones do not fit a context of ",
+                                                   context_));
+  }
   MILLRACE_RETURN_IF_ERROR(TakeAdapters(weights, &memory));
   if (weights.adapters.empty()) return absl::OkStatus();
   const kernels::FlushDenormals flush;

@@ -174,7 +174,8 @@ class Decoder {
   // together. RESOURCE_EXHAUSTED if there is not so much memory.
   absl::StatusOr<OwnedCache> NewCache(int64_t sequences, int64_t columns, int64_t tokens) const;
   // Forgets all tokens, and gets ready for sequences with these weights' adapters, which must not change until the next
-  // Begin. RESOURCE_EXHAUSTED if there is no memory for them. Requires room for the virtual tokens.
+  // Begin. INVALID_ARGUMENT if the cache's sequences do not fit the context behind virtual tokens, or there is no room
+  // for these; RESOURCE_EXHAUSTED if there is no memory for them.
   absl::Status Begin(const kernels::Compute& compute, const DecoderWeights& weights, Cache* cache) const;
   // Forgets a sequence's tokens.
   void ClearSequence(int64_t sequence, Cache* cache) const;

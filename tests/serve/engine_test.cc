@@ -4,14 +4,17 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/job_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/rows.h"
+#include "model/adapters/adapter.h"
 #include "model/objectives/causal_lm.h"
 #include "model/rollouts.h"
 #include "serve/tiny_server.h"
@@ -136,6 +139,60 @@ TEST_P(EngineTest, AnswersAreTheSameBitsAloneAndInCompany) {
   }
   // Samples of one prompt differ.
   EXPECT_NE(IdsOf(alone[{2, 0}]), IdsOf(alone[{2, 1}]));
+}
+
+TEST_P(EngineTest, AModelIsServedWithAndWithoutAdaptersAtOnce) {
+  std::vector<v1::AdapterSpec> specs(3);
+  specs[0].set_type("lora");
+  specs[0].set_dora(true);
+  specs[0].add_targets("all-linear");
+  specs[1].set_type("prompt_tuning");
+  specs[1].set_virtual_tokens(6);
+  specs[2].set_type("llama_adapter");
+  std::vector<std::unique_ptr<model::Adapter>> adapters;
+  std::vector<std::vector<float>> weights;
+  std::vector<std::unique_ptr<kernels::Compute>> computes;
+  std::vector<model::ActiveAdapter> active;
+  for (v1::AdapterSpec& spec : specs) {
+    FillAdapterDefaults(tiny_.decoder->spec(), &spec);
+    adapters.push_back(*model::Adapter::Create(spec, tiny_.decoder->spec(), tiny_.decoder->linear_sites()));
+    weights.push_back(model::RandomWeights(adapters.back()->tensors(), 7));
+    computes.push_back(std::make_unique<kernels::Compute>(kernels::DetectIsa(), 1));
+    tiny_.decoder->ReserveVirtualTokens(adapters.back()->virtual_tokens());
+  }
+  for (size_t i = 0; i < specs.size(); ++i) active.push_back({adapters[i].get(), weights[i].data()});
+  std::vector<std::unique_ptr<Engine>> engines;
+  engines.push_back(StartEngine(4, 10));
+  for (size_t i = 0; i < specs.size(); ++i) {
+    ServedModel served = tiny_.served;
+    served.name = specs[i].type();
+    served.compute = computes[i].get();
+    served.weights = {tiny_.weights.data(), absl::MakeConstSpan(&active[i], 1)};
+    engines.push_back(*Engine::Start(served, {.sequences = 4, .waiting = 100, .prompt_tokens = 10}, &metrics_));
+    EXPECT_EQ(engines.back()->context(), kContext - (specs[i].type() == "prompt_tuning" ? 6 : 0));
+  }
+  Task task = TaskOf(5, 20, 200);
+  task.samples = 3;
+  std::vector<std::unique_ptr<Reply>> replies;
+  for (const auto& engine : engines) replies.push_back(*engine->Submit({task}));
+  std::set<std::vector<uint32_t>> different;
+  for (size_t i = 0; i < engines.size(); ++i) {
+    model::DecoderWeights used = tiny_.weights.data();
+    if (i > 0) used.adapters = absl::MakeConstSpan(&active[i - 1], 1);
+    const int64_t context = kContext - used.virtual_tokens();
+    const kernels::Compute compute(kernels::DetectIsa(), 1);
+    model::Rollouts rollouts = *model::Rollouts::Create(tiny_.decoder.get(), &compute, 4, context);
+    model::Prompt prompt = {task.prompt, {}};
+    for (uint64_t sample = 0; sample < 3; ++sample) prompt.keys.push_back(model::SamplingKey(task.seed, sample));
+    const auto expected = rollouts.Sample(used, {&prompt, 1}, {task.sampling, task.max_tokens, {}});
+    ASSERT_TRUE(expected.ok()) << expected.status();
+    Answers answers = ReadAll(replies[i].get());
+    for (int64_t sample = 0; sample < 3; ++sample) {
+      EXPECT_EQ(IdsOf(answers[{0, sample}]), (*expected)[static_cast<size_t>(sample)].ids) << i;
+    }
+    different.insert(IdsOf(answers[{0, 0}]));
+  }
+  EXPECT_EQ(different.size(), engines.size());
 }
 
 TEST_P(EngineTest, DrawsWhatRolloutsDraw) {
