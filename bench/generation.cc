@@ -9,7 +9,7 @@
 #include "common/status.h"
 #include "kernels/reduce.h"
 #include "model/arena.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/layers/linear.h"
 
 namespace millrace::bench {
@@ -28,21 +28,20 @@ absl::Status BenchGeneration(const Machine& machine, Report* report) {
     const std::string name = absl::StrCat("generation/", model.name, "/", PrecisionName(precision));
     if (!report->Wants(name)) continue;
     MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(model, "none", precision, 1, 1));
-    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Decoder> decoder,
-                              model::Decoder::Create(job.model(), vocab));
-    const model::TensorList& tensors = decoder->tensors();
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Network> network, model::CreateNetwork(job.model(), vocab));
+    const model::TensorList& tensors = network->tensors();
     MILLRACE_ASSIGN_OR_RETURN(model::Arena memory, model::Arena::Create(tensors.floats()));
     float* const weights = memory.Take(tensors.floats());
     model::StartWeights(tensors, 1, weights);
-    MILLRACE_ASSIGN_OR_RETURN(const model::Decoder::OwnedCache cache, decoder->NewCache());
-    const model::Linear linear = {decoder->hidden_size(), model.vocab, false, precision};
-    const float* const embedding = weights + tensors[decoder->output_embedding()].offset;
+    MILLRACE_ASSIGN_OR_RETURN(const model::Network::OwnedCache cache, network->NewCache());
+    const model::Linear linear = {network->hidden_size(), model.vocab, false, precision};
+    const float* const embedding = weights + tensors[network->output_embedding()].offset;
     std::vector<float> logits(vocab);
     const auto generate = [&] {
-      decoder->Begin(compute, weights, cache.get()).IgnoreError();
+      network->Begin(compute, weights, cache.get()).IgnoreError();
       for (uint32_t id = 0; id < kTokens; ++id) {
         const uint32_t token = id % vocab;
-        const float* const outputs = decoder->Extend(compute, weights, {&token, 1}, cache.get());
+        const float* const outputs = network->Extend(compute, weights, {&token, 1}, cache.get());
         model::LinearForward(compute, linear, outputs, 1, embedding, nullptr, logits.data(), linear.outputs);
       }
     };

@@ -13,7 +13,7 @@
 #include "common/philox.h"
 #include "common/status.h"
 #include "kernels/reduce.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/objectives/causal_lm.h"
 #include "optim/optimizer.h"
 
@@ -52,10 +52,10 @@ absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab,
                                          double seconds) {
   const v1::PhaseSpec& phase = job.phases(0);
   const kernels::Compute compute(isa, threads);
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Decoder> decoder, model::Decoder::Create(job.model(), vocab));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Network> network, model::CreateNetwork(job.model(), vocab));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<optim::Optimizer> optimizer,
                             optim::CreateOptimizer(phase.optimizer()));
-  const model::TensorList& tensors = decoder->tensors();
+  const model::TensorList& tensors = network->tensors();
   MILLRACE_ASSIGN_OR_RETURN(model::Arena memory, model::Arena::Create(4 * (tensors.floats() + 16)));
   float* const weights = memory.Take(tensors.floats());
   float* const gradients = memory.Take(tensors.floats());
@@ -63,7 +63,7 @@ absl::StatusOr<double> TrainInOneProcess(const v1::JobSpec& job, uint32_t vocab,
   model::StartWeights(tensors, 1, weights);
   const int64_t columns = job.model().context() + 1, rows = phase.microbatch();
   MILLRACE_ASSIGN_OR_RETURN(model::CausalLm objective,
-                            model::CausalLm::Create(decoder.get(), &compute, rows * (columns - 1), columns - 1,
+                            model::CausalLm::Create(network.get(), &compute, rows * (columns - 1), columns - 1,
                                                     /*for_training=*/true));
   std::vector<uint32_t> ids(static_cast<size_t>(rows * columns));
   const float scale = 1.0f / static_cast<float>(phase.global_batch() * job.model().context());

@@ -21,7 +21,7 @@
 #include "common/metrics.h"
 #include "common/status.h"
 #include "model/arena.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/tensor_list.h"
 #include "serve/http.h"
 #include "text/tokenizer.h"
@@ -109,8 +109,8 @@ absl::StatusOr<Seen> Measure(const serve::ServedModel& served, int64_t seats, in
   int port = 0;
   if (!absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port)) return absl::InternalError(address);
   MILLRACE_RETURN_IF_ERROR(  // warms up
-      AskTogether(static_cast<uint16_t>(port), 1, 1, served.decoder->vocab_size()).status());
-  return AskTogether(static_cast<uint16_t>(port), clients, requests, served.decoder->vocab_size());
+      AskTogether(static_cast<uint16_t>(port), 1, 1, served.network->vocab_size()).status());
+  return AskTogether(static_cast<uint16_t>(port), clients, requests, served.network->vocab_size());
 }
 
 }  // namespace
@@ -122,11 +122,11 @@ absl::Status BenchServing(const Machine& machine, Report* report) {
       const std::string group = absl::StrCat("serving/", model.name, "/", PrecisionName(precision));
       if (!report->Wants(group)) continue;
       MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(model, "none", precision, 1, 1));
-      MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Decoder> decoder,
-                                model::Decoder::Create(job.model(), static_cast<uint32_t>(model.vocab)));
-      MILLRACE_ASSIGN_OR_RETURN(model::Arena memory, model::Arena::Create(decoder->tensors().floats()));
-      float* const weights = memory.Take(decoder->tensors().floats());
-      model::StartWeights(decoder->tensors(), 1, weights);
+      MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<model::Network> network,
+                                model::CreateNetwork(job.model(), static_cast<uint32_t>(model.vocab)));
+      MILLRACE_ASSIGN_OR_RETURN(model::Arena memory, model::Arena::Create(network->tensors().floats()));
+      float* const weights = memory.Take(network->tensors().floats());
+      model::StartWeights(network->tensors(), 1, weights);
       std::string characters;
       for (int i = 0; i < model.vocab; ++i) characters += static_cast<char>('!' + i);
       MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer,
@@ -134,7 +134,7 @@ absl::Status BenchServing(const Machine& machine, Report* report) {
       serve::ServedModel served;
       served.name = "m";
       served.compute = &compute;
-      served.decoder = decoder.get();
+      served.network = network.get();
       served.weights = weights;
       served.tokenizer = tokenizer.get();
       for (const int clients : kClients) {

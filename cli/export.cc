@@ -98,7 +98,7 @@ absl::Status RunExport(Arguments arguments) {
   }
   MILLRACE_RETURN_IF_ERROR(WriteModelGguf(*open, out, *dtype));
   std::printf("%s holds the model for llama.cpp.\n", out.c_str());
-  const v1::ModelSpec& spec = open->language_model->decoder().spec();
+  const v1::ModelSpec& spec = open->language_model->network().spec();
   if (spec.has_sliding_window() && spec.sliding_window() < spec.context()) {
     std::printf("llama.cpp has no sliding window for %s: the file's context is the window's %u tokens, not %u.\n",
                 spec.family().c_str(), spec.sliding_window(), spec.context());

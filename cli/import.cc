@@ -32,8 +32,8 @@ absl::Status RunImport(Arguments arguments) {
   const model::LanguageModel& model = *open->language_model;
   MILLRACE_RETURN_IF_ERROR(WriteModelFolder(*open, out));
   std::printf("%s holds the model: %s, %lld parameters, a vocabulary of %u.\n", out.c_str(),
-              model.decoder().spec().family().c_str(), static_cast<long long>(model.decoder().tensors().parameters()),
-              model.decoder().vocab_size());
+              model.network().spec().family().c_str(), static_cast<long long>(model.network().tensors().parameters()),
+              model.network().vocab_size());
   return absl::OkStatus();
 }
 

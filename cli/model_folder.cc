@@ -45,7 +45,7 @@ absl::Status WriteAdapterInto(const OpenModel& open, const std::string& folder, 
     return absl::InvalidArgumentError(
         absl::StrCat("a folder holds one adapter; the model uses ", model.used_adapters().size()));
   }
-  return model::WriteAdapter(folder, model.adapter(model.used_adapters()[0]), model.decoder().spec(), base,
+  return model::WriteAdapter(folder, model.adapter(model.used_adapters()[0]), model.network().spec(), base,
                              open.compute);
 }
 
@@ -62,12 +62,12 @@ absl::Status WriteModelFolder(const OpenModel& open, const std::string& out, mod
   const model::LanguageModel& model = *open.language_model;
   const fs::path target = Folder(out);
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<NewFolder> folder, MakeBeside(target));
-  MILLRACE_RETURN_IF_ERROR(model::WriteModel(folder->path(), ConfigurationOf(model, dtype), model.decoder().tensors(),
+  MILLRACE_RETURN_IF_ERROR(model::WriteModel(folder->path(), ConfigurationOf(model, dtype), model.network().tensors(),
                                              model.weights().base, max_file_bytes));
   MILLRACE_RETURN_IF_ERROR(
       WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer.json"), model.tokenizer().ToJson()));
   MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder->path(), "/tokenizer_config.json"),
-                                               model.tokenizer().ConfigJson(model.decoder().spec().family())));
+                                               model.tokenizer().ConfigJson(model.network().spec().family())));
   if (open.chat_template.ok()) {
     MILLRACE_RETURN_IF_ERROR(
         WriteFileAtomically(absl::StrCat(folder->path(), "/", text::kChatTemplateFile), open.chat_template->source()));
@@ -91,7 +91,7 @@ absl::Status WriteModelGguf(const OpenModel& open, const std::string& out, model
   about.name = target.stem().string();
   if (open.chat_template.ok()) about.chat_template = open.chat_template->source();
   const std::string made = absl::StrCat(folder->path(), "/model.gguf");
-  MILLRACE_RETURN_IF_ERROR(model::WriteGguf(made, ConfigurationOf(model, dtype), model.decoder().tensors(),
+  MILLRACE_RETURN_IF_ERROR(model::WriteGguf(made, ConfigurationOf(model, dtype), model.network().tensors(),
                                             model.weights().base, model.tokenizer(), about));
   // A second name: unlike renaming, it replaces nothing that is there.
   if (link(made.c_str(), target.c_str()) != 0) return ErrnoStatus(errno, "make", out);

@@ -52,12 +52,12 @@ NamedModel SplitName(const std::string& argument) {
 }
 
 serve::ServedModel Served(const std::string& name, const OpenModel& open, const kernels::Compute* compute,
-                          model::DecoderWeights weights) {
+                          model::NetworkWeights weights) {
   const model::LanguageModel& language_model = *open.language_model;
   serve::ServedModel served;
   served.name = name;
   served.compute = compute;
-  served.decoder = &language_model.decoder();
+  served.network = &language_model.network();
   served.weights = weights;
   served.tokenizer = &language_model.tokenizer();
   if (!open.chat_template.ok()) {
@@ -132,7 +132,7 @@ absl::Status RunServe(Arguments arguments) {
                               OpenModelFolder(source.directory(), threads, model::Weights::kComputed));
     served.push_back(Served(named.name, *open.back(), &open.back()->compute, open.back()->language_model->weights()));
     names.push_back(named.name);
-    sequence_bytes = std::max(sequence_bytes, serve::SequenceBytes(*served.back().decoder));
+    sequence_bytes = std::max(sequence_bytes, served.back().network->SequenceBytes());
   }
   model::LanguageModel& base = *open.front()->language_model;
   const std::vector<size_t> own(base.used_adapters().begin(), base.used_adapters().end());

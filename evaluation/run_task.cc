@@ -130,7 +130,7 @@ class Runner {
       }
     }
     MILLRACE_ASSIGN_OR_RETURN(std::vector<model::ContinuationScore> scores,
-                              model::ScoreContinuations(model_.decoder(), compute_, model_.weights(), all));
+                              model::ScoreContinuations(model_.network(), compute_, model_.weights(), all));
     size_t next = 0;
     for (const Question& question : questions_) {
       bool cut = false;
@@ -268,7 +268,7 @@ class Runner {
     const auto answers_wanted = static_cast<int64_t>(questions_.size() * samples);
     MILLRACE_ASSIGN_OR_RETURN(
         model::Rollouts rollouts,
-        model::Rollouts::Create(&model_.decoder(), &compute_, std::min(kAnswersTogether, answers_wanted),
+        model::Rollouts::Create(&model_.network(), &compute_, std::min(kAnswersTogether, answers_wanted),
                                 std::min(model_.context(), longest + rollout.max_tokens - 1)));
     MILLRACE_ASSIGN_OR_RETURN(const std::vector<model::Answer> answers,
                               rollouts.Sample(model_.weights(), prompts, rollout));

@@ -72,7 +72,7 @@ class Packed {
   }
 
   // Scores them; each log-probability goes to its place in `scores`.
-  absl::Status Score(absl::Span<const ContinuationTokens> continuations, const DecoderWeights& weights,
+  absl::Status Score(absl::Span<const ContinuationTokens> continuations, const NetworkWeights& weights,
                      CausalLm* causal_lm, std::vector<ContinuationScore>* scores) {
     const auto rows = static_cast<int64_t>(used_.size()), cells = rows * columns_;
     std::vector<uint32_t> ids(static_cast<size_t>(cells)), starts(static_cast<size_t>(cells));
@@ -127,9 +127,9 @@ class Packed {
 
 }  // namespace
 
-absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder& decoder,
+absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Network& network,
                                                                   const kernels::Compute& compute,
-                                                                  const DecoderWeights& weights,
+                                                                  const NetworkWeights& weights,
                                                                   absl::Span<const ContinuationTokens> continuations) {
   std::vector<ContinuationScore> scores(continuations.size());
   std::vector<Window> windows;
@@ -141,13 +141,13 @@ absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder&
     }
     for (const std::vector<uint32_t>* ids : {&of.context, &of.ids}) {
       for (const uint32_t id : *ids) {
-        if (id < decoder.vocab_size()) continue;
+        if (id < network.vocab_size()) continue;
         return absl::InvalidArgumentError(absl::StrCat("continuation ", i, ": token id ", id,
-                                                       " is not below the vocabulary's ", decoder.vocab_size()));
+                                                       " is not below the vocabulary's ", network.vocab_size()));
       }
     }
     scores[i].log_probabilities.resize(of.ids.size());
-    scores[i].cut = AppendWindows(i, of, decoder.spec().context() - weights.virtual_tokens(), &windows);
+    scores[i].cut = AppendWindows(i, of, network.spec().context() - weights.virtual_tokens(), &windows);
   }
   if (windows.empty()) return scores;
   // Long ones first: the short ones fill up what those leave.
@@ -155,7 +155,7 @@ absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder&
                    [](const Window& a, const Window& b) { return a.size() > b.size(); });
   const int64_t columns = windows.front().size();
   const int64_t rows = std::max<int64_t>(1, kScoredTokens / (columns - 1));
-  MILLRACE_ASSIGN_OR_RETURN(CausalLm causal_lm, CausalLm::Create(&decoder, &compute, rows * (columns - 1), columns - 1,
+  MILLRACE_ASSIGN_OR_RETURN(CausalLm causal_lm, CausalLm::Create(&network, &compute, rows * (columns - 1), columns - 1,
                                                                  /*for_training=*/false));
   Packed packed(columns);
   for (const Window& window : windows) {

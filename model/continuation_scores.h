@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 
 namespace millrace::model {
 
@@ -32,11 +32,11 @@ struct ContinuationScore {
 // A sequence that is longer than the model's context and the last token, which is a target only, loses the beginning of
 // its context. A continuation that alone is longer than the model's context is scored in the blocks in which
 // LanguageModel::LogProbabilities scores with stride == context: predictions near the beginning of a block see little.
-// INVALID_ARGUMENT for a context or continuation without tokens, an id beyond the vocabulary and a decoder with a
+// INVALID_ARGUMENT for a context or continuation without tokens, an id beyond the vocabulary and a network with a
 // scalar head, naming the continuation by its index; RESOURCE_EXHAUSTED if there is not so much memory.
-absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Decoder& decoder,
+absl::StatusOr<std::vector<ContinuationScore>> ScoreContinuations(const Network& network,
                                                                   const kernels::Compute& compute,
-                                                                  const DecoderWeights& weights,
+                                                                  const NetworkWeights& weights,
                                                                   absl::Span<const ContinuationTokens> continuations);
 
 }  // namespace millrace::model

@@ -47,19 +47,19 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
   model->compute_ = compute;
   model->kind_ = weights;
   model->configuration_ = configuration;
-  absl::StatusOr<std::unique_ptr<Decoder>> decoder = Decoder::Create(configuration.spec, configuration.vocab_size);
-  if (!decoder.ok()) return Annotate(decoder.status(), absl::StrCat(directory, "/config.json"));
-  model->decoder_ = *std::move(decoder);
+  absl::StatusOr<std::unique_ptr<Network>> network = CreateNetwork(configuration.spec, configuration.vocab_size);
+  if (!network.ok()) return Annotate(network.status(), absl::StrCat(directory, "/config.json"));
+  model->network_ = *std::move(network);
   MILLRACE_ASSIGN_OR_RETURN(model->tokenizer_, text::LoadTokenizer(directory));
   if (model->tokenizer_->vocab_size() > configuration.vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat(directory, ": tokenizer.json has ", model->tokenizer_->vocab_size(),
                                                    " tokens where config.json has ", configuration.vocab_size));
   }
-  const TensorList& tensors = model->decoder_->tensors();
+  const TensorList& tensors = model->network_->tensors();
   MILLRACE_ASSIGN_OR_RETURN(model->memory_, Arena::Create(tensors.floats()));
   model->weights_ = model->memory_.Take(tensors.floats());
   MILLRACE_RETURN_IF_ERROR(ReadWeights(directory, tensors, model->weights_));
-  if (weights == Weights::kComputed && model->decoder_->precision() == kernels::Precision::kBf16) {
+  if (weights == Weights::kComputed && model->network_->precision() == kernels::Precision::kBf16) {
     kernels::KeepBf16(model->weights_, tensors.floats());
   }
   if (adapted) MILLRACE_RETURN_IF_ERROR(model->AddAdapter(directory));
@@ -67,11 +67,11 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
 }
 
 absl::Status LanguageModel::AddAdapter(const std::string& directory) {
-  MILLRACE_ASSIGN_OR_RETURN(StoredAdapter stored, ReadAdapter(directory, *decoder_));
-  if (kind_ == Weights::kComputed && decoder_->precision() == kernels::Precision::kBf16) {
+  MILLRACE_ASSIGN_OR_RETURN(StoredAdapter stored, ReadAdapter(directory, *network_));
+  if (kind_ == Weights::kComputed && network_->precision() == kernels::Precision::kBf16) {
     kernels::KeepBf16(stored.weights.data(), static_cast<int64_t>(stored.weights.size()));
   }
-  decoder_->ReserveVirtualTokens(stored.adapter->virtual_tokens());
+  network_->ReserveVirtualTokens(stored.adapter->virtual_tokens());
   adapters_.push_back(std::make_unique<StoredAdapter>(std::move(stored)));
   std::vector<size_t> numbers = numbers_;
   numbers.push_back(adapters_.size() - 1);
@@ -99,11 +99,11 @@ absl::Status LanguageModel::UseAdapters(absl::Span<const size_t> numbers) {
 absl::Status LanguageModel::Merge() {
   for (const size_t number : numbers_) {
     if (!adapters_[number]->adapter->merges()) {
-      return MergeAdapter(*compute_, *decoder_, *adapters_[number], weights_);
+      return MergeAdapter(*compute_, *network_, *adapters_[number], weights_);
     }
   }
   for (const size_t number : numbers_) {
-    MILLRACE_RETURN_IF_ERROR(MergeAdapter(*compute_, *decoder_, *adapters_[number], weights_));
+    MILLRACE_RETURN_IF_ERROR(MergeAdapter(*compute_, *network_, *adapters_[number], weights_));
   }
   return UseAdapters({});
 }
@@ -117,9 +117,9 @@ absl::StatusOr<std::vector<uint32_t>> LanguageModel::EncodeDocument(absl::string
 
 absl::Status LanguageModel::CheckIds(absl::Span<const uint32_t> tokens) const {
   for (const uint32_t id : tokens) {
-    if (id >= decoder_->vocab_size()) {
+    if (id >= network_->vocab_size()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("token id ", id, " is not below the vocabulary's ", decoder_->vocab_size()));
+          absl::StrCat("token id ", id, " is not below the vocabulary's ", network_->vocab_size()));
     }
   }
   return absl::OkStatus();
@@ -136,7 +136,7 @@ absl::StatusOr<std::vector<float>> LanguageModel::LogProbabilities(absl::Span<co
   std::vector<float> result(static_cast<size_t>(predictions));
   const int64_t window = std::min(context(), predictions);
   const int64_t rows_together = std::max<int64_t>(1, kScoredTokens / window);
-  MILLRACE_ASSIGN_OR_RETURN(CausalLm causal_lm, CausalLm::Create(decoder_.get(), compute_, rows_together * window,
+  MILLRACE_ASSIGN_OR_RETURN(CausalLm causal_lm, CausalLm::Create(network_.get(), compute_, rows_together * window,
                                                                  window, /*for_training=*/false));
   std::vector<float> of_rows(static_cast<size_t>(rows_together * window));
   std::vector<uint32_t> ids;
@@ -167,12 +167,12 @@ absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_
   if (tokens.empty()) return absl::InvalidArgumentError("an empty text has no embedding");
   MILLRACE_RETURN_IF_ERROR(CheckIds(tokens));
   const auto all = static_cast<int64_t>(tokens.size());
-  const int64_t count = std::min(all, context()), hidden = decoder_->hidden_size();
-  MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedMemory memory,
-                            decoder_->NewMemory(count, count, /*for_training=*/false));
+  const int64_t count = std::min(all, context()), hidden = network_->hidden_size();
+  MILLRACE_ASSIGN_OR_RETURN(const Network::OwnedMemory memory,
+                            network_->NewMemory(count, count, /*for_training=*/false));
   const TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
   MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
-                            decoder_->Forward(*compute_, weights(), matrix, {}, &IgnoreGroup, memory.get()));
+                            network_->Forward(*compute_, weights(), matrix, {}, &IgnoreGroup, memory.get()));
   std::vector<float> mean(static_cast<size_t>(hidden), 0.0f);
   kernels::AddRows(*compute_, outputs, count, hidden, hidden, mean.data());
   for (float& value : mean) value /= static_cast<float>(count);
@@ -181,12 +181,12 @@ absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_
 
 absl::StatusOr<std::vector<LanguageModel::Neighbour>> LanguageModel::Nearest(uint32_t id, int64_t count) const {
   MILLRACE_RETURN_IF_ERROR(CheckIds({id}));
-  const int64_t hidden = decoder_->hidden_size();
-  const float* const table = weights_ + decoder_->tensors()[decoder_->input_embedding()].offset;
+  const int64_t hidden = network_->hidden_size();
+  const float* const table = weights_ + network_->tensors()[network_->input_embedding()].offset;
   const auto row = [&](uint32_t token) { return table + static_cast<int64_t>(token) * hidden; };
   const float length = std::sqrt(kernels::SumSquares(row(id), hidden));
   std::vector<Neighbour> neighbours;
-  for (uint32_t other = 0; other < decoder_->vocab_size(); ++other) {
+  for (uint32_t other = 0; other < network_->vocab_size(); ++other) {
     if (other == id) continue;
     const float lengths = length * std::sqrt(kernels::SumSquares(row(other), hidden));
     neighbours.push_back({other, lengths > 0 ? kernels::Dot(row(id), row(other), hidden) / lengths : 0.0f});
@@ -207,12 +207,12 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
     return absl::InvalidArgumentError("an empty prompt: the tokenizer has no <|endoftext|> to start from");
   }
   MILLRACE_RETURN_IF_ERROR(CheckIds(prompt));
-  const int64_t hidden = decoder_->hidden_size(), vocab = decoder_->vocab_size();
-  const float* const embedding = weights_ + decoder_->tensors()[decoder_->output_embedding()].offset;
-  const Linear linear = {hidden, vocab, false, decoder_->precision()};
+  const int64_t hidden = network_->hidden_size(), vocab = network_->vocab_size();
+  const float* const embedding = weights_ + network_->tensors()[network_->output_embedding()].offset;
+  const Linear linear = {hidden, vocab, false, network_->precision()};
   const Philox philox = SamplingKey(seed);
-  MILLRACE_ASSIGN_OR_RETURN(const Decoder::OwnedCache cache, decoder_->NewCache(1, context(), context()));
-  MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights(), cache.get()));
+  MILLRACE_ASSIGN_OR_RETURN(const Network::OwnedCache cache, network_->NewCache(1, context(), context()));
+  MILLRACE_RETURN_IF_ERROR(network_->Begin(*compute_, weights(), cache.get()));
   std::vector<uint32_t> ids(prompt.begin(), prompt.end());
   std::vector<float> logits(static_cast<size_t>(vocab)), copy;
   // ids[cached … ) are not in the cache yet.
@@ -220,13 +220,13 @@ absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const Sa
   for (int64_t made = 0; made < max_tokens; ++made) {
     if (held + (ids.size() - cached) > static_cast<size_t>(context())) {
       // The older half goes; the newer one is computed again at its new positions.
-      MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights(), cache.get()));
+      MILLRACE_RETURN_IF_ERROR(network_->Begin(*compute_, weights(), cache.get()));
       const size_t kept = made == 0 ? static_cast<size_t>(context()) : static_cast<size_t>(context() + 1) / 2;
       cached = ids.size() - std::min(ids.size(), kept);
       held = 0;
     }
     const absl::Span<const uint32_t> fresh = absl::MakeConstSpan(ids).subspan(cached);
-    const float* const outputs = decoder_->Extend(*compute_, weights(), fresh, cache.get());
+    const float* const outputs = network_->Extend(*compute_, weights(), fresh, cache.get());
     held += fresh.size();
     cached = ids.size();
     LinearForward(*compute_, linear, outputs + static_cast<int64_t>(fresh.size() - 1) * hidden, 1, embedding, nullptr,

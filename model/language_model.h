@@ -13,7 +13,7 @@
 #include "absl/types/span.h"
 #include "kernels/compute.h"
 #include "model/arena.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/formats/config_json.h"
 #include "model/formats/peft.h"
 #include "model/sampling.h"
@@ -37,14 +37,14 @@ class LanguageModel {
                                                              Weights weights = Weights::kComputed);
   ~LanguageModel();
 
-  const Decoder& decoder() const { return *decoder_; }
+  const Network& network() const { return *network_; }
   // As the folder has it.
   const Configuration& configuration() const { return configuration_; }
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
-  // The decoder's own weights, laid out as its tensors, and the adapters that are used. Views.
-  DecoderWeights weights() const { return {weights_, used_}; }
+  // The network's own weights, laid out as its tensors, and the adapters that are used. Views.
+  NetworkWeights weights() const { return {weights_, used_}; }
   // Tokens that a prediction can look back on.
-  int64_t context() const { return decoder_->spec().context() - weights().virtual_tokens(); }
+  int64_t context() const { return network_->spec().context() - weights().virtual_tokens(); }
 
   // Reads an adapter in peft's layout, to be used behind those that are used already. Its number is how many there were
   // before. INVALID_ARGUMENT if it does not fit the model or those.
@@ -94,7 +94,7 @@ class LanguageModel {
 
   const kernels::Compute* compute_ = nullptr;
   Configuration configuration_;
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   std::unique_ptr<text::Tokenizer> tokenizer_;
   Weights kind_ = Weights::kComputed;
   Arena memory_;

@@ -11,21 +11,21 @@
 
 namespace millrace::model {
 
-absl::StatusOr<Rollouts> Rollouts::Create(const Decoder* decoder, const kernels::Compute* compute, int64_t together,
+absl::StatusOr<Rollouts> Rollouts::Create(const Network* network, const kernels::Compute* compute, int64_t together,
                                           int64_t columns) {
-  if (decoder->output_embedding() < 0) {
+  if (network->output_embedding() < 0) {
     return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
   }
-  if (together < 1 || columns < 1 || columns > decoder->spec().context()) {
+  if (together < 1 || columns < 1 || columns > network->spec().context()) {
     return absl::InvalidArgumentError(absl::StrCat(together, " answers at a time in sequences of ", columns,
                                                    " tokens do not fit a model with context ",
-                                                   decoder->spec().context()));
+                                                   network->spec().context()));
   }
-  Rollouts made(decoder, compute);
+  Rollouts made(network, compute);
   made.columns_ = columns;
-  MILLRACE_ASSIGN_OR_RETURN(made.cache_, decoder->NewCache(together + 1, columns, std::max(together, columns)));
+  MILLRACE_ASSIGN_OR_RETURN(made.cache_, network->NewCache(together + 1, columns, std::max(together, columns)));
   made.seats_.resize(static_cast<size_t>(together));
-  made.outputs_.resize(static_cast<size_t>(together * decoder->hidden_size()));
+  made.outputs_.resize(static_cast<size_t>(together * network->hidden_size()));
   return made;
 }
 
@@ -39,20 +39,20 @@ absl::Status Rollouts::Check(absl::Span<const Prompt> prompts, const RolloutOpti
           absl::StrCat("prompt ", i, " has ", length, " tokens, which leaves no room for an answer in ", columns_ + 1));
     }
     MILLRACE_RETURN_IF_ERROR(
-        Annotate(decoder_->CheckIds({prompts[i].ids.data(), 1, length, length}), absl::StrCat("prompt ", i)));
+        Annotate(network_->CheckIds({prompts[i].ids.data(), 1, length, length}), absl::StrCat("prompt ", i)));
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const DecoderWeights& weights, absl::Span<const Prompt> prompts,
+absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const NetworkWeights& weights, absl::Span<const Prompt> prompts,
                                                      const RolloutOptions& options) {
   MILLRACE_RETURN_IF_ERROR(Check(prompts, options));
-  const int64_t hidden = decoder_->hidden_size(), of_prompt = static_cast<int64_t>(seats_.size());
+  const int64_t hidden = network_->hidden_size(), of_prompt = static_cast<int64_t>(seats_.size());
   size_t count = 0;
   for (const Prompt& prompt : prompts) count += prompt.keys.size();
   std::vector<Answer> answers(count);
   std::fill(seats_.begin(), seats_.end(), Seat());
-  MILLRACE_RETURN_IF_ERROR(decoder_->Begin(*compute_, weights, cache_.get()));
+  MILLRACE_RETURN_IF_ERROR(network_->Begin(*compute_, weights, cache_.get()));
   std::vector<float> prompt_output;  // of the last token of the prompt before whose answers `sample` counts
   size_t prompt = 0, sample = 0, begun = 0;
   for (size_t ended = 0; ended < count;) {
@@ -65,13 +65,13 @@ absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const DecoderWeights& weigh
       const std::vector<uint32_t>& ids = prompts[prompt].ids;
       const auto length = static_cast<int64_t>(ids.size());
       if (sample == 0) {
-        decoder_->ClearSequence(of_prompt, cache_.get());
-        const Decoder::Appended appended = {of_prompt, ids};
+        network_->ClearSequence(of_prompt, cache_.get());
+        const Network::Appended appended = {of_prompt, ids};
         const float* const outputs =
-            decoder_->Extend(*compute_, weights, absl::MakeConstSpan(&appended, 1), cache_.get());
+            network_->Extend(*compute_, weights, absl::MakeConstSpan(&appended, 1), cache_.get());
         prompt_output.assign(outputs + (length - 1) * hidden, outputs + length * hidden);
       }
-      decoder_->CopySequence(of_prompt, static_cast<int64_t>(seat), cache_.get());
+      network_->CopySequence(of_prompt, static_cast<int64_t>(seat), cache_.get());
       std::copy(prompt_output.begin(), prompt_output.end(), outputs_.data() + static_cast<int64_t>(seat) * hidden);
       seats_[seat] = {&answers[begun++], prompts[prompt].keys[sample++],
                       std::min(options.max_tokens, columns_ + 1 - length)};
@@ -89,8 +89,8 @@ absl::StatusOr<std::vector<Answer>> Rollouts::Sample(const DecoderWeights& weigh
   return answers;
 }
 
-absl::Status Rollouts::Draw(const DecoderWeights& weights, const RolloutOptions& options) {
-  const int64_t hidden = decoder_->hidden_size(), vocab = decoder_->vocab_size();
+absl::Status Rollouts::Draw(const NetworkWeights& weights, const RolloutOptions& options) {
+  const int64_t hidden = network_->hidden_size(), vocab = network_->vocab_size();
   std::vector<size_t> taken;
   std::vector<float> outputs;
   for (size_t seat = 0; seat < seats_.size(); ++seat) {
@@ -102,8 +102,8 @@ absl::Status Rollouts::Draw(const DecoderWeights& weights, const RolloutOptions&
   const auto rows = static_cast<int64_t>(taken.size());
   std::vector<float> logits(static_cast<size_t>(rows * vocab)), losses(taken.size());
   std::vector<uint32_t> ids(taken.size());
-  LinearForward(*compute_, {hidden, vocab, false, decoder_->precision()}, outputs.data(), rows,
-                weights.base + decoder_->tensors()[decoder_->output_embedding()].offset, nullptr, logits.data(), vocab);
+  LinearForward(*compute_, {hidden, vocab, false, network_->precision()}, outputs.data(), rows,
+                weights.base + network_->tensors()[network_->output_embedding()].offset, nullptr, logits.data(), vocab);
   for (const float logit : logits) {
     if (!std::isfinite(logit)) return absl::InvalidArgumentError("the model's logits are not finite");
   }
@@ -131,15 +131,15 @@ absl::Status Rollouts::Draw(const DecoderWeights& weights, const RolloutOptions&
   return absl::OkStatus();
 }
 
-void Rollouts::Extend(const DecoderWeights& weights) {
-  const int64_t hidden = decoder_->hidden_size();
-  std::vector<Decoder::Appended> appended;
+void Rollouts::Extend(const NetworkWeights& weights) {
+  const int64_t hidden = network_->hidden_size();
+  std::vector<Network::Appended> appended;
   for (size_t seat = 0; seat < seats_.size(); ++seat) {
     if (seats_[seat].answer == nullptr) continue;
     appended.push_back({static_cast<int64_t>(seat), absl::MakeConstSpan(&seats_[seat].answer->ids.back(), 1)});
   }
-  const float* outputs = decoder_->Extend(*compute_, weights, appended, cache_.get());
-  for (const Decoder::Appended& about : appended) {
+  const float* outputs = network_->Extend(*compute_, weights, appended, cache_.get());
+  for (const Network::Appended& about : appended) {
     std::copy_n(outputs, hidden, outputs_.data() + about.sequence * hidden);
     outputs += hidden;
   }

@@ -14,7 +14,7 @@
 #include "absl/types/span.h"
 #include "common/philox.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/sampling.h"
 
 namespace millrace::model {
@@ -44,15 +44,15 @@ struct Answer {
 class Rollouts {
  public:
   // For up to `together` answers at a time, in sequences of prompt and answer of up to `columns` + 1 tokens, the last
-  // of which is not looked at. Both outlive this. INVALID_ARGUMENT for a decoder with a scalar head and for columns
+  // of which is not looked at. Both outlive this. INVALID_ARGUMENT for a network with a scalar head and for columns
   // beyond the context; RESOURCE_EXHAUSTED if there is not so much memory.
-  static absl::StatusOr<Rollouts> Create(const Decoder* decoder, const kernels::Compute* compute, int64_t together,
+  static absl::StatusOr<Rollouts> Create(const Network* network, const kernels::Compute* compute, int64_t together,
                                          int64_t columns);
 
   // Answers of the first prompt, in the order of its keys, then of the next. An answer ends at a stop token, at
   // max_tokens or where its sequence is full. INVALID_ARGUMENT for a prompt that is empty, has an id beyond the
   // vocabulary or leaves no room for an answer, and for logits that are not finite.
-  absl::StatusOr<std::vector<Answer>> Sample(const DecoderWeights& weights, absl::Span<const Prompt> prompts,
+  absl::StatusOr<std::vector<Answer>> Sample(const NetworkWeights& weights, absl::Span<const Prompt> prompts,
                                              const RolloutOptions& options);
 
  private:
@@ -63,19 +63,19 @@ class Rollouts {
     int64_t limit = 0;  // tokens of the answer
   };
 
-  Rollouts(const Decoder* decoder, const kernels::Compute* compute) : decoder_(decoder), compute_(compute) {}
+  Rollouts(const Network* network, const kernels::Compute* compute) : network_(network), compute_(compute) {}
 
   absl::Status Check(absl::Span<const Prompt> prompts, const RolloutOptions& options) const;
   // Draws a token for each taken seat from outputs_, and frees the seats whose answer ends.
-  absl::Status Draw(const DecoderWeights& weights, const RolloutOptions& options);
+  absl::Status Draw(const NetworkWeights& weights, const RolloutOptions& options);
   // Appends the last token of each taken seat.
-  void Extend(const DecoderWeights& weights);
+  void Extend(const NetworkWeights& weights);
 
-  const Decoder* const decoder_;
+  const Network* const network_;
   const kernels::Compute* const compute_;
   int64_t columns_ = 0;
   // A sequence a seat, and one more for the prompt.
-  Decoder::OwnedCache cache_;
+  Network::OwnedCache cache_;
   std::vector<Seat> seats_;
   std::vector<float> outputs_;  // [seats, hidden_size]: of each taken seat's last token
 };

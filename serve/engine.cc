@@ -110,19 +110,13 @@ struct Engine::Counts {
   prometheus::Histogram* const token;
 };
 
-uint64_t SequenceBytes(const model::Decoder& decoder) {
-  const v1::ModelSpec& spec = decoder.spec();
-  const uint64_t kv_heads = spec.has_kv_heads() ? spec.kv_heads() : spec.heads();
-  return 2 * sizeof(float) * spec.layers() * spec.context() * kv_heads * (spec.hidden_size() / spec.heads());
-}
-
 Engine::Engine(const ServedModel& model, const EngineOptions& options, Metrics* metrics)
     : model_(model), options_(options), counts_(std::make_unique<Counts>(metrics, model.name)) {}
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(const ServedModel& model, const EngineOptions& options,
                                                       Metrics* metrics) {
-  const model::Decoder& decoder = *model.decoder;
-  if (decoder.output_embedding() < 0) {
+  const model::Network& network = *model.network;
+  if (network.output_embedding() < 0) {
     return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
   }
   if (options.sequences < 1 || options.waiting < 1 || options.prompt_tokens < 1) {
@@ -132,11 +126,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(const ServedModel& model, 
   }
   std::unique_ptr<Engine> engine(new Engine(model, options, metrics));
   MILLRACE_ASSIGN_OR_RETURN(
-      engine->cache_, decoder.NewCache(options.sequences, model.context(), options.sequences + options.prompt_tokens));
-  MILLRACE_RETURN_IF_ERROR(decoder.Begin(*model.compute, model.weights, engine->cache_.get()));
+      engine->cache_, network.NewCache(options.sequences, model.context(), options.sequences + options.prompt_tokens));
+  MILLRACE_RETURN_IF_ERROR(network.Begin(*model.compute, model.weights, engine->cache_.get()));
   engine->seats_.resize(static_cast<size_t>(options.sequences));
-  const size_t rows = kRows * decoder.vocab_size();
-  engine->gathered_.resize(kRows * static_cast<size_t>(decoder.hidden_size()));
+  const size_t rows = kRows * network.vocab_size();
+  engine->gathered_.resize(kRows * static_cast<size_t>(network.hidden_size()));
   engine->logits_.resize(rows);
   engine->copies_.resize(rows);
   engine->counts_->seats->Set(static_cast<double>(options.sequences));
@@ -167,7 +161,7 @@ absl::StatusOr<std::unique_ptr<Reply>> Engine::Submit(std::vector<Task> tasks) {
       return absl::InvalidArgumentError(
           absl::StrCat(name, " has ", length, " tokens where the context has ", context()));
     }
-    MILLRACE_RETURN_IF_ERROR(Annotate(model_.decoder->CheckIds({prompt.data(), 1, length, length}), name));
+    MILLRACE_RETURN_IF_ERROR(Annotate(model_.network->CheckIds({prompt.data(), 1, length, length}), name));
     samples += tasks[i].samples;
   }
   auto channel = std::make_shared<Reply::Channel>();
@@ -226,7 +220,7 @@ bool Engine::Admit() {
         seat.job = std::move(queue_.front());
         queue_.pop_front();
         waiting_ -= seat.job->task.samples - seat.job->begun;
-        model_.decoder->ClearSequence(static_cast<int64_t>(i), cache_.get());
+        model_.network->ClearSequence(static_cast<int64_t>(i), cache_.get());
         reading_.push_back(i);
       }
       if (seat.job != nullptr) ++taken;
@@ -263,7 +257,7 @@ void Engine::Leave(size_t seat) {
 }
 
 void Engine::Step() {
-  std::vector<model::Decoder::Appended> appended;
+  std::vector<model::Network::Appended> appended;
   std::vector<Row> rows;
   int64_t outputs = 0;
   for (size_t i = 0; i < seats_.size(); ++i) {
@@ -296,8 +290,8 @@ void Engine::Step() {
     }
     outputs += count;
   }
-  const float* const of_pass = model_.decoder->Extend(*model_.compute, model_.weights, appended, cache_.get());
-  const int64_t hidden = model_.decoder->hidden_size();
+  const float* const of_pass = model_.network->Extend(*model_.compute, model_.weights, appended, cache_.get());
+  const int64_t hidden = model_.network->hidden_size();
   for (const Part& part : parts) {
     Seat& seat = seats_[part.seat];
     seat.read += part.count;
@@ -337,7 +331,7 @@ void Engine::BeginSamples(size_t seat, int64_t output, std::vector<Row>* rows) {
   }
   for (size_t other = 0; other < seats_.size() && job->begun + 1 < task.samples; ++other) {
     if (seats_[other].job != nullptr) continue;
-    model_.decoder->CopySequence(static_cast<int64_t>(seat), static_cast<int64_t>(other), cache_.get());
+    model_.network->CopySequence(static_cast<int64_t>(seat), static_cast<int64_t>(other), cache_.get());
     BeginSample(other, job);
     rows->push_back({other, output});
   }
@@ -361,10 +355,10 @@ void Engine::BeginSample(size_t seat, const std::shared_ptr<Job>& job) {
 }
 
 void Engine::UseLogits(const float* outputs, absl::Span<const Row> rows) {
-  const model::Decoder& decoder = *model_.decoder;
-  const int64_t hidden = decoder.hidden_size(), vocab = decoder.vocab_size();
-  const model::Linear linear = {hidden, vocab, false, decoder.precision()};
-  const float* const embedding = model_.weights.base + decoder.tensors()[decoder.output_embedding()].offset;
+  const model::Network& network = *model_.network;
+  const int64_t hidden = network.hidden_size(), vocab = network.vocab_size();
+  const model::Linear linear = {hidden, vocab, false, network.precision()};
+  const float* const embedding = model_.weights.base + network.tensors()[network.output_embedding()].offset;
   for (; !rows.empty(); rows.remove_prefix(std::min(rows.size(), kRows))) {
     const absl::Span<const Row> some = rows.first(std::min(rows.size(), kRows));
     const auto count = static_cast<int64_t>(some.size());

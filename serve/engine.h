@@ -3,7 +3,7 @@
 //
 // One thread steps. In each step every answer that is under way is extended by a token and prompts are read on, all
 // together in one pass; who is done leaves its seat, and the next sequence in the queue takes it. A step reads a
-// bounded number of prompt tokens, so that a long prompt does not hold up the answers beside it. The decoder defines
+// bounded number of prompt tokens, so that a long prompt does not hold up the answers beside it. The network defines
 // each element of a pass by itself, so that an answer is a function of the model, the prompt, its options and its seed,
 // whatever goes on beside it; batching changes no bit. One seat is no batching.
 //
@@ -27,7 +27,7 @@
 #include "absl/time/time.h"
 #include "common/metrics.h"
 #include "common/philox.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/sampling.h"
 #include "serve/answer_text.h"
 #include "serve/served_model.h"
@@ -99,13 +99,10 @@ struct EngineOptions {
   int64_t prompt_tokens = 256;  // of prompts, read in one step
 };
 
-// The memory of keys and values of one sequence as long as the context, in bytes.
-uint64_t SequenceBytes(const model::Decoder& decoder);
-
 // Submit may be called by any thread.
 class Engine {
  public:
-  // INVALID_ARGUMENT for a decoder with a scalar head and options below 1; RESOURCE_EXHAUSTED if there is not so much
+  // INVALID_ARGUMENT for a network with a scalar head and options below 1; RESOURCE_EXHAUSTED if there is not so much
   // memory. `metrics` outlives the engine.
   static absl::StatusOr<std::unique_ptr<Engine>> Start(const ServedModel& model, const EngineOptions& options,
                                                        Metrics* metrics);
@@ -183,7 +180,7 @@ class Engine {
   const EngineOptions options_;
   const std::unique_ptr<Counts> counts_;
   // Own thread only.
-  model::Decoder::OwnedCache cache_;
+  model::Network::OwnedCache cache_;
   std::vector<Seat> seats_;
   std::vector<size_t> reading_;  // seats whose prompt is read, the first come first
   std::vector<float> gathered_, logits_, copies_;

@@ -176,9 +176,9 @@ struct Server::Impl {
     if (const auto* const ids = std::get_if<std::vector<uint32_t>>(&input)) {
       if (ids->empty()) return ParameterError(parameter, "must not hold an empty list");
       for (const uint32_t id : *ids) {
-        if (id < engine.model().decoder->vocab_size()) continue;
+        if (id < engine.model().network->vocab_size()) continue;
         return ParameterError(parameter, absl::StrCat("has the token id ", id, ", which is not below the vocabulary's ",
-                                                      engine.model().decoder->vocab_size()));
+                                                      engine.model().network->vocab_size()));
       }
       return *ids;
     }
@@ -223,7 +223,7 @@ struct Server::Impl {
   absl::StatusOr<std::string> EmbeddingsOf(const HttpRequest& http_request) {
     MILLRACE_ASSIGN_OR_RETURN(const EmbeddingsRequest request, ParseEmbeddings(http_request.body));
     MILLRACE_ASSIGN_OR_RETURN(Engine* const engine, Find(request.model));
-    const int64_t hidden = engine->model().decoder->hidden_size();
+    const int64_t hidden = engine->model().network->hidden_size();
     if (request.dimensions.value_or(hidden) != hidden) {
       return ParameterError("dimensions", absl::StrCat("is not supported but as ", hidden, ", which all have"),
                             "unsupported_parameter");

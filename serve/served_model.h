@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -16,8 +16,8 @@ namespace millrace::serve {
 struct ServedModel {
   std::string name;
   const kernels::Compute* compute = nullptr;
-  const model::Decoder* decoder = nullptr;  // predicts tokens: no scalar head
-  model::DecoderWeights weights = nullptr;  // with adapters, if any, that go together
+  const model::Network* network = nullptr;  // predicts tokens: no scalar head
+  model::NetworkWeights weights = nullptr;  // with adapters, if any, that go together
   const text::Tokenizer* tokenizer = nullptr;
   // How it is asked in conversations, and the token with which its answers end.
   const text::ChatTemplate* chat_template = nullptr;  // null: it cannot be, because of `no_chat`
@@ -25,7 +25,7 @@ struct ServedModel {
   std::string no_chat;
 
   // Tokens that a prediction can look back on.
-  int64_t context() const { return decoder->spec().context() - weights.virtual_tokens(); }
+  int64_t context() const { return network->spec().context() - weights.virtual_tokens(); }
 };
 
 }  // namespace millrace::serve

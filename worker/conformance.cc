@@ -6,7 +6,7 @@
 #include "common/checksum.h"
 #include "common/philox.h"
 #include "kernels/conformance.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/objectives/causal_lm.h"
 
 namespace millrace::worker {
@@ -36,15 +36,15 @@ v1::ModelSpec TinyModel(const char* family, const char* precision) {
 void AddModel(const kernels::Compute& compute, const v1::ModelSpec& spec, Sha256* sum) {
   constexpr uint32_t kVocab = 37;
   constexpr int64_t kRows = 2, kColumns = 71;
-  const absl::StatusOr<std::unique_ptr<model::Decoder>> decoder = model::Decoder::Create(spec, kVocab);
-  const model::TensorList& tensors = (*decoder)->tensors();
+  const absl::StatusOr<std::unique_ptr<model::Network>> network = model::CreateNetwork(spec, kVocab);
+  const model::TensorList& tensors = (*network)->tensors();
   std::vector<float> weights(static_cast<size_t>(tensors.floats())), gradients(weights.size());
   model::StartWeights(tensors, 7, weights.data());
   std::vector<uint32_t> ids(kRows * kColumns);
   const Philox key(11);
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = key(1, i)[0] % kVocab;
   absl::StatusOr<model::CausalLm> objective =
-      model::CausalLm::Create(decoder->get(), &compute, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
+      model::CausalLm::Create(network->get(), &compute, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
   const absl::StatusOr<double> loss = objective->Gradients(weights.data(), {ids.data(), kRows, kColumns}, {&key}, 0.01f,
                                                            &model::IgnoreGroup, gradients.data(), &model::IgnoreGroup);
   sum->Update(&*loss, sizeof(*loss));

@@ -31,7 +31,7 @@ void Measured::Report(v1::WorkResult* result) const {
 ModelInUse ObjectiveSetting::Model(absl::string_view prefix) const {
   const PhaseModel& model = *models->Find(prefix);
   ModelInUse used;
-  used.decoder = model.decoder.get();
+  used.network = model.network.get();
   used.own_weights = weights + model.offset;
   if (model.adapter != nullptr) used.adapters.push_back({model.adapter.get(), weights + model.adapter_offset});
   used.offset = model.offset;
@@ -45,7 +45,7 @@ absl::StatusOr<std::vector<v1::Experience>> Objective::Rollout(const RolloutPass
 }
 
 absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name, const ObjectiveSetting& setting) {
-  const bool language = setting.models->trained().decoder->score() < 0;
+  const bool language = setting.models->trained().network->score() < 0;
   if (language && (name == "causal_lm" || name == "sft")) return std::make_unique<TextObjective>(setting);
   // Others learn with models of their own.
   if (name == setting.context->phase().objective()) {

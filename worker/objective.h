@@ -15,7 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/objectives/token_scores.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 #include "worker/phase_models.h"
@@ -38,7 +38,7 @@ class Measured {
 
 // One of the phase's models, with its weights.
 struct ModelInUse {
-  const model::Decoder* decoder = nullptr;
+  const model::Network* network = nullptr;
   const float* own_weights = nullptr;
   std::vector<model::ActiveAdapter> adapters;  // none or one
   int64_t offset = 0;                          // of its gradients
@@ -46,7 +46,7 @@ struct ModelInUse {
   std::vector<bool> trainable;  // its tensors, then its adapter's
 
   // A view of this.
-  model::DecoderWeights weights() const { return {own_weights, adapters}; }
+  model::NetworkWeights weights() const { return {own_weights, adapters}; }
 
   // A hook of the phase's groups as one of the model's.
   auto Own(model::GroupHook hook) const {
@@ -124,8 +124,8 @@ size_t LastTokenOf(const model::Batch& batch, int64_t row);
 template <typename T>
 class PassMemory {
  public:
-  PassMemory(const model::Decoder* decoder, const kernels::Compute* compute, bool for_training)
-      : decoder_(decoder), compute_(compute), for_training_(for_training) {}
+  PassMemory(const model::Network* network, const kernels::Compute* compute, bool for_training)
+      : network_(network), compute_(compute), for_training_(for_training) {}
 
   bool Holds(int64_t rows, int64_t columns) const {
     return passes_.has_value() && rows * columns <= tokens_ && columns <= columns_;
@@ -136,7 +136,7 @@ class PassMemory {
       tokens_ = std::max(rows * columns, tokens_);
       columns_ = std::max(columns, columns_);
       passes_.reset();
-      absl::StatusOr<T> made = T::Create(decoder_, compute_, tokens_, columns_, for_training_);
+      absl::StatusOr<T> made = T::Create(network_, compute_, tokens_, columns_, for_training_);
       if (!made.ok()) {
         return Annotate(made.status(), absl::StrCat("a pass over ", rows, " sequences of ", columns,
                                                     " tokens (a smaller phases.microbatch needs less)"));
@@ -147,7 +147,7 @@ class PassMemory {
   }
 
  private:
-  const model::Decoder* const decoder_;
+  const model::Network* const network_;
   const kernels::Compute* const compute_;
   const bool for_training_;
   int64_t tokens_ = 0;

@@ -104,7 +104,7 @@ class PhaseSeat::Epoch {
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
-    const bool scalar = models_->models().trained().decoder->score() >= 0;
+    const bool scalar = models_->models().trained().network->score() >= 0;
     configuration.head = scalar ? model::Head::kScalar : model::Head::kLanguage;
     (*result->mutable_files())["config.json"] = model::PrintConfig(configuration);
     (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig(configuration);
@@ -126,7 +126,7 @@ class PhaseSeat::Epoch {
       const blocks::Block& block = blocks_.blocks()[index];
       std::vector<float> values(static_cast<size_t>(block.size));
       const int tensor = static_cast<int>(block.tensor);
-      model::StartValues(models_->models().trained().decoder->tensors()[tensor], tensor, context_.seed(), block.begin,
+      model::StartValues(models_->models().trained().network->tensors()[tensor], tensor, context_.seed(), block.begin,
                          absl::MakeSpan(values));
       request->set_weights(values.data(), values.size() * sizeof(float));
       return absl::OkStatus();
@@ -294,11 +294,11 @@ class PhaseSeat::Epoch {
     for (const PhaseModel& model : models_->models().models()) {
       if (model.adapter == nullptr || !model.adapter_is_new) continue;
       std::vector<float> weights(static_cast<size_t>(model.adapter->tensors().floats()));
-      MILLRACE_RETURN_IF_ERROR(model::StartAdapter(*compute_, *model.decoder, weights_ + model.offset, *model.adapter,
+      MILLRACE_RETURN_IF_ERROR(model::StartAdapter(*compute_, *model.network, weights_ + model.offset, *model.adapter,
                                                    context_.seed(), init_tokens_, weights.data()));
       for (int i = 0; i < model.adapter->tensors().size(); ++i) {
         const model::TensorSpec& tensor = model.adapter->tensors()[i];
-        const int place = model.places[static_cast<size_t>(model.decoder->tensors().size() + i)];
+        const int place = model.places[static_cast<size_t>(model.network->tensors().size() + i)];
         const float* const begin = weights.data() + tensor.offset;
         values.emplace(static_cast<uint32_t>(place), std::vector<float>(begin, begin + tensor.size));
       }

@@ -131,8 +131,8 @@ std::string KeyOf(const v1::PhaseContext& context) {
 
 // A scalar head may go on a model that had another.
 void AddScore(const PhaseModel& model, uint64_t seed, const std::string& name, v1::ModelPart* part) {
-  const model::TensorList& tensors = model.decoder->tensors();
-  const int score = model.decoder->score();
+  const model::TensorList& tensors = model.network->tensors();
+  const int score = model.network->score();
   std::vector<float> values(static_cast<size_t>(tensors[score].size));
   model::StartValues(tensors[score], score, seed, 0, absl::MakeSpan(values));
   (*part->mutable_fresh())[name] =
@@ -158,8 +158,7 @@ absl::Status PhaseModels::AddParts(const v1::PhaseContext& context) {
     PhaseModel& model = models_.emplace_back();
     model.prefix = wanted.prefix;
     model.trained = wanted.trained;
-    MILLRACE_ASSIGN_OR_RETURN(model.decoder,
-                              model::Decoder::Create(context.model(), context.vocab_size(), wanted.head));
+    MILLRACE_ASSIGN_OR_RETURN(model.network, model::CreateNetwork(context.model(), context.vocab_size(), wanted.head));
     const auto held = context.adapters().find(wanted.from);
     const v1::AdapterSpec* adapter = held == context.adapters().end() ? nullptr : &held->second;
     const bool first = models_.size() == 1;
@@ -167,8 +166,8 @@ absl::Status PhaseModels::AddParts(const v1::PhaseContext& context) {
     if (adapter != nullptr) {
       model.adapter_is_new = held == context.adapters().end();
       MILLRACE_ASSIGN_OR_RETURN(model.adapter,
-                                model::Adapter::Create(*adapter, context.model(), model.decoder->linear_sites()));
-      model.decoder->ReserveVirtualTokens(model.adapter->virtual_tokens());
+                                model::Adapter::Create(*adapter, context.model(), model.network->linear_sites()));
+      model.network->ReserveVirtualTokens(model.adapter->virtual_tokens());
     }
     model.shares = wanted.may_share && models_[0].adapter != nullptr;
     if (!model.shares) {
@@ -177,8 +176,8 @@ absl::Status PhaseModels::AddParts(const v1::PhaseContext& context) {
       part.set_from(wanted.from);
       // The first model's is in every checkpoint, frozen or not.
       if (adapter == nullptr || first) part.set_file(wanted.file);
-      if (model.decoder->score() >= 0) part.add_dropped("lm_head.weight");
-      if (model.decoder->score() >= 0 && adapter == nullptr) AddScore(model, context.seed(), "score.weight", &part);
+      if (model.network->score() >= 0) part.add_dropped("lm_head.weight");
+      if (model.network->score() >= 0 && adapter == nullptr) AddScore(model, context.seed(), "score.weight", &part);
       if (adapter != nullptr) part.add_dropped("score.weight");
     }
     if (adapter == nullptr) continue;
@@ -188,7 +187,7 @@ absl::Status PhaseModels::AddParts(const v1::PhaseContext& context) {
     part.set_start_file(model::kAdapterFile);
     if (wanted.trained) part.set_file(first ? model::kAdapterFile : absl::StrCat("adapter_", wanted.file));
     part.set_may_be_new(model.adapter_is_new);
-    if (model.decoder->score() >= 0) {
+    if (model.network->score() >= 0) {
       AddScore(model, context.seed(), ScoreInAdapter(), &part);
     } else {
       // Of a reward model that has been one.
@@ -201,21 +200,21 @@ absl::Status PhaseModels::AddParts(const v1::PhaseContext& context) {
 // Gives tensors their places, group by group, and memory.
 void PhaseModels::LayOut() {
   for (PhaseModel& model : models_) {
-    const int64_t own = model.decoder->tensors().floats();
+    const int64_t own = model.network->tensors().floats();
     model.offset = model.shares ? models_[0].offset : floats_;
     if (!model.shares) floats_ += own;
     model.adapter_offset = floats_;
     if (model.adapter != nullptr) floats_ += model.adapter->tensors().floats();
     if (model.trained) trained_floats_ = floats_;
-    model.places.resize(static_cast<size_t>(model.decoder->tensors().size()) +
+    model.places.resize(static_cast<size_t>(model.network->tensors().size()) +
                         static_cast<size_t>(model.adapter == nullptr ? 0 : model.adapter->tensors().size()));
   }
   const auto add = [this](size_t index, bool of_adapter, uint32_t group) {
     PhaseModel& model = models_[index];
-    const model::TensorList& tensors = of_adapter ? model.adapter->tensors() : model.decoder->tensors();
+    const model::TensorList& tensors = of_adapter ? model.adapter->tensors() : model.network->tensors();
     for (int i = 0; i < tensors.size(); ++i) {
       if (tensors[i].group != group) continue;
-      model.places[static_cast<size_t>(i + (of_adapter ? model.decoder->tensors().size() : 0))] =
+      model.places[static_cast<size_t>(i + (of_adapter ? model.network->tensors().size() : 0))] =
           static_cast<int>(slots_.size());
       slots_.push_back({index, of_adapter, i});
       offsets_.push_back((of_adapter ? model.adapter_offset : model.offset) + tensors[i].offset);
@@ -225,17 +224,17 @@ void PhaseModels::LayOut() {
     PhaseModel& model = models_[index];
     if (model.shares) continue;
     model.first_group = groups_;
-    for (uint32_t group = 0; group < model.decoder->groups(); ++group) {
+    for (uint32_t group = 0; group < model.network->groups(); ++group) {
       add(index, false, group);
       for (size_t other = index; other < models_.size(); ++other) {
         const bool here = other == index || (index == 0 && models_[other].shares);
         if (here && models_[other].adapter != nullptr) add(other, true, group);
       }
     }
-    groups_ += model.decoder->groups();
+    groups_ += model.network->groups();
   }
   for (PhaseModel& model : models_) {
-    if (model.shares) std::copy_n(models_[0].places.begin(), model.decoder->tensors().size(), model.places.begin());
+    if (model.shares) std::copy_n(models_[0].places.begin(), model.network->tensors().size(), model.places.begin());
   }
 }
 
@@ -251,17 +250,17 @@ const PhaseModel* PhaseModels::Find(absl::string_view prefix) const {
 uint32_t PhaseModels::context() const {
   const PhaseModel& model = models_[0];
   const int64_t before = model.adapter == nullptr ? 0 : model.adapter->virtual_tokens();
-  return model.decoder->spec().context() - static_cast<uint32_t>(before);
+  return model.network->spec().context() - static_cast<uint32_t>(before);
 }
 
 absl::StatusOr<v1::TensorTable> PhaseModels::Table(const v1::PhaseSpec& phase) const {
   v1::TensorTable table;
   for (const Slot& slot : slots_) {
     const PhaseModel& model = models_[slot.model];
-    const bool score = !slot.of_adapter && slot.tensor == model.decoder->score();
+    const bool score = !slot.of_adapter && slot.tensor == model.network->score();
     const bool with_adapter = slot.of_adapter || (score && model.adapter != nullptr);
     const model::TensorSpec& spec =
-        slot.of_adapter ? model.adapter->tensors()[slot.tensor] : model.decoder->tensors()[slot.tensor];
+        slot.of_adapter ? model.adapter->tensors()[slot.tensor] : model.network->tensors()[slot.tensor];
     const std::string name = score && with_adapter ? ScoreInAdapter() : spec.name;
     const bool trainable = model.trained && (with_adapter || model.adapter == nullptr);
     *table.add_tensors() = TensorOf(absl::StrCat(model.prefix, with_adapter ? kAdapter : "", name), trainable,
@@ -272,7 +271,7 @@ absl::StatusOr<v1::TensorTable> PhaseModels::Table(const v1::PhaseSpec& phase) c
   }
   std::vector<v1::Tensor*> first;
   for (const int place : models_[0].places) first.push_back(table.mutable_tensors(place));
-  MILLRACE_RETURN_IF_ERROR(Choose(phase.trainable(), models_[0].decoder->groups(), first));
+  MILLRACE_RETURN_IF_ERROR(Choose(phase.trainable(), models_[0].network->groups(), first));
   return table;
 }
 

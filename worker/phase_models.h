@@ -15,7 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "model/adapters/adapter.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 
 namespace millrace::worker {
@@ -33,7 +33,7 @@ std::string RewardPrefix(int index);
 struct PhaseModel {
   std::string prefix;
   bool trained = false;
-  std::unique_ptr<model::Decoder> decoder;
+  std::unique_ptr<model::Network> network;
   std::unique_ptr<model::Adapter> adapter;  // null: none
   bool adapter_is_new = false;              // what it begins with has none
   bool shares = false;                      // the first model's tensors

@@ -25,8 +25,8 @@ double Number(const google::protobuf::Map<std::string, double>& statistics, cons
 
 PolicyObjective::Valuer::Valuer(const ObjectiveSetting& setting, absl::string_view prefix)
     : model(setting.Model(prefix)),
-      training(model.decoder, setting.compute, /*for_training=*/true),
-      evaluation(model.decoder, setting.compute, /*for_training=*/false) {}
+      training(model.network, setting.compute, /*for_training=*/true),
+      evaluation(model.network, setting.compute, /*for_training=*/false) {}
 
 PolicyObjective::PolicyObjective(const ObjectiveSetting& setting, std::unique_ptr<text::Tokenizer> tokenizer,
                                  std::vector<std::optional<RewardProgram>> programs)
@@ -42,8 +42,8 @@ PolicyObjective::PolicyObjective(const ObjectiveSetting& setting, std::unique_pt
       sampler_(setting, ""),
       policy_(setting.Model("")),
       reference_(setting.Model(kReference)),
-      policy_passes_(policy_.decoder, setting.compute, /*for_training=*/true),
-      reference_passes_(reference_.decoder, setting.compute, /*for_training=*/false) {
+      policy_passes_(policy_.network, setting.compute, /*for_training=*/true),
+      reference_passes_(reference_.network, setting.compute, /*for_training=*/false) {
   if (name_ == "ppo") value_.emplace(setting, kValue);
   for (size_t i = 0; i < programs_.size(); ++i) {
     reward_models_.push_back(

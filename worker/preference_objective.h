@@ -33,7 +33,7 @@ class PreferenceObjective : public Objective {
   // One of the two models with its passes.
   struct Scorer {
     Scorer(const ObjectiveSetting& setting, absl::string_view prefix, bool for_training)
-        : model(setting.Model(prefix)), passes(model.decoder, setting.compute, for_training) {}
+        : model(setting.Model(prefix)), passes(model.network, setting.compute, for_training) {}
     absl::StatusOr<Answers> Score(const model::Batch& batch, model::GroupHook need);
 
     ModelInUse model;

@@ -9,8 +9,8 @@ RewardObjective::RewardObjective(const ObjectiveSetting& setting)
     : context_(setting.models->context()),
       centering_(setting.context->phase().centering()),
       model_(setting.Model("")),
-      training_(model_.decoder, setting.compute, /*for_training=*/true),
-      evaluation_(model_.decoder, setting.compute, /*for_training=*/false) {}
+      training_(model_.network, setting.compute, /*for_training=*/true),
+      evaluation_(model_.network, setting.compute, /*for_training=*/false) {}
 
 absl::StatusOr<uint64_t> RewardObjective::Count(const v1::Microbatch& microbatch) const {
   MILLRACE_RETURN_IF_ERROR(BatchOf(microbatch, context_).status());

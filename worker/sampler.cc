@@ -58,7 +58,7 @@ absl::StatusOr<std::vector<SampledAnswer>> Sampler::Sample(
     together_ = std::max(together, together_);
     rollouts_.reset();
     MILLRACE_ASSIGN_OR_RETURN(model::Rollouts made,
-                              model::Rollouts::Create(model_.decoder, compute_, together_, columns_));
+                              model::Rollouts::Create(model_.network, compute_, together_, columns_));
     rollouts_.emplace(std::move(made));
   }
   MILLRACE_ASSIGN_OR_RETURN(std::vector<model::Answer> answers, rollouts_->Sample(model_.weights(), asked, options_));

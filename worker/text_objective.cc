@@ -5,8 +5,8 @@ namespace millrace::worker {
 TextObjective::TextObjective(const ObjectiveSetting& setting)
     : context_(setting.models->context()),
       model_(setting.Model("")),
-      training_(model_.decoder, setting.compute, /*for_training=*/true),
-      evaluation_(model_.decoder, setting.compute, /*for_training=*/false) {}
+      training_(model_.network, setting.compute, /*for_training=*/true),
+      evaluation_(model_.network, setting.compute, /*for_training=*/false) {}
 
 absl::StatusOr<uint64_t> TextObjective::Count(const v1::Microbatch& microbatch) const {
   MILLRACE_ASSIGN_OR_RETURN(const model::Batch batch, BatchOf(microbatch, context_));

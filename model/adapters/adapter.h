@@ -24,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "model/layers/linear.h"
 #include "model/tensor_list.h"
 #include "proto/millrace/v1/job.pb.h"
 
@@ -40,6 +41,7 @@ struct LinearSite {
   std::string path;  // "transformer.h.0.attn.c_attn"
   int64_t inputs = 0;
   int64_t outputs = 0;
+  LinearTensors tensors;  // of the decoder
 };
 
 class Adapter {

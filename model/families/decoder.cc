@@ -43,20 +43,11 @@ void Copy(const kernels::Compute& compute, const float* from, int64_t n, float* 
   });
 }
 
-absl::Status CheckSpec(const v1::ModelSpec& spec, uint32_t vocab_size) {
+absl::Status CheckSpec(const v1::ModelSpec& spec) {
   const auto wrong = [](absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("model: ", what)); };
   const bool windows = spec.family() == "mistral" || spec.family() == "qwen2";
-  if (spec.family() != "gpt2" && spec.family() != "llama" && !windows) {
-    return wrong(absl::StrCat("there is no family '", spec.family(), "'; gpt2, llama, mistral and qwen2 are known"));
-  }
-  if (vocab_size == 0) return wrong("the vocabulary is empty");
-  if (spec.layers() == 0 || spec.hidden_size() == 0 || spec.heads() == 0 || spec.context() == 0) {
-    return wrong("layers, hidden_size, heads and context must be at least 1");
-  }
-  if (spec.layers() > 512 || spec.hidden_size() > 65'536 || spec.context() > 131'072 || spec.heads() > 1024 ||
-      spec.intermediate_size() > 1'048'576 || vocab_size > 16'777'216) {
-    return wrong("a size is beyond what is supported");
-  }
+  if (spec.heads() == 0) return wrong("heads must be at least 1");
+  if (spec.heads() > 1024 || spec.intermediate_size() > 1'048'576) return wrong("a size is beyond what is supported");
   if (spec.hidden_size() % spec.heads() != 0) {
     return wrong(absl::StrCat("hidden_size ", spec.hidden_size(), " is not a multiple of heads ", spec.heads()));
   }
@@ -94,7 +85,7 @@ struct Decoder::AdapterMemory {
   Arena arena;
 };
 
-class Decoder::Memory {
+class Decoder::Memory : public Network::Memory {
  public:
   Arena arena;
   bool for_training = false;
@@ -125,9 +116,9 @@ class Decoder::Memory {
   float* d_activated = nullptr;  // [tokens, intermediate]
 };
 
-class Decoder::Cache {
+class Decoder::Cache : public Network::Cache {
  public:
-  OwnedMemory memory;
+  std::unique_ptr<Memory> memory;
   Arena arena;
   int64_t columns = 0;
   std::vector<float*> keys;  // by layer, [sequences, columns, kv_heads * head_size]
@@ -140,18 +131,17 @@ class Decoder::Cache {
   std::vector<Continuation> continuations;
 };
 
-void Decoder::Free::operator()(Memory* memory) const { delete memory; }
-void Decoder::Free::operator()(Cache* cache) const { delete cache; }
+bool IsDecoder(absl::string_view family) {
+  return family == "gpt2" || family == "llama" || family == "mistral" || family == "qwen2";
+}
 
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(const v1::ModelSpec& spec, uint32_t vocab_size, Head head) {
-  MILLRACE_RETURN_IF_ERROR(CheckSpec(spec, vocab_size));
-  return std::unique_ptr<Decoder>(new Decoder(spec, vocab_size, head));
+absl::StatusOr<std::unique_ptr<Network>> Decoder::Create(const v1::ModelSpec& spec, uint32_t vocab_size, Head head) {
+  MILLRACE_RETURN_IF_ERROR(CheckSpec(spec));
+  return std::unique_ptr<Network>(new Decoder(spec, vocab_size, head));
 }
 
 Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head)
-    : spec_(spec),
-      vocab_size_(vocab_size),
-      hidden_size_(spec.hidden_size()),
+    : Network(spec, vocab_size),
       heads_(spec.heads()),
       kv_heads_(spec.has_kv_heads() ? spec.kv_heads() : spec.heads()),
       head_size_(hidden_size_ / heads_),
@@ -159,7 +149,6 @@ Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head)
       context_(spec.context()),
       epsilon_(static_cast<float>(spec.norm_epsilon())),
       dropout_(static_cast<float>(spec.dropout())),
-      precision_(spec.precision() == "bf16" ? kernels::Precision::kBf16 : kernels::Precision::kF32),
       norm_kind_(spec.family() == "gpt2" ? NormKind::kLayer : NormKind::kRms) {
   AddTensors(head);
   AddSites();
@@ -211,22 +200,12 @@ NormTensors Decoder::AddNorm(const std::string& name, uint32_t group) {
 }
 
 void Decoder::AddTensors(Head head) {
-  const auto table = [this](const std::string& name, int64_t rows, uint32_t group, double std) {
-    TensorSpec spec;
-    spec.name = name;
-    spec.shape = {rows, hidden_size_};
-    spec.role = Role::kEmbedding;
-    spec.group = group;
-    spec.start = Start::kNormal;
-    spec.start_size = static_cast<float>(std);
-    return tensors_.Add(std::move(spec));
-  };
   const int64_t kv_size = kv_heads_ * head_size_;
   if (gpt2()) {
-    input_embedding_ = table("transformer.wte.weight", vocab_size_, 0, spec_.init_std());
-    position_embedding_ = table("transformer.wpe.weight", context_, 0, spec_.init_std());
+    input_embedding_ = AddTable("transformer.wte.weight", vocab_size_, 0, spec_.init_std());
+    position_embedding_ = AddTable("transformer.wpe.weight", context_, 0, spec_.init_std());
   } else {
-    input_embedding_ = table("model.embed_tokens.weight", vocab_size_, 0, spec_.init_std());
+    input_embedding_ = AddTable("model.embed_tokens.weight", vocab_size_, 0, spec_.init_std());
   }
   // Biases of all products, of queries, keys and values.
   const bool bias = gpt2() && spec_.bias(), qkv_bias = bias || spec_.family() == "qwen2";
@@ -255,14 +234,7 @@ void Decoder::AddTensors(Head head) {
     }
   }
   last_norm_ = AddNorm(gpt2() ? "transformer.ln_f" : "model.norm", last_group());
-  if (head == Head::kScalar) {
-    // Stiennon et al. 2020, "Learning to summarize from human feedback".
-    score_ = table("score.weight", 1, last_group(), 1.0 / std::sqrt(static_cast<double>(hidden_size_ + 1)));
-  } else if (spec_.tied_embeddings()) {
-    output_embedding_ = input_embedding_;
-  } else {
-    output_embedding_ = table("lm_head.weight", vocab_size_, last_group(), spec_.init_std());
-  }
+  AddHead(head);
 }
 
 const LinearTensors& Decoder::TensorsOf(const Layer& layer, Module module) {
@@ -288,10 +260,11 @@ const LinearTensors& Decoder::TensorsOf(const Layer& layer, Module module) {
 void Decoder::AddSites() {
   for (size_t i = 0; i < layers_.size(); ++i) {
     for (size_t module = 0; module < kModules; ++module) {
-      const int weight = TensorsOf(layers_[i], static_cast<Module>(module)).weight;
-      if (weight < 0) continue;
-      const TensorSpec& tensor = tensors_[weight];
+      const LinearTensors& tensors = TensorsOf(layers_[i], static_cast<Module>(module));
+      if (tensors.weight < 0) continue;
+      const TensorSpec& tensor = tensors_[tensors.weight];
       LinearSite site;
+      site.tensors = tensors;
       site.layer = i;
       site.module = static_cast<Module>(module);
       site.path = std::string(absl::StripSuffix(tensor.name, ".weight"));
@@ -302,29 +275,11 @@ void Decoder::AddSites() {
   }
 }
 
-absl::Status CheckStack(absl::Span<const Adapter* const> adapters) {
-  const Adapter* with_tokens = nullptr;
-  for (size_t i = 0; i < adapters.size(); ++i) {
-    const Adapter& adapter = *adapters[i];
-    if (adapter.virtual_tokens() > 0 || adapter.prompt_tokens() > 0) {
-      if (with_tokens != nullptr) {
-        return absl::InvalidArgumentError(absl::StrCat("adapters of ", with_tokens->spec().type(), " and ",
-                                                       adapter.spec().type(),
-                                                       " cannot be used together: one of them can have tokens"));
-      }
-      with_tokens = &adapter;
-    }
-    if (adapter.spec().dora() && i > 0) {
-      return absl::InvalidArgumentError("an adapter with dora cannot be used on top of another: it must be the first");
-    }
-  }
-  return absl::OkStatus();
-}
-
 // ---- memory ----
 
-absl::StatusOr<Decoder::OwnedMemory> Decoder::NewMemory(int64_t tokens, int64_t columns, bool for_training) const {
-  OwnedMemory memory(new Memory);
+absl::StatusOr<std::unique_ptr<Decoder::Memory>> Decoder::MakeMemory(int64_t tokens, int64_t columns,
+                                                                     bool for_training) const {
+  auto memory = std::make_unique<Memory>();
   memory->for_training = for_training;
   memory->capacity = tokens;
   memory->max_columns = columns;
@@ -376,9 +331,16 @@ absl::StatusOr<Decoder::OwnedMemory> Decoder::NewMemory(int64_t tokens, int64_t 
   return memory;
 }
 
-float* Decoder::OutputGradient(Memory* memory) const { return memory->d_outputs + memory->virtual_rows * hidden_size_; }
+absl::StatusOr<Network::OwnedMemory> Decoder::NewMemory(int64_t tokens, int64_t columns, bool for_training) const {
+  return MakeMemory(tokens, columns, for_training);
+}
 
-absl::Status Decoder::TakeAdapters(const DecoderWeights& weights, Memory* memory) const {
+float* Decoder::OutputGradient(Network::Memory* memory) const {
+  const Memory& own = static_cast<const Memory&>(*memory);
+  return own.d_outputs + own.virtual_rows * hidden_size_;
+}
+
+absl::Status Decoder::TakeAdapters(const NetworkWeights& weights, Memory* memory) const {
   if (weights.virtual_tokens() > memory->reserved) {
     return absl::InvalidArgumentError(
         absl::StrCat("an adapter with ", weights.virtual_tokens(), " virtual tokens in memory for ", memory->reserved));
@@ -430,9 +392,6 @@ Dropout Decoder::DropoutAt(const Noise& noise, size_t layer, uint64_t place) con
 
 namespace {
 
-const float* At(const TensorList& tensors, const float* weights, int index) {
-  return index < 0 ? nullptr : weights + tensors[index].offset;
-}
 // Tokens before all others, on their own.
 AttentionShape Alone(const AttentionShape& shape, int64_t tokens) {
   AttentionShape alone = shape;
@@ -441,17 +400,12 @@ AttentionShape Alone(const AttentionShape& shape, int64_t tokens) {
   alone.sequences = {};
   return alone;
 }
-// Null for a tensor that is not trained.
-float* GradientAt(const TensorList& tensors, float* gradients, int index, Trainable trainable) {
-  if (index < 0 || (trainable != nullptr && !(*trainable)[static_cast<size_t>(index)])) return nullptr;
-  return gradients + tensors[index].offset;
-}
 
 }  // namespace
 
 Linear Decoder::LinearOf(const LinearTensors& tensors) const {
   const std::vector<int64_t>& shape = tensors_[tensors.weight].shape;
-  return gpt2() ? Shape(shape[0], shape[1]) : Shape(shape[1], shape[0]);
+  return {shape[gpt2() ? 0 : 1], shape[gpt2() ? 1 : 0], gpt2(), precision_};
 }
 
 float* Decoder::VirtualProbabilities(const Memory& memory, size_t layer) const {
@@ -464,8 +418,8 @@ void Decoder::ApplyLinear(const Pass& pass, size_t index, Module module, const f
                           int64_t y_stride) const {
   const LinearTensors& tensors = TensorsOf(layers_[index], module);
   const Linear linear = LinearOf(tensors);
-  const float* const weight = At(tensors_, pass.weights.base, tensors.weight);
-  const float* const bias = At(tensors_, pass.weights.base, tensors.bias);
+  const float* const weight = TensorAt(tensors_, pass.weights.base, tensors.weight);
+  const float* const bias = TensorAt(tensors_, pass.weights.base, tensors.bias);
   // A later adapter is around the earlier ones: what they read it has scaled.
   absl::InlinedVector<const float*, 4> inputs(pass.weights.adapters.size());
   const float* input = x;
@@ -491,8 +445,8 @@ void Decoder::LinearGradients(const Pass& pass, size_t index, Module module, Tra
   const LinearTensors& tensors = TensorsOf(layers_[index], module);
   const Linear linear = LinearOf(tensors);
   const auto backward = [&](float* to, bool add) {
-    LinearBackward(pass.compute, linear, x, rows, At(tensors_, pass.weights.base, tensors.weight), dy, dy_stride, to,
-                   add, GradientAt(tensors_, gradients, tensors.weight, trainable),
+    LinearBackward(pass.compute, linear, x, rows, TensorAt(tensors_, pass.weights.base, tensors.weight), dy, dy_stride,
+                   to, add, GradientAt(tensors_, gradients, tensors.weight, trainable),
                    GradientAt(tensors_, gradients, tensors.bias, trainable));
   };
   const bool adapted = !pass.weights.adapters.empty() && pass.weights.adapters[0].adapter->at(index, module).any();
@@ -594,8 +548,9 @@ void Decoder::PromptGradients(const Pass& pass, size_t index, const AttentionSha
   float* const d_prompt = of_adapter + tensors[at.prompt].offset;
   const auto back = [&](Module module, const float* dy) {
     const LinearTensors& linear = TensorsOf(layers_[index], module);
-    LinearBackward(pass.compute, LinearOf(linear), nullptr, length, At(tensors_, pass.weights.base, linear.weight), dy,
-                   qkv_size(), d_prompt, /*accumulate=*/true, nullptr, nullptr);
+    LinearBackward(pass.compute, LinearOf(linear), nullptr, length,
+                   TensorAt(tensors_, pass.weights.base, linear.weight), dy, qkv_size(), d_prompt, /*accumulate=*/true,
+                   nullptr, nullptr);
   };
   if (gpt2()) return back(Module::kQuery, memory.d_qkv);
   back(Module::kKey, dk);
@@ -610,8 +565,8 @@ void Decoder::ForwardLayer(const Pass& pass, size_t index, const AttentionShape&
   // Virtual tokens, if they go through the layers, come first.
   const int64_t before = pass.memory.virtual_rows, rows = before + shape.tokens(), hidden = rows * hidden_size_;
   float* const branch = pass.memory.branch;
-  NormForward(compute, norm_kind_, memory.input, At(tensors_, weights, layer.attention_norm.gain),
-              At(tensors_, weights, layer.attention_norm.bias), epsilon_, rows, hidden_size_, memory.normed,
+  NormForward(compute, norm_kind_, memory.input, TensorAt(tensors_, weights, layer.attention_norm.gain),
+              TensorAt(tensors_, weights, layer.attention_norm.bias), epsilon_, rows, hidden_size_, memory.normed,
               memory.mean, memory.rstd);
   Project(pass, index, memory.normed, rows, memory.qkv);
   // Queries and keys lie side by side.
@@ -635,8 +590,8 @@ void Decoder::ForwardLayer(const Pass& pass, size_t index, const AttentionShape&
   ApplyDropout(compute, DropoutAt(pass.noise, index, kAttentionOutput), hidden, branch);
   AddInto(compute, memory.input, branch, hidden, memory.middle);
 
-  NormForward(compute, norm_kind_, memory.middle, At(tensors_, weights, layer.mlp_norm.gain),
-              At(tensors_, weights, layer.mlp_norm.bias), epsilon_, rows, hidden_size_, memory.mlp_normed,
+  NormForward(compute, norm_kind_, memory.middle, TensorAt(tensors_, weights, layer.mlp_norm.gain),
+              TensorAt(tensors_, weights, layer.mlp_norm.bias), epsilon_, rows, hidden_size_, memory.mlp_normed,
               memory.mlp_mean, memory.mlp_rstd);
   ForwardMlp(pass, index, rows, memory, branch);
   ApplyDropout(compute, DropoutAt(pass.noise, index, kMlpOutput), hidden, branch);
@@ -656,8 +611,8 @@ void Decoder::BackwardLayer(const Pass& pass, size_t index, const AttentionShape
     LinearGradients(pass, index, module, trainable, x, rows, dy, dy_stride, dx, accumulate, gradients);
   };
   const auto norm_backward = [&](const NormTensors& norm, const float* x, const float* mean, const float* rstd) {
-    NormBackward(compute, norm_kind_, x, At(tensors_, pass.weights.base, norm.gain), mean, rstd, memory.d_normed, rows,
-                 hidden_size_, lowest < norm.gain ? memory.d_residual : nullptr,
+    NormBackward(compute, norm_kind_, x, TensorAt(tensors_, pass.weights.base, norm.gain), mean, rstd, memory.d_normed,
+                 rows, hidden_size_, lowest < norm.gain ? memory.d_residual : nullptr,
                  GradientAt(tensors_, gradients, norm.gain, trainable),
                  GradientAt(tensors_, gradients, norm.bias, trainable));
   };
@@ -729,61 +684,30 @@ void Decoder::BackwardLayer(const Pass& pass, size_t index, const AttentionShape
 
 // ---- the whole ----
 
-int Decoder::LowestTrained(const DecoderWeights& weights, Trainable trainable) const {
-  int lowest = 0;
-  while (trainable != nullptr && lowest < tensors_.size() && !(*trainable)[static_cast<size_t>(lowest)]) ++lowest;
+int Decoder::LowestTrained(const NetworkWeights& weights, Trainable trainable) const {
+  const int lowest = Network::LowestTrained(weights, trainable);
   if (weights.adapters.empty()) return lowest;
   const Adapter& adapter = *weights.adapters[0].adapter;
   if (adapter.virtual_tokens() > 0) {
     return std::min(lowest, adapter.virtual_embeddings() ? 0 : layers_[0].query.weight);
   }
   for (const LinearSite& site : sites_) {
-    if (adapter.at(site.layer, site.module).any()) return std::min(lowest, linear(site).weight);
+    if (adapter.at(site.layer, site.module).any()) return std::min(lowest, site.tensors.weight);
     if (adapter.at_attention(site.layer).prompt >= 0) return std::min(lowest, layers_[site.layer].query.weight);
   }
   return lowest;
 }
 
-bool Decoder::NeedsOutputGradient(const DecoderWeights& weights, Trainable trainable) const {
-  const int head = score_ >= 0 ? score_ : output_embedding_;
-  return LowestTrained(weights, trainable) < (head == input_embedding_ ? tensors_.size() : head);
-}
-
-absl::Status Decoder::CheckIds(const TokenMatrix& tokens) const {
-  for (int64_t row = 0; row < tokens.rows; ++row) {
-    for (int64_t column = 0; column < tokens.columns; ++column) {
-      const uint32_t id = tokens.ids[row * tokens.row_stride + column];
-      if (id >= vocab_size_) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("token id ", id, " is not below the vocabulary's ", vocab_size_));
-      }
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status Decoder::TakeSequences(const TokenMatrix& tokens, int64_t first, Memory* memory) const {
+  MILLRACE_ASSIGN_OR_RETURN(memory->sequences, SequencesOf(tokens));
   const int64_t before = memory->virtual_rows;
   memory->positions.resize(static_cast<size_t>(before + tokens.tokens()));
   for (int64_t i = 0; i < before; ++i) memory->positions[static_cast<size_t>(i)] = static_cast<uint32_t>(i);
-  memory->sequences.clear();
   for (int64_t row = 0; row < tokens.rows; ++row) {
-    uint32_t start = 0;
     for (int64_t column = 0; column < tokens.columns; ++column) {
-      const int64_t token = row * tokens.columns + column;
-      if (tokens.starts != nullptr) {
-        const uint32_t given = tokens.starts[row * tokens.row_stride + column];
-        const bool begins = static_cast<int64_t>(given) == column;
-        if (!begins && (column == 0 || given != start)) {
-          return absl::InvalidArgumentError(absl::StrCat("row ", row, ", column ", column,
-                                                         ": a sequence cannot begin at column ", given,
-                                                         " there; that of the token before or ", column, " can"));
-        }
-        start = given;
-        if (begins) memory->sequences.push_back({token, 0});
-        ++memory->sequences.back().length;
-      }
-      memory->positions[static_cast<size_t>(before + token)] = static_cast<uint32_t>(first + column) - start;
+      const uint32_t start = tokens.starts == nullptr ? 0 : tokens.starts[row * tokens.row_stride + column];
+      memory->positions[static_cast<size_t>(before + row * tokens.columns + column)] =
+          static_cast<uint32_t>(first + column) - start;
     }
   }
   return absl::OkStatus();
@@ -819,7 +743,7 @@ void Decoder::EmbedVirtualTokens(const Pass& pass, float* x) const {
     const int64_t size = adapter.virtual_tokens() * hidden_size_;
     std::copy_n(pass.memory.adapters[i].virtual_tokens.values(), size, x);
     if (position_embedding_ >= 0)
-      kernels::Add(pass.compute, At(tensors_, pass.weights.base, position_embedding_), size, x);
+      kernels::Add(pass.compute, TensorAt(tensors_, pass.weights.base, position_embedding_), size, x);
   }
 }
 
@@ -834,17 +758,11 @@ int64_t Decoder::BeginPass(const Pass& pass) const {
   return pass.weights.virtual_tokens();
 }
 
-absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, const DecoderWeights& weights,
+absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, const NetworkWeights& weights,
                                               const TokenMatrix& tokens, const Noise& noise, GroupHook need,
-                                              Memory* memory) const {
-  const int64_t virtual_tokens = weights.virtual_tokens();
-  if (virtual_tokens + tokens.columns > context_ || tokens.columns > memory->max_columns ||
-      tokens.tokens() > memory->capacity || tokens.tokens() == 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(tokens.rows, " sequences of ", tokens.columns, " tokens",
-                     virtual_tokens > 0 ? absl::StrCat(" behind ", virtual_tokens, " virtual ones") : "",
-                     " do not fit a model with context ", context_, " and memory for ", memory->capacity, " tokens"));
-  }
+                                              Network::Memory* given) const {
+  Memory* const memory = static_cast<Memory*>(given);
+  MILLRACE_RETURN_IF_ERROR(CheckRoom(weights, tokens, memory->capacity, memory->max_columns));
   MILLRACE_RETURN_IF_ERROR(TakeAdapters(weights, memory));
   const kernels::FlushDenormals flush;
   const Pass pass = {compute, weights, noise, *memory};
@@ -854,8 +772,8 @@ absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, c
   const int64_t before = memory->virtual_rows, rows = before + tokens.tokens(), hidden = rows * hidden_size_;
   float* x = memory->layers[0].input;
   EmbeddingForward(compute, LookupOf(tokens, memory->positions.data() + before),
-                   At(tensors_, weights.base, input_embedding_), At(tensors_, weights.base, position_embedding_),
-                   hidden_size_, x + before * hidden_size_);
+                   TensorAt(tensors_, weights.base, input_embedding_),
+                   TensorAt(tensors_, weights.base, position_embedding_), hidden_size_, x + before * hidden_size_);
   EmbedVirtualTokens(pass, x);
   ApplyDropout(compute, DropoutAt(noise, 0, kEmbeddings), hidden, x);
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -872,15 +790,16 @@ absl::StatusOr<const float*> Decoder::Forward(const kernels::Compute& compute, c
     x = output;
   }
   MILLRACE_RETURN_IF_ERROR(need(last_group()));
-  NormForward(compute, norm_kind_, x, At(tensors_, weights.base, last_norm_.gain),
-              At(tensors_, weights.base, last_norm_.bias), epsilon_, rows, hidden_size_, memory->outputs,
+  NormForward(compute, norm_kind_, x, TensorAt(tensors_, weights.base, last_norm_.gain),
+              TensorAt(tensors_, weights.base, last_norm_.bias), epsilon_, rows, hidden_size_, memory->outputs,
               memory->last_mean, memory->last_rstd);
   return memory->outputs + before * hidden_size_;
 }
 
-absl::Status Decoder::Backward(const kernels::Compute& compute, const DecoderWeights& weights,
+absl::Status Decoder::Backward(const kernels::Compute& compute, const NetworkWeights& weights,
                                const TokenMatrix& tokens, const Noise& noise, Trainable trainable, float* gradients,
-                               GroupHook final, Memory* memory) const {
+                               GroupHook final, Network::Memory* given) const {
+  Memory* const memory = static_cast<Memory*>(given);
   if (weights.adapters.size() > 1) {
     return absl::InvalidArgumentError(absl::StrCat(weights.adapters.size(), " adapters cannot be trained at once"));
   }
@@ -894,8 +813,8 @@ absl::Status Decoder::Backward(const kernels::Compute& compute, const DecoderWei
     std::fill_n(memory->d_residual, hidden, 0.0f);
     // Nothing is predicted from virtual tokens.
     std::fill_n(memory->d_outputs, before * hidden_size_, 0.0f);
-    NormBackward(compute, norm_kind_, memory->last, At(tensors_, weights.base, last_norm_.gain), memory->last_mean,
-                 memory->last_rstd, memory->d_outputs, rows, hidden_size_,
+    NormBackward(compute, norm_kind_, memory->last, TensorAt(tensors_, weights.base, last_norm_.gain),
+                 memory->last_mean, memory->last_rstd, memory->d_outputs, rows, hidden_size_,
                  lowest < last_norm_.gain ? memory->d_residual : nullptr, gradient_of(last_norm_.gain),
                  gradient_of(last_norm_.bias));
   }
@@ -921,9 +840,9 @@ absl::Status Decoder::Backward(const kernels::Compute& compute, const DecoderWei
 
 // ---- token by token ----
 
-absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache(int64_t sequences, int64_t columns, int64_t tokens) const {
-  OwnedCache cache(new Cache);
-  MILLRACE_ASSIGN_OR_RETURN(cache->memory, NewMemory(tokens, columns, /*for_training=*/false));
+absl::StatusOr<Network::OwnedCache> Decoder::NewCache(int64_t sequences, int64_t columns, int64_t tokens) const {
+  auto cache = std::make_unique<Cache>();
+  MILLRACE_ASSIGN_OR_RETURN(cache->memory, MakeMemory(tokens, columns, /*for_training=*/false));
   const int64_t size = sequences * columns * kv_size(), past = reserved_ * kv_size();
   const auto lay_out = [&](Arena* arena) {
     for (std::vector<float*>* memory : {&cache->keys, &cache->values}) {
@@ -944,7 +863,13 @@ absl::StatusOr<Decoder::OwnedCache> Decoder::NewCache(int64_t sequences, int64_t
   return cache;
 }
 
-absl::Status Decoder::Begin(const kernels::Compute& compute, const DecoderWeights& weights, Cache* cache) const {
+uint64_t Decoder::SequenceBytes() const {
+  return 2 * sizeof(float) * layers_.size() * static_cast<uint64_t>(context_ * kv_size());
+}
+
+absl::Status Decoder::Begin(const kernels::Compute& compute, const NetworkWeights& weights,
+                            Network::Cache* given) const {
+  Cache* const cache = static_cast<Cache*>(given);
   std::fill(cache->tokens.begin(), cache->tokens.end(), 0);
   Memory& memory = *cache->memory;
   if (cache->columns + weights.virtual_tokens() > context_) {
@@ -963,7 +888,8 @@ absl::Status Decoder::Begin(const kernels::Compute& compute, const DecoderWeight
       if (at.magnitude < 0) continue;
       const LinearAdapterMemory& kept = memory.adapters[i].linear;
       RowNorms(compute, adapter, at, weights.adapters[i].weights, linear_shape(site),
-               At(tensors_, weights.base, linear(site).weight), kept.matrix(), kept.at(site.layer, site.module).norms);
+               TensorAt(tensors_, weights.base, site.tensors.weight), kept.matrix(),
+               kept.at(site.layer, site.module).norms);
     }
   }
   BeginPass(pass);
@@ -983,9 +909,12 @@ absl::Status Decoder::Begin(const kernels::Compute& compute, const DecoderWeight
   return absl::OkStatus();
 }
 
-void Decoder::ClearSequence(int64_t sequence, Cache* cache) const { cache->tokens[static_cast<size_t>(sequence)] = 0; }
+void Decoder::ClearSequence(int64_t sequence, Network::Cache* cache) const {
+  static_cast<Cache*>(cache)->tokens[static_cast<size_t>(sequence)] = 0;
+}
 
-void Decoder::CopySequence(int64_t from, int64_t to, Cache* cache) const {
+void Decoder::CopySequence(int64_t from, int64_t to, Network::Cache* given) const {
+  Cache* const cache = static_cast<Cache*>(given);
   const int64_t stride = cache->columns * kv_size();
   const int64_t tokens = cache->tokens[static_cast<size_t>(from)];
   for (size_t i = 0; i < layers_.size(); ++i) {
@@ -1005,8 +934,9 @@ void Decoder::KeepKeys(const float* qkv, int64_t count, float* keys, float* valu
   }
 }
 
-const float* Decoder::Extend(const kernels::Compute& compute, const DecoderWeights& weights,
-                             absl::Span<const Appended> appended, Cache* cache) const {
+const float* Decoder::Extend(const kernels::Compute& compute, const NetworkWeights& weights,
+                             absl::Span<const Appended> appended, Network::Cache* given) const {
+  Cache* const cache = static_cast<Cache*>(given);
   const kernels::FlushDenormals flush;
   Memory& memory = *cache->memory;
   const Pass pass = {compute, weights, {}, memory, /*ready=*/true};
@@ -1024,8 +954,8 @@ const float* Decoder::Extend(const kernels::Compute& compute, const DecoderWeigh
   }
   const auto count = static_cast<int64_t>(cache->ids.size());
   EmbeddingForward(compute, {cache->ids.data(), 1, count, count, memory.positions.data()},
-                   At(tensors_, weights.base, input_embedding_), At(tensors_, weights.base, position_embedding_),
-                   hidden_size_, memory.layers[0].input);
+                   TensorAt(tensors_, weights.base, input_embedding_),
+                   TensorAt(tensors_, weights.base, position_embedding_), hidden_size_, memory.layers[0].input);
   return ExtendLayers(pass, count, *cache, before > 0, [&](size_t layer, const float* qkv) {
     for (size_t at = 0; at < appended.size(); ++at) {
       Continuation& about = cache->continuations[at];
@@ -1052,9 +982,9 @@ const float* Decoder::ExtendLayers(
   float* const x = kept.input;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
-    NormForward(compute, norm_kind_, x, At(tensors_, weights, layer.attention_norm.gain),
-                At(tensors_, weights, layer.attention_norm.bias), epsilon_, count, hidden_size_, kept.normed, kept.mean,
-                kept.rstd);
+    NormForward(compute, norm_kind_, x, TensorAt(tensors_, weights, layer.attention_norm.gain),
+                TensorAt(tensors_, weights, layer.attention_norm.bias), epsilon_, count, hidden_size_, kept.normed,
+                kept.mean, kept.rstd);
     float* const q = kept.qkv;
     Project(pass, i, kept.normed, count, q);
     AttentionShape shape = ShapeOf({}, memory);
@@ -1072,14 +1002,15 @@ const float* Decoder::ExtendLayers(
     ApplyLinear(pass, i, Module::kAttentionOutput, kept.attended, count, memory.branch, hidden_size_);
     if (gpt2()) AttendToPrompt(pass, i, shape, q, count, memory.branch);
     AddInto(compute, x, memory.branch, hidden, kept.middle);
-    NormForward(compute, norm_kind_, kept.middle, At(tensors_, weights, layer.mlp_norm.gain),
-                At(tensors_, weights, layer.mlp_norm.bias), epsilon_, count, hidden_size_, kept.mlp_normed,
+    NormForward(compute, norm_kind_, kept.middle, TensorAt(tensors_, weights, layer.mlp_norm.gain),
+                TensorAt(tensors_, weights, layer.mlp_norm.bias), epsilon_, count, hidden_size_, kept.mlp_normed,
                 kept.mlp_mean, kept.mlp_rstd);
     ForwardMlp(pass, i, count, kept, memory.branch);
     AddInto(compute, kept.middle, memory.branch, hidden, x);
   }
-  NormForward(compute, norm_kind_, x, At(tensors_, weights, last_norm_.gain), At(tensors_, weights, last_norm_.bias),
-              epsilon_, count, hidden_size_, memory.outputs, memory.last_mean, memory.last_rstd);
+  NormForward(compute, norm_kind_, x, TensorAt(tensors_, weights, last_norm_.gain),
+              TensorAt(tensors_, weights, last_norm_.bias), epsilon_, count, hidden_size_, memory.outputs,
+              memory.last_mean, memory.last_rstd);
   return memory.outputs;
 }
 

@@ -275,18 +275,18 @@ absl::StatusOr<std::string> BaseOfAdapter(const std::string& directory) {
   return (std::filesystem::path(directory) / base).lexically_normal().string();
 }
 
-absl::StatusOr<StoredAdapter> ReadAdapter(const std::string& directory, const Decoder& decoder) {
+absl::StatusOr<StoredAdapter> ReadAdapter(const std::string& directory, const Network& network) {
   const std::string config_path = absl::StrCat(directory, "/", kAdapterConfigFile);
   const std::string path = absl::StrCat(directory, "/", kAdapterFile);
   MILLRACE_ASSIGN_OR_RETURN(const std::string json, ReadFile(config_path, kMaxConfigBytes));
-  MILLRACE_ASSIGN_OR_RETURN(v1::AdapterSpec spec, ParseAdapterConfig(json, config_path, decoder.spec()));
+  MILLRACE_ASSIGN_OR_RETURN(v1::AdapterSpec spec, ParseAdapterConfig(json, config_path, network.spec()));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
   FindEncoder(file->header(), &spec);
   std::vector<int64_t> ranks;
-  if (spec.type() == "adalora") ranks = RanksOf(file->header(), decoder.linear_sites());
+  if (spec.type() == "adalora") ranks = RanksOf(file->header(), network.linear_sites());
   StoredAdapter stored;
   absl::StatusOr<std::unique_ptr<Adapter>> adapter =
-      Adapter::Create(spec, decoder.spec(), decoder.linear_sites(), ranks);
+      Adapter::Create(spec, network.spec(), network.linear_sites(), ranks);
   if (!adapter.ok()) return Annotate(adapter.status(), absl::StrCat(config_path, " does not fit the model"));
   stored.adapter = *std::move(adapter);
   const TensorList& tensors = stored.adapter->tensors();
@@ -344,17 +344,17 @@ absl::Status WriteAdapter(const std::string& directory, const StoredAdapter& sto
                              PrintAdapterConfig(adapter, model, base));
 }
 
-absl::Status MergeAdapter(const kernels::Compute& compute, const Decoder& decoder, const StoredAdapter& stored,
+absl::Status MergeAdapter(const kernels::Compute& compute, const Network& network, const StoredAdapter& stored,
                           float* weights) {
   if (!stored.adapter->merges()) {
     return absl::InvalidArgumentError(absl::StrCat("an adapter of ", stored.adapter->spec().type(),
                                                    " cannot become part of the model's weights; lora and ia3 can"));
   }
-  for (const LinearSite& site : decoder.linear_sites()) {
-    const LinearTensors& tensors = decoder.linear(site);
+  for (const LinearSite& site : network.linear_sites()) {
+    const LinearTensors& tensors = site.tensors;
     MergeLinear(compute, *stored.adapter, stored.adapter->at(site.layer, site.module), stored.weights.data(),
-                decoder.linear_shape(site), weights + decoder.tensors()[tensors.weight].offset,
-                tensors.bias < 0 ? nullptr : weights + decoder.tensors()[tensors.bias].offset);
+                network.linear_shape(site), weights + network.tensors()[tensors.weight].offset,
+                tensors.bias < 0 ? nullptr : weights + network.tensors()[tensors.bias].offset);
   }
   return absl::OkStatus();
 }

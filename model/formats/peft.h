@@ -15,7 +15,7 @@
 #include "absl/types/span.h"
 #include "kernels/compute.h"
 #include "model/adapters/adapter.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "proto/millrace/v1/job.pb.h"
 
 namespace millrace::model {
@@ -43,16 +43,16 @@ std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& mode
 // none.
 absl::StatusOr<std::string> BaseOfAdapter(const std::string& directory);
 
-// NOT_FOUND if the folder has no adapter_config.json. INVALID_ARGUMENT if the adapter is not of this decoder's
+// NOT_FOUND if the folder has no adapter_config.json. INVALID_ARGUMENT if the adapter is not of this network's
 // architecture or a tensor is missing, too many, of another shape or not finite; DATA_LOSS for a damaged file.
-absl::StatusOr<StoredAdapter> ReadAdapter(const std::string& directory, const Decoder& decoder);
+absl::StatusOr<StoredAdapter> ReadAdapter(const std::string& directory, const Network& network);
 
 // Writes both files into a folder that exists, as peft reads them.
 absl::Status WriteAdapter(const std::string& directory, const StoredAdapter& adapter, const v1::ModelSpec& model,
                           absl::string_view base, const kernels::Compute& compute);
 
-// Makes an adapter part of the decoder's weights. INVALID_ARGUMENT for one that cannot be.
-absl::Status MergeAdapter(const kernels::Compute& compute, const Decoder& decoder, const StoredAdapter& adapter,
+// Makes an adapter part of the network's weights. INVALID_ARGUMENT for one that cannot be.
+absl::Status MergeAdapter(const kernels::Compute& compute, const Network& network, const StoredAdapter& adapter,
                           float* weights);
 
 }  // namespace millrace::model

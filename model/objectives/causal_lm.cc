@@ -16,13 +16,13 @@ double SumOfLosses(const std::vector<float>& log_probabilities) {
 
 }  // namespace
 
-absl::StatusOr<CausalLm> CausalLm::Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
+absl::StatusOr<CausalLm> CausalLm::Create(const Network* network, const kernels::Compute* compute, int64_t tokens,
                                           int64_t columns, bool for_training) {
-  MILLRACE_ASSIGN_OR_RETURN(TokenScores scores, TokenScores::Create(decoder, compute, tokens, columns, for_training));
+  MILLRACE_ASSIGN_OR_RETURN(TokenScores scores, TokenScores::Create(network, compute, tokens, columns, for_training));
   return CausalLm(std::move(scores));
 }
 
-absl::StatusOr<double> CausalLm::Loss(const DecoderWeights& weights, const Batch& batch, GroupHook need,
+absl::StatusOr<double> CausalLm::Loss(const NetworkWeights& weights, const Batch& batch, GroupHook need,
                                       float* log_probabilities) {
   MILLRACE_RETURN_IF_ERROR(scores_.Forward(weights, batch, {}, need));
   log_probabilities_.resize(static_cast<size_t>(scores_.predictions()));
@@ -33,8 +33,9 @@ absl::StatusOr<double> CausalLm::Loss(const DecoderWeights& weights, const Batch
   return SumOfLosses(log_probabilities_);
 }
 
-absl::StatusOr<double> CausalLm::Gradients(const DecoderWeights& weights, const Batch& batch, const Noise& noise, float scale,
-                                           GroupHook need, float* gradients, GroupHook final, Trainable trainable) {
+absl::StatusOr<double> CausalLm::Gradients(const NetworkWeights& weights, const Batch& batch, const Noise& noise,
+                                           float scale, GroupHook need, float* gradients, GroupHook final,
+                                           Trainable trainable) {
   MILLRACE_RETURN_IF_ERROR(scores_.Forward(weights, batch, noise, need));
   log_probabilities_.resize(static_cast<size_t>(scores_.predictions()));
   derivatives_.assign(log_probabilities_.size(), -scale);

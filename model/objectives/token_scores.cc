@@ -24,20 +24,20 @@ int64_t Batch::predictions() const {
   return count;
 }
 
-absl::StatusOr<TokenScores> TokenScores::Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
+absl::StatusOr<TokenScores> TokenScores::Create(const Network* network, const kernels::Compute* compute, int64_t tokens,
                                                 int64_t columns, bool for_training) {
-  if (decoder->output_embedding() < 0) {
+  if (network->output_embedding() < 0) {
     return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
   }
-  TokenScores made(decoder, compute);
-  MILLRACE_ASSIGN_OR_RETURN(made.memory_, decoder->NewMemory(tokens, columns, for_training));
-  const auto vocab = static_cast<int64_t>(decoder->vocab_size());
+  TokenScores made(network, compute);
+  MILLRACE_ASSIGN_OR_RETURN(made.memory_, network->NewMemory(tokens, columns, for_training));
+  const auto vocab = static_cast<int64_t>(network->vocab_size());
   made.piece_ = std::min(std::max(kLeastPiece, kLogitFloats / vocab / 2 * 2), (tokens + 1) / 2 * 2);
   const auto lay_out = [&](Arena* arena) {
     made.logits_ = arena->Take(made.piece_ * vocab);
     made.losses_ = arena->Take(made.piece_);
-    made.gathered_ = arena->Take(made.piece_ * decoder->hidden_size());
-    if (for_training) made.d_gathered_ = arena->Take(made.piece_ * decoder->hidden_size());
+    made.gathered_ = arena->Take(made.piece_ * network->hidden_size());
+    if (for_training) made.d_gathered_ = arena->Take(made.piece_ * network->hidden_size());
   };
   Arena measure;
   lay_out(&measure);
@@ -51,7 +51,7 @@ absl::Status TokenScores::TakeTargets(const Batch& batch) {
     return absl::InvalidArgumentError(absl::StrCat("a batch of ", batch.rows, " x ", batch.columns,
                                                    " tokens, scored from ", batch.first_scored, ", predicts nothing"));
   }
-  MILLRACE_RETURN_IF_ERROR(decoder_->CheckIds({batch.ids, batch.rows, batch.columns, batch.columns}));
+  MILLRACE_RETURN_IF_ERROR(network_->CheckIds({batch.ids, batch.rows, batch.columns, batch.columns}));
   places_.clear();
   targets_.clear();
   for (int64_t row = 0; row < batch.rows; ++row) {
@@ -79,12 +79,13 @@ TokenMatrix TokenScores::Inputs() const {
   return {batch_.ids, batch_.rows, batch_.columns - 1, batch_.columns, batch_.starts};
 }
 
-absl::Status TokenScores::Forward(const DecoderWeights& weights, const Batch& batch, const Noise& noise, GroupHook need) {
+absl::Status TokenScores::Forward(const NetworkWeights& weights, const Batch& batch, const Noise& noise,
+                                  GroupHook need) {
   MILLRACE_RETURN_IF_ERROR(TakeTargets(batch));
   weights_ = weights;
   batch_ = batch;
   noise_ = noise;
-  MILLRACE_ASSIGN_OR_RETURN(outputs_, decoder_->Forward(*compute_, weights, Inputs(), noise, need, memory_.get()));
+  MILLRACE_ASSIGN_OR_RETURN(outputs_, network_->Forward(*compute_, weights, Inputs(), noise, need, memory_.get()));
   return absl::OkStatus();
 }
 
@@ -93,7 +94,7 @@ bool TokenScores::Adjacent(int64_t begin, int64_t count) const {
 }
 
 const float* TokenScores::OutputsOf(int64_t begin, int64_t count) {
-  const int64_t hidden = decoder_->hidden_size();
+  const int64_t hidden = network_->hidden_size();
   if (Adjacent(begin, count)) return outputs_ + places_[static_cast<size_t>(begin)] * hidden;
   for (int64_t i = 0; i < count; ++i) {
     std::copy_n(outputs_ + places_[static_cast<size_t>(begin + i)] * hidden, hidden, gathered_ + i * hidden);
@@ -102,15 +103,15 @@ const float* TokenScores::OutputsOf(int64_t begin, int64_t count) {
 }
 
 Linear TokenScores::Projection() const {
-  return {decoder_->hidden_size(), decoder_->vocab_size(), false, decoder_->precision()};
+  return {network_->hidden_size(), network_->vocab_size(), false, network_->precision()};
 }
 
 const float* TokenScores::Embedding() const {
-  return weights_.base + decoder_->tensors()[decoder_->output_embedding()].offset;
+  return weights_.base + network_->tensors()[network_->output_embedding()].offset;
 }
 
 void TokenScores::MakeLogits(const float* outputs, int64_t count) {
-  LinearForward(*compute_, Projection(), outputs, count, Embedding(), nullptr, logits_, decoder_->vocab_size());
+  LinearForward(*compute_, Projection(), outputs, count, Embedding(), nullptr, logits_, network_->vocab_size());
 }
 
 void TokenScores::Score(float temperature, absl::Span<float> log_probabilities, absl::Span<float> entropies) {
@@ -123,19 +124,20 @@ void TokenScores::Score(float temperature, absl::Span<float> log_probabilities, 
     about.temperature = temperature;
     about.loss = losses_;
     about.entropy = entropies.empty() ? nullptr : entropies.data() + begin;
-    kernels::CrossEntropyRows(*compute_, logits_, count, decoder_->vocab_size(), about);
+    kernels::CrossEntropyRows(*compute_, logits_, count, network_->vocab_size(), about);
     for (int64_t i = 0; i < count; ++i) log_probabilities[static_cast<size_t>(begin + i)] = -losses_[i];
   }
 }
 
 absl::Status TokenScores::Backward(const Derivatives& derivatives, Trainable trainable, float* gradients,
                                    GroupHook final, absl::Span<float> log_probabilities) {
-  const int64_t hidden = decoder_->hidden_size(), inputs = batch_.rows * (batch_.columns - 1);
-  const int embedding = decoder_->output_embedding();
+  const int64_t hidden = network_->hidden_size(), inputs = batch_.rows * (batch_.columns - 1);
+  const int embedding = network_->output_embedding();
   float* const d_embedding = trainable == nullptr || (*trainable)[static_cast<size_t>(embedding)]
-                                 ? gradients + decoder_->tensors()[embedding].offset
+                                 ? gradients + network_->tensors()[embedding].offset
                                  : nullptr;
-  float* const d_outputs = decoder_->NeedsOutputGradient(weights_, trainable) ? decoder_->OutputGradient(memory_.get()) : nullptr;
+  float* const d_outputs =
+      network_->NeedsOutputGradient(weights_, trainable) ? network_->OutputGradient(memory_.get()) : nullptr;
   {
     const kernels::FlushDenormals flush;
     if (d_outputs != nullptr && predictions() < inputs) std::fill_n(d_outputs, inputs * hidden, 0.0f);
@@ -153,7 +155,7 @@ absl::Status TokenScores::Backward(const Derivatives& derivatives, Trainable tra
       about.loss = losses_;
       about.d_loss = d_losses.data();
       about.d_entropy = derivatives.of_entropies.empty() ? nullptr : derivatives.of_entropies.data() + begin;
-      kernels::CrossEntropyRows(*compute_, logits_, count, decoder_->vocab_size(), about);
+      kernels::CrossEntropyRows(*compute_, logits_, count, network_->vocab_size(), about);
       if (!log_probabilities.empty()) {
         for (int64_t i = 0; i < count; ++i) log_probabilities[static_cast<size_t>(begin + i)] = -losses_[i];
       }
@@ -161,7 +163,7 @@ absl::Status TokenScores::Backward(const Derivatives& derivatives, Trainable tra
       float* const to = d_outputs == nullptr ? nullptr
                         : adjacent           ? d_outputs + places_[static_cast<size_t>(begin)] * hidden
                                              : d_gathered_;
-      LinearBackward(*compute_, Projection(), outputs, count, Embedding(), logits_, decoder_->vocab_size(), to, false,
+      LinearBackward(*compute_, Projection(), outputs, count, Embedding(), logits_, network_->vocab_size(), to, false,
                      d_embedding, nullptr);
       if (to == nullptr || adjacent) continue;
       for (int64_t i = 0; i < count; ++i) {
@@ -169,7 +171,7 @@ absl::Status TokenScores::Backward(const Derivatives& derivatives, Trainable tra
       }
     }
   }
-  return decoder_->Backward(*compute_, weights_, Inputs(), noise_, trainable, gradients, final, memory_.get());
+  return network_->Backward(*compute_, weights_, Inputs(), noise_, trainable, gradients, final, memory_.get());
 }
 
 }  // namespace millrace::model

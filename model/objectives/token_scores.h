@@ -1,7 +1,7 @@
 // Scores tokens: log-probabilities of those that count and entropies of their distributions, and the gradients of
 // whatever is computed of them. What objectives over single tokens have in common.
 //
-//   log p = log softmax(E h_t / temperature)[token t + 1],   h: the decoder's outputs, E: output embedding
+//   log p = log softmax(E h_t / temperature)[token t + 1],   h: the network's outputs, E: output embedding
 //
 // Logits are made for some rows at a time and not kept, but made again for the gradients. The chains of fused
 // multiply-adds go on from piece to piece, so that the piece's size changes no bit. Tokens that do not count cost no
@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "model/arena.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 
 namespace millrace::model {
 
@@ -44,14 +44,14 @@ struct Batch {
 class TokenScores {
  public:
   // For batches of up to `tokens` = rows * (columns - 1) in rows of up to `columns` - 1. Both outlive this.
-  // INVALID_ARGUMENT for a decoder with a scalar head; RESOURCE_EXHAUSTED if there is not so much memory.
-  static absl::StatusOr<TokenScores> Create(const Decoder* decoder, const kernels::Compute* compute, int64_t tokens,
+  // INVALID_ARGUMENT for a network with a scalar head; RESOURCE_EXHAUSTED if there is not so much memory.
+  static absl::StatusOr<TokenScores> Create(const Network* network, const kernels::Compute* compute, int64_t tokens,
                                             int64_t columns, bool for_training);
 
-  // Runs the decoder. `batch` and `noise`, and what they point to, and `weights` stay as they are until the last call
+  // Runs the network. `batch` and `noise`, and what they point to, and `weights` stay as they are until the last call
   // for them. INVALID_ARGUMENT for ids beyond the vocabulary, for batches that do not fit or in which nothing counts,
   // and for a token that is scored where nothing predicts it.
-  absl::Status Forward(const DecoderWeights& weights, const Batch& batch, const Noise& noise, GroupHook need);
+  absl::Status Forward(const NetworkWeights& weights, const Batch& batch, const Noise& noise, GroupHook need);
   // Of the batch.
   int64_t predictions() const { return static_cast<int64_t>(targets_.size()); }
 
@@ -66,13 +66,13 @@ class TokenScores {
     float temperature = 1;
   };
   // After Forward, in memory for training: adds the loss's gradients to `gradients`, laid out as the weights, and calls
-  // `final` as Decoder::Backward does. Log-probabilities, the bits of Score's, go to `log_probabilities` unless it is
+  // `final` as Network::Backward does. Log-probabilities, the bits of Score's, go to `log_probabilities` unless it is
   // empty.
   absl::Status Backward(const Derivatives& derivatives, Trainable trainable, float* gradients, GroupHook final,
                         absl::Span<float> log_probabilities = {});
 
  private:
-  TokenScores(const Decoder* decoder, const kernels::Compute* compute) : decoder_(decoder), compute_(compute) {}
+  TokenScores(const Network* network, const kernels::Compute* compute) : network_(network), compute_(compute) {}
 
   absl::Status TakeTargets(const Batch& batch);
   TokenMatrix Inputs() const;
@@ -84,9 +84,9 @@ class TokenScores {
   Linear Projection() const;
   const float* Embedding() const;
 
-  const Decoder* const decoder_;
+  const Network* const network_;
   const kernels::Compute* const compute_;
-  Decoder::OwnedMemory memory_;
+  Network::OwnedMemory memory_;
   int64_t piece_ = 0;  // rows of logits at a time; even
   Arena arena_;
   float* logits_ = nullptr;      // [piece, vocab_size]
@@ -94,7 +94,7 @@ class TokenScores {
   float* gathered_ = nullptr;    // [piece, hidden_size]
   float* d_gathered_ = nullptr;  // [piece, hidden_size]
   // Of the last Forward.
-  DecoderWeights weights_ = nullptr;
+  NetworkWeights weights_ = nullptr;
   Batch batch_;
   Noise noise_;
   const float* outputs_ = nullptr;  // [rows * (columns - 1), hidden_size]

@@ -35,9 +35,9 @@ class RunTaskTest : public ::testing::Test {
     configuration.spec = model::TinySpec("llama");
     configuration.spec.set_context(kContext);
     configuration.vocab_size = tokenizer->vocab_size();
-    const std::unique_ptr<model::Decoder> decoder = model::NewDecoder(configuration.spec, configuration.vocab_size);
-    const std::vector<float> weights = model::RandomWeights(decoder->tensors(), 1);
-    ASSERT_TRUE(model::WriteModel(folder_.path(), configuration, decoder->tensors(), weights.data()).ok());
+    const std::unique_ptr<model::Network> network = model::NewNetwork(configuration.spec, configuration.vocab_size);
+    const std::vector<float> weights = model::RandomWeights(network->tensors(), 1);
+    ASSERT_TRUE(model::WriteModel(folder_.path(), configuration, network->tensors(), weights.data()).ok());
     folder_.Write("tokenizer.json", tokenizer->ToJson());
     model_ = *model::LanguageModel::Open(folder_.path(), &compute_);
   }

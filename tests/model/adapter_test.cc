@@ -19,7 +19,7 @@
 #include "kernels/bfloat16.h"
 #include "kernels/compute.h"
 #include "model/adapters/start.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/formats/hugging_face.h"
 #include "model/formats/peft.h"
 #include "model/layers/linear.h"
@@ -34,7 +34,7 @@ const std::string& Goldens() {
 }
 
 struct Base {
-  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<Network> network;
   std::vector<float> weights;
 };
 
@@ -43,11 +43,11 @@ Base LoadBase(const std::string& family, const std::string& precision = "f32") {
   Configuration configuration = *ReadConfig(folder);
   configuration.spec.set_precision(precision);
   Base base;
-  base.decoder = *Decoder::Create(configuration.spec, configuration.vocab_size);
-  base.decoder->ReserveVirtualTokens(3);
-  base.weights.resize(static_cast<size_t>(base.decoder->tensors().floats()));
-  EXPECT_TRUE(ReadWeights(folder, base.decoder->tensors(), base.weights.data()).ok());
-  if (precision == "bf16") kernels::KeepBf16(base.weights.data(), base.decoder->tensors().floats());
+  base.network = *CreateNetwork(configuration.spec, configuration.vocab_size);
+  base.network->ReserveVirtualTokens(3);
+  base.weights.resize(static_cast<size_t>(base.network->tensors().floats()));
+  EXPECT_TRUE(ReadWeights(folder, base.network->tensors(), base.weights.data()).ok());
+  if (precision == "bf16") kernels::KeepBf16(base.weights.data(), base.network->tensors().floats());
   return base;
 }
 
@@ -64,38 +64,38 @@ std::vector<T> Values(const SafetensorsFile& file, const std::string& name) {
   return values;
 }
 
-std::vector<float> Logits(const Base& base, const DecoderWeights& weights, const std::vector<float>& outputs) {
-  const int64_t hidden = base.decoder->hidden_size(), vocab = base.decoder->vocab_size();
+std::vector<float> Logits(const Base& base, const NetworkWeights& weights, const std::vector<float>& outputs) {
+  const int64_t hidden = base.network->hidden_size(), vocab = base.network->vocab_size();
   const auto tokens = static_cast<int64_t>(outputs.size()) / hidden;
   std::vector<float> logits(static_cast<size_t>(tokens * vocab));
   const kernels::Compute compute(kernels::DetectIsa(), 1);
-  LinearForward(compute, {hidden, vocab, false, base.decoder->precision()}, outputs.data(), tokens,
-                weights.base + base.decoder->tensors()[base.decoder->output_embedding()].offset, nullptr, logits.data(),
+  LinearForward(compute, {hidden, vocab, false, base.network->precision()}, outputs.data(), tokens,
+                weights.base + base.network->tensors()[base.network->output_embedding()].offset, nullptr, logits.data(),
                 vocab);
   return logits;
 }
 
-std::vector<float> Outputs(const Base& base, const DecoderWeights& weights, const TokenMatrix& tokens,
+std::vector<float> Outputs(const Base& base, const NetworkWeights& weights, const TokenMatrix& tokens,
                            const kernels::Compute& compute) {
-  const auto memory = *base.decoder->NewMemory(tokens.tokens(), tokens.columns, /*for_training=*/false);
+  const auto memory = *base.network->NewMemory(tokens.tokens(), tokens.columns, /*for_training=*/false);
   const absl::StatusOr<const float*> outputs =
-      base.decoder->Forward(compute, weights, tokens, {}, &IgnoreGroup, memory.get());
+      base.network->Forward(compute, weights, tokens, {}, &IgnoreGroup, memory.get());
   if (!outputs.ok()) {
     ADD_FAILURE() << outputs.status();
     return {};
   }
-  return std::vector<float>(*outputs, *outputs + tokens.tokens() * base.decoder->hidden_size());
+  return std::vector<float>(*outputs, *outputs + tokens.tokens() * base.network->hidden_size());
 }
 
 // The adapter of a golden; with `training`, the network that made its virtual tokens instead of these.
 StoredAdapter LoadAdapter(const Base& base, const std::string& folder, const SafetensorsFile& answers, bool training) {
-  absl::StatusOr<StoredAdapter> stored = ReadAdapter(folder, *base.decoder);
+  absl::StatusOr<StoredAdapter> stored = ReadAdapter(folder, *base.network);
   EXPECT_TRUE(stored.ok()) << stored.status();
   if (!training) return *std::move(stored);
   v1::AdapterSpec spec = stored->adapter->spec();
   spec.set_type(spec.type() == "prompt_tuning" ? "p_tuning" : "prefix_tuning");
   StoredAdapter made;
-  made.adapter = *Adapter::Create(spec, base.decoder->spec(), base.decoder->linear_sites());
+  made.adapter = *Adapter::Create(spec, base.network->spec(), base.network->linear_sites());
   made.weights.resize(static_cast<size_t>(made.adapter->tensors().floats()));
   for (const TensorSpec& tensor : made.adapter->tensors().tensors()) {
     const std::vector<float> values =
@@ -131,7 +131,7 @@ class Peft : public ::testing::TestWithParam<Case> {
   const std::unique_ptr<SafetensorsFile> answers_;
   const StoredAdapter stored_;
   const ActiveAdapter active_;
-  const DecoderWeights weights_;
+  const NetworkWeights weights_;
   std::vector<uint32_t> tokens_;
   TokenMatrix inputs_;
   const kernels::Compute compute_{kernels::DetectIsa(), 2};
@@ -172,11 +172,11 @@ TEST_P(Peft, LogitsAreThoseOfPeft) {
 
 TEST_P(Peft, LossAndGradientsAreThoseOfPeft) {
   const TensorList& tensors = stored_.adapter->tensors();
-  const int64_t base_floats = base_.decoder->tensors().floats();
-  std::vector<bool> trainable(static_cast<size_t>(base_.decoder->tensors().size()), false);
+  const int64_t base_floats = base_.network->tensors().floats();
+  std::vector<bool> trainable(static_cast<size_t>(base_.network->tensors().size()), false);
   trainable.resize(trainable.size() + static_cast<size_t>(tensors.size()), true);
   CausalLm objective =
-      *CausalLm::Create(base_.decoder.get(), &compute_, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
+      *CausalLm::Create(base_.network.get(), &compute_, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
   std::vector<float> gradients(static_cast<size_t>(base_floats + tensors.floats()), 0.0f);
   const Batch batch = {tokens_.data(), inputs_.rows, inputs_.columns + 1};
   // Twice: what is left of one pass must not go into the next.
@@ -204,11 +204,11 @@ TEST_P(Peft, LossAndGradientsAreThoseOfPeft) {
 TEST_P(Peft, TokenByTokenGivesTheSameBits) {
   for (const char* const precision : {"f32", "bf16"}) {
     const Base base = LoadBase(GetParam().family, precision);
-    const DecoderWeights weights(base.weights.data(), absl::MakeConstSpan(&active_, 1));
+    const NetworkWeights weights(base.weights.data(), absl::MakeConstSpan(&active_, 1));
     const std::vector<float> whole = Outputs(base, weights, inputs_, compute_);
-    const int64_t hidden = base.decoder->hidden_size();
-    const auto cache = *base.decoder->NewCache(inputs_.rows, inputs_.columns, inputs_.tokens());
-    ASSERT_TRUE(base.decoder->Begin(compute_, weights, cache.get()).ok());
+    const int64_t hidden = base.network->hidden_size();
+    const auto cache = *base.network->NewCache(inputs_.rows, inputs_.columns, inputs_.tokens());
+    ASSERT_TRUE(base.network->Begin(compute_, weights, cache.get()).ok());
     // Some tokens of one row, then one of each at a time.
     const auto expect = [&](const float* outputs, int64_t row, int64_t column, int64_t count) {
       EXPECT_EQ(std::memcmp(outputs, whole.data() + (row * inputs_.columns + column) * hidden,
@@ -218,15 +218,15 @@ TEST_P(Peft, TokenByTokenGivesTheSameBits) {
     };
     for (int64_t row = 0; row < inputs_.rows; ++row) {
       const absl::Span<const uint32_t> ids(tokens_.data() + row * inputs_.row_stride, 3);
-      const Decoder::Appended appended = {row, ids};
-      expect(base.decoder->Extend(compute_, weights, absl::MakeConstSpan(&appended, 1), cache.get()), row, 0, 3);
+      const Network::Appended appended = {row, ids};
+      expect(base.network->Extend(compute_, weights, absl::MakeConstSpan(&appended, 1), cache.get()), row, 0, 3);
     }
     for (int64_t column = 3; column < inputs_.columns; ++column) {
-      std::vector<Decoder::Appended> appended;
+      std::vector<Network::Appended> appended;
       for (int64_t row = 0; row < inputs_.rows; ++row) {
         appended.push_back({row, absl::MakeConstSpan(tokens_.data() + row * inputs_.row_stride + column, 1)});
       }
-      const float* const outputs = base.decoder->Extend(compute_, weights, appended, cache.get());
+      const float* const outputs = base.network->Extend(compute_, weights, appended, cache.get());
       for (int64_t row = 0; row < inputs_.rows; ++row) expect(outputs + row * hidden, row, column, 1);
     }
   }
@@ -239,15 +239,15 @@ TEST_P(Peft, ASequenceIsAloneInAPackedRow) {
                                      tokens_[4], tokens_[9], tokens_[10], tokens_[11]};
   const std::vector<uint32_t> starts = {0, 0, 0, 0, 0, 5, 5, 5};
   const std::vector<float> packed = Outputs(base_, weights_, {ids.data(), 1, 8, 8, starts.data()}, compute_);
-  const auto bytes = static_cast<size_t>(base_.decoder->hidden_size()) * sizeof(float);
-  const auto hidden = base_.decoder->hidden_size();
+  const auto bytes = static_cast<size_t>(base_.network->hidden_size()) * sizeof(float);
+  const auto hidden = base_.network->hidden_size();
   EXPECT_EQ(std::memcmp(packed.data(), whole.data(), 5 * bytes), 0);
   EXPECT_EQ(std::memcmp(packed.data() + 5 * hidden, whole.data() + inputs_.columns * hidden, 3 * bytes), 0);
 }
 
 TEST_P(Peft, MergedWeightsGiveTheSameLogits) {
   std::vector<float> merged = base_.weights;
-  const absl::Status status = MergeAdapter(compute_, *base_.decoder, stored_, merged.data());
+  const absl::Status status = MergeAdapter(compute_, *base_.network, stored_, merged.data());
   if (!stored_.adapter->merges()) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_EQ(merged, base_.weights);
@@ -263,7 +263,7 @@ TEST_P(Peft, MergedWeightsGiveTheSameLogits) {
 
 TEST_P(Peft, BitsDoNotDependOnThreadsAndInstructionSets) {
   const TensorList& tensors = stored_.adapter->tensors();
-  std::vector<bool> trainable(static_cast<size_t>(base_.decoder->tensors().size()), false);
+  std::vector<bool> trainable(static_cast<size_t>(base_.network->tensors().size()), false);
   trainable.resize(trainable.size() + static_cast<size_t>(tensors.size()), true);
   const Philox key(7);
   std::vector<float> first;
@@ -271,8 +271,8 @@ TEST_P(Peft, BitsDoNotDependOnThreadsAndInstructionSets) {
     for (const int threads : {1, 3}) {
       const kernels::Compute compute(isa, threads);
       CausalLm objective =
-          *CausalLm::Create(base_.decoder.get(), &compute, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
-      std::vector<float> gradients(static_cast<size_t>(base_.decoder->tensors().floats() + tensors.floats()), 0.0f);
+          *CausalLm::Create(base_.network.get(), &compute, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
+      std::vector<float> gradients(static_cast<size_t>(base_.network->tensors().floats() + tensors.floats()), 0.0f);
       const Batch batch = {tokens_.data(), inputs_.rows, inputs_.columns + 1};
       ASSERT_TRUE(
           objective.Gradients(weights_, batch, {&key}, 1.0f, &IgnoreGroup, gradients.data(), &IgnoreGroup, &trainable)
@@ -290,13 +290,13 @@ TEST_P(Peft, ANewAdapterBeginsAsItShould) {
   std::vector<float> weights(static_cast<size_t>(adapter.tensors().floats()));
   const std::vector<uint32_t> tokens = {7, 3};
   const bool from_text = adapter.spec().type() == "prompt_tuning";
-  ASSERT_TRUE(StartAdapter(compute_, *base_.decoder, base_.weights.data(), adapter, 5,
+  ASSERT_TRUE(StartAdapter(compute_, *base_.network, base_.weights.data(), adapter, 5,
                            from_text ? absl::MakeConstSpan(tokens) : absl::Span<const uint32_t>(), weights.data())
                   .ok());
   if (from_text) {
-    const int64_t width = base_.decoder->hidden_size();
+    const int64_t width = base_.network->hidden_size();
     const float* const table =
-        base_.weights.data() + base_.decoder->tensors()[base_.decoder->input_embedding()].offset;
+        base_.weights.data() + base_.network->tensors()[base_.network->input_embedding()].offset;
     for (int64_t token = 0; token < adapter.virtual_tokens(); ++token) {
       const int64_t id = token % 2 == 0 ? 7 : 3;
       EXPECT_TRUE(std::equal(table + id * width, table + (id + 1) * width, weights.data() + token * width));
@@ -314,11 +314,11 @@ TEST_P(Peft, WrittenAgainIsTheSame) {
   const std::string folder =
       absl::StrCat(::testing::TempDir(), "/adapter-", GetParam().family, GetParam().method, GetParam().training);
   std::filesystem::create_directories(folder);
-  ASSERT_TRUE(WriteAdapter(folder, stored_, base_.decoder->spec(), "../base", compute_).ok());
-  const absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.decoder);
+  ASSERT_TRUE(WriteAdapter(folder, stored_, base_.network->spec(), "../base", compute_).ok());
+  const absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.network);
   ASSERT_TRUE(again.ok()) << again.status();
   const ActiveAdapter active = again->active();
-  const DecoderWeights weights(base_.weights.data(), absl::MakeConstSpan(&active, 1));
+  const NetworkWeights weights(base_.weights.data(), absl::MakeConstSpan(&active, 1));
   const std::vector<float> before = Outputs(base_, weights_, inputs_, compute_);
   EXPECT_EQ(before, Outputs(base_, weights, inputs_, compute_));
 }

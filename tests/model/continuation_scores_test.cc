@@ -27,13 +27,13 @@ class ContinuationScores : public ::testing::TestWithParam<Case> {
   void SetUp() override {
     v1::ModelSpec spec = TinySpec(GetParam().family, GetParam().precision);
     spec.set_context(kContext);
-    decoder_ = NewDecoder(spec, kVocab);
-    weights_ = RandomWeights(decoder_->tensors(), 1);
+    network_ = NewNetwork(spec, kVocab);
+    weights_ = RandomWeights(network_->tensors(), 1);
   }
 
   std::vector<ContinuationScore> Scores(absl::Span<const ContinuationTokens> continuations, int threads = 2) const {
     const kernels::Compute compute(kernels::DetectIsa(), threads);
-    auto scores = ScoreContinuations(*decoder_, compute, weights_.data(), continuations);
+    auto scores = ScoreContinuations(*network_, compute, weights_.data(), continuations);
     EXPECT_TRUE(scores.ok()) << scores.status();
     return *std::move(scores);
   }
@@ -42,7 +42,7 @@ class ContinuationScores : public ::testing::TestWithParam<Case> {
   std::vector<float> Alone(const std::vector<uint32_t>& ids) const {
     const auto columns = static_cast<int64_t>(ids.size());
     const kernels::Compute compute(kernels::DetectIsa(), 1);
-    CausalLm causal_lm = *CausalLm::Create(decoder_.get(), &compute, columns - 1, columns - 1, /*for_training=*/false);
+    CausalLm causal_lm = *CausalLm::Create(network_.get(), &compute, columns - 1, columns - 1, /*for_training=*/false);
     std::vector<float> log_probabilities(ids.size() - 1);
     const auto loss =
         causal_lm.Loss(weights_.data(), {ids.data(), 1, columns}, &NothingToWaitFor, log_probabilities.data());
@@ -50,7 +50,7 @@ class ContinuationScores : public ::testing::TestWithParam<Case> {
     return log_probabilities;
   }
 
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   std::vector<float> weights_;
 };
 INSTANTIATE_TEST_SUITE_P(Models, ContinuationScores,
@@ -127,7 +127,7 @@ TEST_P(ContinuationScores, ALongContinuationIsScoredInBlocks) {
 TEST_P(ContinuationScores, SayWhichContinuationIsWrong) {
   const kernels::Compute compute(kernels::DetectIsa(), 1);
   const auto message = [&](std::vector<ContinuationTokens> continuations) {
-    const auto scores = ScoreContinuations(*decoder_, compute, weights_.data(), continuations);
+    const auto scores = ScoreContinuations(*network_, compute, weights_.data(), continuations);
     return std::string(scores.status().message());
   };
   EXPECT_EQ(message({}), "");

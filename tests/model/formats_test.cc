@@ -367,10 +367,10 @@ std::string F32(const std::vector<float>& values) {
 class Weights : public ::testing::Test {
  protected:
   void Use(const v1::ModelSpec& spec) {
-    decoder_ = NewDecoder(spec, kVocab);
-    weights_ = RandomWeights(decoder_->tensors(), 1);
+    network_ = NewNetwork(spec, kVocab);
+    weights_ = RandomWeights(network_->tensors(), 1);
     file_.tensors.clear();
-    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+    for (const TensorSpec& tensor : network_->tensors().tensors()) {
       const float* const from = weights_.data() + tensor.offset;
       file_.tensors.push_back({tensor.name, "F32", F32({from, from + tensor.size}), tensor.shape});
     }
@@ -379,7 +379,7 @@ class Weights : public ::testing::Test {
 
   absl::Status Read() {
     memory_.assign(weights_.size(), 0.0f);
-    return ReadWeights(folder_.path(), decoder_->tensors(), memory_.data());
+    return ReadWeights(folder_.path(), network_->tensors(), memory_.data());
   }
   // Writes file_ as model.safetensors and reads it.
   absl::Status ReadBack() {
@@ -387,7 +387,7 @@ class Weights : public ::testing::Test {
     return Read();
   }
   void ExpectSame() {
-    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+    for (const TensorSpec& tensor : network_->tensors().tensors()) {
       EXPECT_EQ(0, std::memcmp(memory_.data() + tensor.offset, weights_.data() + tensor.offset,
                                static_cast<size_t>(tensor.size) * 4))
           << tensor.name;
@@ -401,7 +401,7 @@ class Weights : public ::testing::Test {
   }
 
   TemporaryFolder folder_;
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   std::vector<float> weights_, memory_;
   File file_;
 };
@@ -413,9 +413,9 @@ TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
     configuration.spec = TinySpec(family);
     configuration.vocab_size = kVocab;
     configuration.head = Head::kScalar;
-    const auto decoder = *Decoder::Create(configuration.spec, kVocab, Head::kScalar);
-    const std::vector<float> weights = RandomWeights(decoder->tensors(), 3);
-    ASSERT_TRUE(WriteModel(folder.path(), configuration, decoder->tensors(), weights.data()).ok());
+    const auto network = *CreateNetwork(configuration.spec, kVocab, Head::kScalar);
+    const std::vector<float> weights = RandomWeights(network->tensors(), 3);
+    ASSERT_TRUE(WriteModel(folder.path(), configuration, network->tensors(), weights.data()).ok());
     EXPECT_EQ(ReadConfig(folder.path())->head, Head::kScalar);
     const auto file = SafetensorsFile::Open(folder / "model.safetensors");
     ASSERT_TRUE(file.ok()) << file.status();
@@ -423,20 +423,20 @@ TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
     ASSERT_NE(score, nullptr);
     EXPECT_EQ(score->shape, (std::vector<int64_t>{1, 24}));
     std::vector<float> read(weights.size(), 0.0f);
-    ASSERT_TRUE(ReadWeights(folder.path(), decoder->tensors(), read.data()).ok());
-    for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+    ASSERT_TRUE(ReadWeights(folder.path(), network->tensors(), read.data()).ok());
+    for (const TensorSpec& tensor : network->tensors().tensors()) {
       EXPECT_EQ(0, std::memcmp(read.data() + tensor.offset, weights.data() + tensor.offset,
                                static_cast<size_t>(tensor.size) * sizeof(float)))
           << tensor.name;
     }
     // Neither kind of folder passes for the other.
-    const auto language = *Decoder::Create(configuration.spec, kVocab);
+    const auto language = *CreateNetwork(configuration.spec, kVocab);
     EXPECT_THAT(std::string(ReadWeights(folder.path(), language->tensors(), read.data()).message()),
                 HasSubstr("'score.weight' is not one of this architecture's"));
     configuration.head = Head::kLanguage;
     const std::vector<float> of_language = RandomWeights(language->tensors(), 3);
     ASSERT_TRUE(WriteModel(folder.path(), configuration, language->tensors(), of_language.data()).ok());
-    EXPECT_THAT(std::string(ReadWeights(folder.path(), decoder->tensors(), read.data()).message()),
+    EXPECT_THAT(std::string(ReadWeights(folder.path(), network->tensors(), read.data()).message()),
                 HasSubstr("'score.weight' is missing"));
   }
 }
@@ -452,7 +452,7 @@ TEST_F(Weights, ComeBackAsTheyWereWritten) {
     configuration.spec = TinySpec(family);
     configuration.vocab_size = kVocab;
     configuration.end_of_text = 1;
-    ASSERT_TRUE(WriteModel(folder_.path(), configuration, decoder_->tensors(), weights_.data()).ok());
+    ASSERT_TRUE(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()).ok());
     const absl::Status read = Read();
     EXPECT_TRUE(read.ok()) << read;
     ExpectSame();
@@ -485,7 +485,7 @@ TEST_F(Weights, OfHalfPrecisionAreWidenedExactly) {
     }
     const absl::Status read = ReadBack();
     ASSERT_TRUE(read.ok()) << read;
-    const TensorSpec& spec = decoder_->tensors()[decoder_->tensors().Find("transformer.ln_f.weight")];
+    const TensorSpec& spec = network_->tensors()[network_->tensors().Find("transformer.ln_f.weight")];
     for (int64_t i = 0; i < 24; ++i) {
       EXPECT_EQ(memory_[static_cast<size_t>(spec.offset + i)], halves[static_cast<size_t>(i) % halves.size()].value)
           << dtype << " " << i;
@@ -542,7 +542,7 @@ TEST_F(Weights, AreNotReadFromOutsideTheFolder) {
     index["weight_map"]["transformer.wte.weight"] = name;
     folder_.Write("inside/model.safetensors.index.json", index.dump());
     memory_.assign(weights_.size(), 0.0f);
-    const absl::Status status = ReadWeights(folder_ / "inside", decoder_->tensors(), memory_.data());
+    const absl::Status status = ReadWeights(folder_ / "inside", network_->tensors(), memory_.data());
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name;
     EXPECT_THAT(std::string(status.message()),
                 AllOf(HasSubstr("model.safetensors.index.json"), HasSubstr("'transformer.wte.weight'")))
@@ -551,7 +551,7 @@ TEST_F(Weights, AreNotReadFromOutsideTheFolder) {
   for (const std::string& text : {std::string("[]"), std::string("{}"), std::string("{\"weight_map\": []}"),
                                   std::string("{\"weight_map\": {}}"), std::string("{"), std::string(100'000, '[')}) {
     folder_.Write("inside/model.safetensors.index.json", text);
-    const absl::Status status = ReadWeights(folder_ / "inside", decoder_->tensors(), memory_.data());
+    const absl::Status status = ReadWeights(folder_ / "inside", network_->tensors(), memory_.data());
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << text.substr(0, 40);
     EXPECT_THAT(std::string(status.message()), HasSubstr("weight_map"));
   }
@@ -597,20 +597,20 @@ TEST_F(Weights, OfAnOutputProjectionThatDiffersUntieIt) {
     folder.Write("model.safetensors", file_.Bytes());
     EXPECT_TRUE(ReadConfig(folder.path())->spec.tied_embeddings());
     memory_.assign(weights_.size(), 0.0f);
-    EXPECT_TRUE(ReadWeights(folder.path(), decoder_->tensors(), memory_.data()).ok());
+    EXPECT_TRUE(ReadWeights(folder.path(), network_->tensors(), memory_.data()).ok());
     ExpectSame();
     // transformers then computes logits with the head, whatever config.json says.
     file_.tensors.back().bytes[9] ^= 1;
     folder.Write("model.safetensors", file_.Bytes());
     const absl::StatusOr<Configuration> read = ReadConfig(folder.path());
     EXPECT_FALSE(read->spec.tied_embeddings());
-    EXPECT_THAT(std::string(ReadWeights(folder.path(), decoder_->tensors(), memory_.data()).message()),
+    EXPECT_THAT(std::string(ReadWeights(folder.path(), network_->tensors(), memory_.data()).message()),
                 HasSubstr("'lm_head.weight' differs from the embedding"));
     const std::string head = file_.tensors.back().bytes;
-    decoder_ = NewDecoder(read->spec, kVocab);
-    memory_.assign(static_cast<size_t>(decoder_->tensors().floats()), 0.0f);
-    ASSERT_TRUE(ReadWeights(folder.path(), decoder_->tensors(), memory_.data()).ok());
-    EXPECT_EQ(0, std::memcmp(memory_.data() + decoder_->tensors()[decoder_->output_embedding()].offset, head.data(),
+    network_ = NewNetwork(read->spec, kVocab);
+    memory_.assign(static_cast<size_t>(network_->tensors().floats()), 0.0f);
+    ASSERT_TRUE(ReadWeights(folder.path(), network_->tensors(), memory_.data()).ok());
+    EXPECT_EQ(0, std::memcmp(memory_.data() + network_->tensors()[network_->output_embedding()].offset, head.data(),
                              head.size()));
   }
 }
@@ -622,10 +622,10 @@ TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
   // The largest matrix has 24 * 72 numbers.
   for (const uint64_t most : {uint64_t{1}, uint64_t{7000}, uint64_t{20'000}}) {
     const TemporaryFolder folder;
-    ASSERT_TRUE(WriteModel(folder.path(), configuration, decoder_->tensors(), weights_.data(), most).ok());
+    ASSERT_TRUE(WriteModel(folder.path(), configuration, network_->tensors(), weights_.data(), most).ok());
     const json index = json::parse(folder.Read("model.safetensors.index.json"));
-    EXPECT_EQ(index["metadata"]["total_size"], 4 * decoder_->tensors().parameters());
-    EXPECT_EQ(index["weight_map"].size(), static_cast<size_t>(decoder_->tensors().size()));
+    EXPECT_EQ(index["metadata"]["total_size"], 4 * network_->tensors().parameters());
+    EXPECT_EQ(index["weight_map"].size(), static_cast<size_t>(network_->tensors().size()));
     std::set<std::string> names;
     for (const auto& [tensor, name] : index["weight_map"].items()) names.insert(name.get<std::string>());
     size_t number = 0, tensors = 0;
@@ -637,11 +637,11 @@ TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
       tensors += (*file)->header().tensors.size();
       for (const SafetensorsEntry& entry : (*file)->header().tensors) EXPECT_EQ(index["weight_map"][entry.name], name);
     }
-    EXPECT_EQ(tensors, static_cast<size_t>(decoder_->tensors().size()));
+    EXPECT_EQ(tensors, static_cast<size_t>(network_->tensors().size()));
     EXPECT_EQ(names.size() == tensors, most == 1);
     EXPECT_FALSE(std::filesystem::exists(folder / "model.safetensors"));
     memory_.assign(weights_.size(), 0.0f);
-    const absl::Status read = ReadWeights(folder.path(), decoder_->tensors(), memory_.data());
+    const absl::Status read = ReadWeights(folder.path(), network_->tensors(), memory_.data());
     EXPECT_TRUE(read.ok()) << read;
     ExpectSame();
   }
@@ -653,7 +653,7 @@ TEST_F(Weights, AreRoundedToHalfPrecisionIfWanted) {
   configuration.vocab_size = kVocab;
   for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16}) {
     configuration.dtype = dtype;
-    ASSERT_TRUE(WriteModel(folder_.path(), configuration, decoder_->tensors(), weights_.data()).ok());
+    ASSERT_TRUE(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()).ok());
     EXPECT_EQ(ReadConfig(folder_.path())->dtype, dtype);
     const auto file = SafetensorsFile::Open(folder_ / "model.safetensors");
     EXPECT_EQ((*file)->header().tensors[0].dtype, dtype == Dtype::kF16 ? "F16" : "BF16");
@@ -661,7 +661,7 @@ TEST_F(Weights, AreRoundedToHalfPrecisionIfWanted) {
     // Half a unit in the last of 11 or 8 digits.
     const float error = dtype == Dtype::kF16 ? 0x1p-11f : 0x1p-8f;
     int rounded = 0;
-    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+    for (const TensorSpec& tensor : network_->tensors().tensors()) {
       for (int64_t i = tensor.offset; i < tensor.offset + tensor.size; ++i) {
         const float value = weights_[static_cast<size_t>(i)], read = memory_[static_cast<size_t>(i)];
         ASSERT_NEAR(read, value, error * std::fabs(value) + 0x1p-24f) << tensor.name;
@@ -670,12 +670,12 @@ TEST_F(Weights, AreRoundedToHalfPrecisionIfWanted) {
     }
     EXPECT_GT(rounded, 1000);
   }
-  weights_[static_cast<size_t>(decoder_->tensors()[3].offset) + 2] = -70000;
+  weights_[static_cast<size_t>(network_->tensors()[3].offset) + 2] = -70000;
   configuration.dtype = Dtype::kF16;
-  const absl::Status beyond = WriteModel(folder_.path(), configuration, decoder_->tensors(), weights_.data());
+  const absl::Status beyond = WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data());
   EXPECT_EQ(beyond.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(beyond.message()),
-              AllOf(HasSubstr(decoder_->tensors()[3].name), HasSubstr("element 2 is -70000, beyond f16's 65504")));
+              AllOf(HasSubstr(network_->tensors()[3].name), HasSubstr("element 2 is -70000, beyond f16's 65504")));
 }
 
 TEST_F(Weights, MayComeWithBuffers) {

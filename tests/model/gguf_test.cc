@@ -40,22 +40,22 @@ std::unique_ptr<text::Tokenizer> Characters(const std::string& characters,
 
 struct Made {
   Configuration configuration;
-  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<Network> network;
   std::vector<float> weights;
 
   explicit Made(const v1::ModelSpec& spec, uint32_t vocab_size = 262) {
     configuration.spec = spec;
     configuration.vocab_size = vocab_size;
-    decoder = NewDecoder(spec, vocab_size);
-    weights = RandomWeights(decoder->tensors(), 1);
+    network = NewNetwork(spec, vocab_size);
+    weights = RandomWeights(network->tensors(), 1);
   }
 
   absl::Status Write(const std::string& path, const text::Tokenizer& tokenizer, const GgufAbout& about = {}) const {
-    return WriteGguf(path, configuration, decoder->tensors(), weights.data(), tokenizer, about);
+    return WriteGguf(path, configuration, network->tensors(), weights.data(), tokenizer, about);
   }
   // Element [row, column] of one of ours.
   float At(const std::string& name, int64_t row, int64_t column = 0) const {
-    const TensorSpec& tensor = decoder->tensors()[decoder->tensors().Find(name)];
+    const TensorSpec& tensor = network->tensors()[network->tensors().Find(name)];
     return weights[static_cast<size_t>(tensor.offset + row * (tensor.shape.size() == 1 ? 1 : tensor.shape[1]) +
                                        column)];
   }
@@ -287,7 +287,7 @@ TEST(Gguf, RefusesWhatLlamaCppWouldTakeForAnotherThing) {
   EXPECT_THAT(refusal(made, **text::ParseTokenizer(json, "x")), HasSubstr("are both written [PAD260]"));
   Made far(TinySpec("gpt2"));
   far.configuration.dtype = Dtype::kF16;
-  const TensorSpec& tensor = far.decoder->tensors()[far.decoder->tensors().Find("transformer.h.0.attn.c_attn.weight")];
+  const TensorSpec& tensor = far.network->tensors()[far.network->tensors().Find("transformer.h.0.attn.c_attn.weight")];
   far.weights[static_cast<size_t>(tensor.offset) + 72 * 3 + 8] = 1e6f;
   EXPECT_THAT(refusal(far, *Bpe()), HasSubstr("'transformer.h.0.attn.c_attn.weight', row 8 of blk.0.attn_qkv.weight"));
   Made scalar(TinySpec("gpt2"));

@@ -8,7 +8,7 @@
 #include "common/safetensors.h"
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/formats/hugging_face.h"
 #include "model/layers/linear.h"
 #include "model/objectives/causal_lm.h"
@@ -19,7 +19,7 @@ namespace {
 absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
 
 struct Golden {
-  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<Network> network;
   std::vector<float> weights;
   std::unique_ptr<SafetensorsFile> answers;
   std::vector<uint32_t> tokens;
@@ -44,9 +44,9 @@ Golden Load(const std::string& family) {
   Golden golden;
   const absl::StatusOr<Configuration> configuration = ReadConfig(folder);
   EXPECT_TRUE(configuration.ok()) << configuration.status();
-  golden.decoder = *Decoder::Create(configuration->spec, configuration->vocab_size);
-  golden.weights.resize(static_cast<size_t>(golden.decoder->tensors().floats()));
-  const absl::Status read = ReadWeights(folder, golden.decoder->tensors(), golden.weights.data());
+  golden.network = *CreateNetwork(configuration->spec, configuration->vocab_size);
+  golden.weights.resize(static_cast<size_t>(golden.network->tensors().floats()));
+  const absl::Status read = ReadWeights(folder, golden.network->tensors(), golden.weights.data());
   EXPECT_TRUE(read.ok()) << read;
   golden.answers = *SafetensorsFile::Open(folder + "/answers.safetensors");
   const std::vector<int64_t> shape = golden.answers->header().Find("tokens")->shape;
@@ -63,16 +63,16 @@ INSTANTIATE_TEST_SUITE_P(Golden, Family, ::testing::Values("gpt2", "llama", "mis
 TEST_P(Family, LogitsAreThoseOfPyTorch) {
   const Golden golden = Load(GetParam());
   const kernels::Compute compute(kernels::DetectIsa(), 1);
-  const Decoder& decoder = *golden.decoder;
-  const int64_t columns = golden.columns - 1, tokens = golden.rows * columns, vocab = decoder.vocab_size();
-  const auto memory = *decoder.NewMemory(tokens, columns, /*for_training=*/false);
+  const Network& network = *golden.network;
+  const int64_t columns = golden.columns - 1, tokens = golden.rows * columns, vocab = network.vocab_size();
+  const auto memory = *network.NewMemory(tokens, columns, /*for_training=*/false);
   const absl::StatusOr<const float*> outputs =
-      decoder.Forward(compute, golden.weights.data(), {golden.tokens.data(), golden.rows, columns, golden.columns}, {},
+      network.Forward(compute, golden.weights.data(), {golden.tokens.data(), golden.rows, columns, golden.columns}, {},
                       &NothingToWaitFor, memory.get());
   ASSERT_TRUE(outputs.ok()) << outputs.status();
   std::vector<float> logits(static_cast<size_t>(tokens * vocab));
-  LinearForward(compute, {decoder.hidden_size(), vocab, false, kernels::Precision::kF32}, *outputs, tokens,
-                golden.weights.data() + decoder.tensors()[decoder.output_embedding()].offset, nullptr, logits.data(),
+  LinearForward(compute, {network.hidden_size(), vocab, false, kernels::Precision::kF32}, *outputs, tokens,
+                golden.weights.data() + network.tensors()[network.output_embedding()].offset, nullptr, logits.data(),
                 vocab);
   const std::vector<float> expected = golden.Answer<float>("logits");
   ASSERT_EQ(logits.size(), expected.size());
@@ -82,8 +82,8 @@ TEST_P(Family, LogitsAreThoseOfPyTorch) {
 TEST_P(Family, LossAndGradientsAreThoseOfPyTorch) {
   const Golden golden = Load(GetParam());
   const kernels::Compute compute(kernels::DetectIsa(), 2);
-  const Decoder& decoder = *golden.decoder;
-  CausalLm objective = *CausalLm::Create(&decoder, &compute, golden.rows * (golden.columns - 1), golden.columns - 1,
+  const Network& network = *golden.network;
+  CausalLm objective = *CausalLm::Create(&network, &compute, golden.rows * (golden.columns - 1), golden.columns - 1,
                                          /*for_training=*/true);
   std::vector<float> gradients(golden.weights.size(), 0.0f);
   const Batch batch = {golden.tokens.data(), golden.rows, golden.columns};
@@ -91,7 +91,7 @@ TEST_P(Family, LossAndGradientsAreThoseOfPyTorch) {
                                                           gradients.data(), &NothingToWaitFor);
   ASSERT_TRUE(loss.ok()) << loss.status();
   EXPECT_NEAR(*loss, golden.Answer<double>("loss")[0], 1e-4);
-  for (const TensorSpec& spec : decoder.tensors().tensors()) {
+  for (const TensorSpec& spec : network.tensors().tensors()) {
     const std::vector<float> expected = golden.Answer<float>("gradient." + spec.name);
     ASSERT_EQ(static_cast<int64_t>(expected.size()), spec.size) << spec.name;
     for (size_t i = 0; i < expected.size(); ++i) {

@@ -1,4 +1,4 @@
-// A model folder in use, against direct computations with the decoder and plain loops.
+// A model folder in use, against direct computations with the network and plain loops.
 #include "model/language_model.h"
 
 #include <algorithm>
@@ -52,9 +52,9 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
     configuration.spec = TinySpec(GetParam(), precision);
     configuration.spec.set_context(kContext);
     configuration.vocab_size = tokenizer.vocab_size() + more_tokens;
-    const std::unique_ptr<Decoder> decoder = NewDecoder(configuration.spec, configuration.vocab_size);
-    weights_ = RandomWeights(decoder->tensors(), 1);
-    ASSERT_TRUE(WriteModel(folder_.path(), configuration, decoder->tensors(), weights_.data()).ok());
+    const std::unique_ptr<Network> network = NewNetwork(configuration.spec, configuration.vocab_size);
+    weights_ = RandomWeights(network->tensors(), 1);
+    ASSERT_TRUE(WriteModel(folder_.path(), configuration, network->tensors(), weights_.data()).ok());
     folder_.Write("tokenizer.json", tokenizer.ToJson());
     auto model = LanguageModel::Open(folder_.path(), &compute_);
     ASSERT_TRUE(model.ok()) << model.status();
@@ -63,17 +63,17 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
 
   // log p of every token after `tokens`, at most the context: logits as products are defined, the rest in f64.
   std::vector<double> Next(absl::Span<const uint32_t> tokens) const {
-    const Decoder& decoder = model_->decoder();
-    const auto count = static_cast<int64_t>(tokens.size()), hidden = decoder.hidden_size();
-    const auto memory = *decoder.NewMemory(count, count, /*for_training=*/false);
-    const auto outputs = decoder.Forward(compute_, model_->weights(), {tokens.data(), 1, count, count}, {},
+    const Network& network = model_->network();
+    const auto count = static_cast<int64_t>(tokens.size()), hidden = network.hidden_size();
+    const auto memory = *network.NewMemory(count, count, /*for_training=*/false);
+    const auto outputs = network.Forward(compute_, model_->weights(), {tokens.data(), 1, count, count}, {},
                                          &NothingToWaitFor, memory.get());
     EXPECT_TRUE(outputs.ok()) << outputs.status();
     const float* const last = *outputs + (count - 1) * hidden;
-    const float* const table = model_->weights().base + decoder.tensors()[decoder.output_embedding()].offset;
+    const float* const table = model_->weights().base + network.tensors()[network.output_embedding()].offset;
     std::vector<double> logits;
     double sum = 0;
-    for (int64_t id = 0; id < decoder.vocab_size(); ++id) {
+    for (int64_t id = 0; id < network.vocab_size(); ++id) {
       double logit = 0;
       for (int64_t i = 0; i < hidden; ++i) {
         logit += static_cast<double>(last[i]) * static_cast<double>(table[id * hidden + i]);
@@ -109,7 +109,7 @@ INSTANTIATE_TEST_SUITE_P(Families, LanguageModelTest, ::testing::Values("gpt2", 
 TEST_P(LanguageModelTest, HoldsWhatTheFolderHolds) {
   EXPECT_EQ(model_->context(), kContext);
   EXPECT_EQ(model_->tokenizer().kind(), "char");
-  for (const TensorSpec& tensor : model_->decoder().tensors().tensors()) {
+  for (const TensorSpec& tensor : model_->network().tensors().tensors()) {
     EXPECT_EQ(0, std::memcmp(model_->weights().base + tensor.offset, weights_.data() + tensor.offset,
                              static_cast<size_t>(tensor.size) * 4))
         << tensor.name;
@@ -121,7 +121,7 @@ TEST_P(LanguageModelTest, ComputesWithRoundedWeightsInBf16) {
   Make(*Characters(), 0, "bf16");
   const auto stored = LanguageModel::Open(folder_.path(), &compute_, Weights::kStored);
   ASSERT_TRUE(stored.ok()) << stored.status();
-  for (const TensorSpec& tensor : model_->decoder().tensors().tensors()) {
+  for (const TensorSpec& tensor : model_->network().tensors().tensors()) {
     for (int64_t i = tensor.offset; i < tensor.offset + tensor.size; ++i) {
       const float weight = weights_[static_cast<size_t>(i)];
       ASSERT_EQ(model_->weights().base[i], kernels::WidenBf16(kernels::RoundToBf16(weight))) << tensor.name;
@@ -176,7 +176,7 @@ TEST_P(LanguageModelTest, ScoresWhatTrainingEvaluates) {
   const auto scores = model_->LogProbabilities(tokens, kContext);
   ASSERT_TRUE(scores.ok()) << scores.status();
   ASSERT_EQ(scores->size(), tokens.size() - 1);
-  CausalLm objective = *CausalLm::Create(&model_->decoder(), &compute_, kContext, kContext, /*for_training=*/false);
+  CausalLm objective = *CausalLm::Create(&model_->network(), &compute_, kContext, kContext, /*for_training=*/false);
   for (int64_t begin = 0; begin < 1999; begin += kContext) {
     const int64_t length = std::min<int64_t>(kContext, 1999 - begin);
     std::vector<float> expected(static_cast<size_t>(length));
@@ -243,10 +243,10 @@ TEST_P(LanguageModelTest, EmbedsAsTheMeanOfOutputs) {
     ASSERT_TRUE(embedding.ok()) << embedding.status();
     // The last kContext tokens alone.
     const size_t used = std::min<size_t>(count, kContext);
-    const auto length = static_cast<int64_t>(used), hidden = model_->decoder().hidden_size();
-    const auto memory = *model_->decoder().NewMemory(length, length, /*for_training=*/true);
+    const auto length = static_cast<int64_t>(used), hidden = model_->network().hidden_size();
+    const auto memory = *model_->network().NewMemory(length, length, /*for_training=*/true);
     const auto outputs =
-        model_->decoder().Forward(compute_, weights_.data(), {tokens.data() + (count - used), 1, length, length}, {},
+        model_->network().Forward(compute_, weights_.data(), {tokens.data() + (count - used), 1, length, length}, {},
                                   &NothingToWaitFor, memory.get());
     ASSERT_TRUE(outputs.ok()) << outputs.status();
     ASSERT_EQ(static_cast<int64_t>(embedding->size()), hidden);
@@ -262,9 +262,9 @@ TEST_P(LanguageModelTest, EmbedsAsTheMeanOfOutputs) {
 }
 
 TEST_P(LanguageModelTest, FindsTheNearestByCosine) {
-  const Decoder& decoder = model_->decoder();
-  const int64_t hidden = decoder.hidden_size();
-  const float* const table = weights_.data() + decoder.tensors()[decoder.input_embedding()].offset;
+  const Network& network = model_->network();
+  const int64_t hidden = network.hidden_size();
+  const float* const table = weights_.data() + network.tensors()[network.input_embedding()].offset;
   const auto dot = [&](uint32_t a, uint32_t b) {
     double sum = 0;
     for (int64_t i = 0; i < hidden; ++i) {

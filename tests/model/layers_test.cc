@@ -9,7 +9,7 @@
 #include "common/philox.h"
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/layers/attention.h"
 #include "model/layers/dropout.h"
 #include "model/layers/embedding.h"
@@ -391,7 +391,7 @@ Doubles AttentionTruth(const AttentionShape& shape, const Doubles& kept, const D
   return out;
 }
 
-// q, k and v of each token side by side, `stride` apart, as the decoder has them.
+// q, k and v of each token side by side, `stride` apart, as the network has them.
 Floats Packed(const AttentionShape& shape, const Floats& q, const Floats& k, const Floats& v) {
   const int64_t width = shape.heads * shape.head_size, kv_width = shape.kv_heads * shape.head_size;
   Floats packed(Size(shape.tokens() * shape.stride), kUntouched);
@@ -703,7 +703,7 @@ TEST(DropoutLayer, GradientsAreDroppedWhereValuesWere) {
   }
 }
 
-// ---- whole decoders in plain f64 ----
+// ---- whole networks in plain f64 ----
 
 struct PlainModel {
   v1::ModelSpec spec;
@@ -858,14 +858,14 @@ class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
     spec.set_init_std(0.4);
     spec.set_bias(about.bias);
     if (about.window != 0) spec.set_sliding_window(about.window);
-    auto decoder = Decoder::Create(spec, kVocab);
-    ASSERT_TRUE(decoder.ok()) << decoder.status();
-    decoder_ = *std::move(decoder);
+    auto network = CreateNetwork(spec, kVocab);
+    ASSERT_TRUE(network.ok()) << network.status();
+    network_ = *std::move(network);
     plain_.vocab = kVocab;
-    plain_.list = &decoder_->tensors();
+    plain_.list = &network_->tensors();
     for (int64_t i = 0; i < kRows * (kColumns + 1); ++i) ids_.push_back(Philox(4)(0, Size(i))[0] % kVocab);
-    for (int i = 0; i < decoder_->tensors().size(); ++i) {
-      const TensorSpec& tensor = decoder_->tensors()[i];
+    for (int i = 0; i < network_->tensors().size(); ++i) {
+      const TensorSpec& tensor = network_->tensors()[i];
       Floats value = Numbers(100 + Size(i), Size(tensor.size), 0.5f);
       if (tensor.start == Start::kOnes) {
         for (float& gain : value) gain += 1;
@@ -877,22 +877,22 @@ class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
   }
 
   Floats Weights(const std::vector<Floats>& arguments) const {
-    Floats weights(Size(decoder_->tensors().floats()), 0.0f);
-    for (int i = 0; i < decoder_->tensors().size(); ++i) {
-      std::copy(arguments[Size(i)].begin(), arguments[Size(i)].end(), weights.data() + decoder_->tensors()[i].offset);
+    Floats weights(Size(network_->tensors().floats()), 0.0f);
+    for (int i = 0; i < network_->tensors().size(); ++i) {
+      std::copy(arguments[Size(i)].begin(), arguments[Size(i)].end(), weights.data() + network_->tensors()[i].offset);
     }
     return weights;
   }
   std::vector<Floats> Tensors(const Floats& memory) const {
     std::vector<Floats> tensors;
-    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+    for (const TensorSpec& tensor : network_->tensors().tensors()) {
       tensors.emplace_back(memory.data() + tensor.offset, memory.data() + tensor.offset + tensor.size);
     }
     return tensors;
   }
 
   PlainModel plain_;
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   std::vector<uint32_t> ids_;
   Layer layer_;
 };
@@ -913,7 +913,7 @@ INSTANTIATE_TEST_SUITE_P(Layers, DecoderLayers,
 
 TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {
   const TokenMatrix tokens = {ids_.data(), kRows, kColumns, kColumns + 1};
-  const auto memory = *decoder_->NewMemory(tokens.tokens(), kColumns, /*for_training=*/true);
+  const auto memory = *network_->NewMemory(tokens.tokens(), kColumns, /*for_training=*/true);
   const size_t count = Size(tokens.tokens()) * 16;
   // An untied output projection has no part in this.
   const bool untied = !GetParam().tied;
@@ -929,14 +929,14 @@ TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {
   };
   layer_.forward = [&](const std::vector<Floats>& a) {
     const auto outputs =
-        decoder_->Forward(TwoThreads(), Weights(with_head(a)).data(), tokens, {}, &NothingToWaitFor, memory.get());
+        network_->Forward(TwoThreads(), Weights(with_head(a)).data(), tokens, {}, &NothingToWaitFor, memory.get());
     EXPECT_TRUE(outputs.ok()) << outputs.status();
     return Floats(*outputs, *outputs + count);
   };
   layer_.backward = [&](const std::vector<Floats>& a, const Floats& dy) {
-    std::copy(dy.begin(), dy.end(), decoder_->OutputGradient(memory.get()));
-    Floats gradients(Size(decoder_->tensors().floats()), 0.0f);
-    const absl::Status done = decoder_->Backward(TwoThreads(), Weights(with_head(a)).data(), tokens, {}, nullptr,
+    std::copy(dy.begin(), dy.end(), network_->OutputGradient(memory.get()));
+    Floats gradients(Size(network_->tensors().floats()), 0.0f);
+    const absl::Status done = network_->Backward(TwoThreads(), Weights(with_head(a)).data(), tokens, {}, nullptr,
                                                  gradients.data(), &NothingToWaitFor, memory.get());
     EXPECT_TRUE(done.ok()) << done;
     std::vector<Floats> tensors = Tensors(gradients);
@@ -950,7 +950,7 @@ TEST_P(DecoderLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
   constexpr float kScale = 0.125f;
   const Batch batch = {ids_.data(), kRows, kColumns + 1};
   CausalLm objective =
-      *CausalLm::Create(decoder_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/true);
+      *CausalLm::Create(network_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/true);
   layer_.truth = [&](const std::vector<Doubles>& a) {
     plain_.tensors = &a;
     double loss = 0;
@@ -958,7 +958,7 @@ TEST_P(DecoderLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
     return Doubles{static_cast<double>(kScale) * loss};
   };
   layer_.forward = [&](const std::vector<Floats>& a) {
-    Floats unused(Size(decoder_->tensors().floats()));
+    Floats unused(Size(network_->tensors().floats()));
     const auto loss =
         objective.Gradients(Weights(a).data(), batch, {}, kScale, &NothingToWaitFor, unused.data(), &NothingToWaitFor);
     EXPECT_TRUE(loss.ok()) << loss.status();
@@ -966,7 +966,7 @@ TEST_P(DecoderLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
     return Floats{kScale * static_cast<float>(*loss)};
   };
   layer_.backward = [&](const std::vector<Floats>& a, const Floats& dy) {
-    Floats gradients = Before(Size(decoder_->tensors().floats()));
+    Floats gradients = Before(Size(network_->tensors().floats()));
     const auto loss = objective.Gradients(Weights(a).data(), batch, {}, kScale * dy[0], &NothingToWaitFor,
                                           gradients.data(), &NothingToWaitFor);
     EXPECT_TRUE(loss.ok()) << loss.status();
@@ -986,7 +986,7 @@ TEST_P(DecoderLayers, LossCountsWhatIsScored) {
   plain_.tensors = &wide;
   const Doubles expected = plain_.LogProbabilities(whole);
   CausalLm objective =
-      *CausalLm::Create(decoder_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/false);
+      *CausalLm::Create(network_.get(), &TwoThreads(), kRows * kColumns, kColumns, /*for_training=*/false);
   Floats log_probabilities(expected.size());
   const double tolerance = GetParam().precision == std::string("bf16") ? 0.3 : 1e-4;
   for (const int64_t first_scored : {0, 2, 5}) {

@@ -9,7 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/objectives/causal_lm.h"
 #include "model/tiny_models.h"
 
@@ -48,21 +48,21 @@ struct Case {
 class PackedRows : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    decoder_ = NewDecoder(TinySpec(GetParam().family, GetParam().precision), kVocab);
-    weights_ = RandomWeights(decoder_->tensors(), 1);
+    network_ = NewNetwork(TinySpec(GetParam().family, GetParam().precision), kVocab);
+    weights_ = RandomWeights(network_->tensors(), 1);
   }
 
   std::vector<float> Outputs(const TokenMatrix& tokens, bool for_training = false) const {
-    const auto memory = *decoder_->NewMemory(tokens.tokens(), tokens.columns, for_training);
-    const auto outputs = decoder_->Forward(compute_, weights_.data(), tokens, {}, &NothingToWaitFor, memory.get());
+    const auto memory = *network_->NewMemory(tokens.tokens(), tokens.columns, for_training);
+    const auto outputs = network_->Forward(compute_, weights_.data(), tokens, {}, &NothingToWaitFor, memory.get());
     EXPECT_TRUE(outputs.ok()) << outputs.status();
-    return {*outputs, *outputs + tokens.tokens() * decoder_->hidden_size()};
+    return {*outputs, *outputs + tokens.tokens() * network_->hidden_size()};
   }
 
   // Adds to `gradients`; returns the loss.
   double Train(const Batch& batch, const std::vector<float>& weights, std::vector<float>* gradients,
                Trainable trainable = nullptr, const Philox* key = nullptr) const {
-    CausalLm objective = *CausalLm::Create(decoder_.get(), &compute_, batch.rows * (batch.columns - 1),
+    CausalLm objective = *CausalLm::Create(network_.get(), &compute_, batch.rows * (batch.columns - 1),
                                            batch.columns - 1, /*for_training=*/true);
     const auto loss = objective.Gradients(weights.data(), batch, {key}, 0.01f, &NothingToWaitFor, gradients->data(),
                                           &NothingToWaitFor, trainable);
@@ -71,7 +71,7 @@ class PackedRows : public ::testing::TestWithParam<Case> {
   }
 
   void ExpectSameWithinRounding(const std::vector<float>& one, const std::vector<double>& other) const {
-    for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+    for (const TensorSpec& tensor : network_->tensors().tensors()) {
       double largest = 0;
       for (int64_t i = 0; i < tensor.size; ++i) {
         largest = std::max(largest, std::fabs(other[static_cast<size_t>(tensor.offset + i)]));
@@ -84,7 +84,7 @@ class PackedRows : public ::testing::TestWithParam<Case> {
     }
   }
 
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   std::vector<float> weights_;
   const kernels::Compute compute_{kernels::DetectIsa(), 2};
 };
@@ -103,7 +103,7 @@ TEST_P(PackedRows, GiveEachSequenceTheBitsThatItHasAlone) {
     for (const int64_t length : packed.lengths) {
       const std::vector<float> alone = Outputs({packed.ids.data() + first, 1, length, length});
       EXPECT_EQ(
-          0, std::memcmp(together.data() + first * decoder_->hidden_size(), alone.data(), alone.size() * sizeof(float)))
+          0, std::memcmp(together.data() + first * network_->hidden_size(), alone.data(), alone.size() * sizeof(float)))
           << "the sequence at " << first;
       first += length;
     }
@@ -148,7 +148,7 @@ TEST_P(PackedRows, OnlyScoredTargetsCount) {
   for (const int64_t at : {2, 3, 4, 9, 10, 40, 73, 74, 151, 160, 220}) scored[static_cast<size_t>(at)] = 1;
   const Batch batch = {packed.ids.data(), packed.rows, kColumns, 0, packed.starts.data(), scored.data()};
   ASSERT_EQ(batch.predictions(), 11);
-  CausalLm objective = *CausalLm::Create(decoder_.get(), &compute_, packed.rows * (kColumns - 1), kColumns - 1,
+  CausalLm objective = *CausalLm::Create(network_.get(), &compute_, packed.rows * (kColumns - 1), kColumns - 1,
                                          /*for_training=*/false);
   // All log-probabilities, from the same rows without a choice.
   Batch whole = batch;
@@ -175,7 +175,7 @@ TEST_P(PackedRows, OnlyScoredTargetsCount) {
   std::vector<float> gradients(weights_.size(), 0.0f);
   EXPECT_EQ(Train(batch, weights_, &gradients), sum);
   if (GetParam().precision == "bf16") return;  // rounded operands make steps where differences are taken
-  for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+  for (const TensorSpec& tensor : network_->tensors().tensors()) {
     double squares = 0;
     for (int64_t i = 0; i < tensor.size; ++i) {
       squares += std::pow(static_cast<double>(gradients[static_cast<size_t>(tensor.offset + i)]) / 0.01, 2);
@@ -207,7 +207,7 @@ TEST_P(PackedRows, AScoreOfWhatIsScoredAnywayChangesNoBit) {
 }
 
 TEST_P(PackedRows, RefuseWhatCannotBe) {
-  CausalLm objective = *CausalLm::Create(decoder_.get(), &compute_, 20, 10, /*for_training=*/false);
+  CausalLm objective = *CausalLm::Create(network_.get(), &compute_, 20, 10, /*for_training=*/false);
   const std::vector<uint32_t> ids(10, 1);
   const auto message = [&](const std::vector<uint32_t>& starts, const std::vector<uint8_t>& scored) {
     const auto loss =
@@ -233,7 +233,7 @@ TEST_P(PackedRows, TrainedTensorsGetTheSameGradientsWhateverIsFrozen) {
   const Packed packed = Pack();
   const Philox key(3);
   const Batch batch = {packed.ids.data(), packed.rows, kColumns, 0, packed.starts.data()};
-  const TensorList& tensors = decoder_->tensors();
+  const TensorList& tensors = network_->tensors();
   std::vector<float> all(weights_.size(), 0.0f);
   const double loss = Train(batch, weights_, &all, nullptr, &key);
   const auto expect = [&](const std::vector<bool>& trainable, const std::string& about) {
@@ -269,9 +269,9 @@ TEST_P(PackedRows, TrainedTensorsGetTheSameGradientsWhateverIsFrozen) {
 
 TEST_P(PackedRows, EveryGroupIsFinalWhateverIsFrozen) {
   const std::vector<uint32_t> ids = RandomIds(2, 20, kVocab);
-  CausalLm objective = *CausalLm::Create(decoder_.get(), &compute_, 18, 9, /*for_training=*/true);
+  CausalLm objective = *CausalLm::Create(network_.get(), &compute_, 18, 9, /*for_training=*/true);
   std::vector<float> gradients(weights_.size(), 0.0f);
-  std::vector<bool> trainable(static_cast<size_t>(decoder_->tensors().size()), false);
+  std::vector<bool> trainable(static_cast<size_t>(network_->tensors().size()), false);
   for (const bool last : {false, true}) {
     trainable.back() = last;
     std::vector<uint32_t> final;

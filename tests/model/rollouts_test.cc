@@ -27,8 +27,8 @@ struct Case {
 class RolloutsTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    decoder_ = NewDecoder(TinySpec(GetParam().family, GetParam().precision), kVocab);
-    weights_ = RandomWeights(decoder_->tensors(), 1);
+    network_ = NewNetwork(TinySpec(GetParam().family, GetParam().precision), kVocab);
+    weights_ = RandomWeights(network_->tensors(), 1);
     options_.max_tokens = 68;
     options_.sampling.temperature = 0.8;
     options_.stop = {5, 11};
@@ -44,13 +44,13 @@ class RolloutsTest : public ::testing::TestWithParam<Case> {
   }
 
   std::vector<Answer> Sample(int64_t together, absl::Span<const Prompt> prompts) const {
-    Rollouts rollouts = *Rollouts::Create(decoder_.get(), &compute_, together, kColumns);
+    Rollouts rollouts = *Rollouts::Create(network_.get(), &compute_, together, kColumns);
     const auto answers = rollouts.Sample(weights_.data(), prompts, options_);
     EXPECT_TRUE(answers.ok()) << answers.status();
     return answers.value_or(std::vector<Answer>());
   }
 
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   std::vector<float> weights_;
   std::vector<Prompt> prompts_;
   RolloutOptions options_;
@@ -99,7 +99,7 @@ TEST_P(RolloutsTest, LogProbabilitiesAreTheBitsThatTrainingSees) {
       }
     }
     const auto rows = static_cast<int64_t>(answers.size());
-    TokenScores scores = *TokenScores::Create(decoder_.get(), &compute_, rows * (kRow - 1), kRow - 1, true);
+    TokenScores scores = *TokenScores::Create(network_.get(), &compute_, rows * (kRow - 1), kRow - 1, true);
     ASSERT_TRUE(
         scores
             .Forward(weights_.data(), {ids.data(), rows, kRow, 0, starts.data(), scored.data()}, {}, &NothingToWaitFor)
@@ -119,7 +119,7 @@ TEST_P(RolloutsTest, AnAnswerDoesNotDependOnWhatGoesOnBesideIt) {
     for (size_t i = 0; i < answers.size(); ++i) ExpectSame(again[i], answers[i]);
   }
   // Alone, in the reverse order, from one sampler that has been used before.
-  Rollouts rollouts = *Rollouts::Create(decoder_.get(), &compute_, 2, kColumns);
+  Rollouts rollouts = *Rollouts::Create(network_.get(), &compute_, 2, kColumns);
   size_t next = answers.size();
   for (size_t prompt = prompts_.size(); prompt-- > 0;) {
     for (size_t sample = prompts_[prompt].keys.size(); sample-- > 0;) {
@@ -199,7 +199,7 @@ TEST_P(RolloutsTest, DrawWhatIsProbableAsOftenAsItIs) {
 }
 
 TEST_P(RolloutsTest, RefuseWhatHasNoAnswer) {
-  Rollouts rollouts = *Rollouts::Create(decoder_.get(), &compute_, 2, 8);
+  Rollouts rollouts = *Rollouts::Create(network_.get(), &compute_, 2, 8);
   const auto message = [&](const std::vector<uint32_t>& ids) {
     const std::vector<Prompt> prompts = {{{1}, {Philox(1)}}, {ids, {Philox(1)}}};
     const auto answers = rollouts.Sample(weights_.data(), prompts, options_);
@@ -209,13 +209,13 @@ TEST_P(RolloutsTest, RefuseWhatHasNoAnswer) {
   EXPECT_THAT(message({}), HasSubstr("prompt 1 is empty"));
   EXPECT_THAT(message(std::vector<uint32_t>(9, 1)), HasSubstr("prompt 1 has 9 tokens"));
   EXPECT_THAT(message({1, kVocab}), HasSubstr("token id 37"));
-  weights_[static_cast<size_t>(decoder_->tensors()[decoder_->output_embedding()].offset)] = NAN;
+  weights_[static_cast<size_t>(network_->tensors()[network_->output_embedding()].offset)] = NAN;
   EXPECT_THAT(message({1}), HasSubstr("not finite"));
   options_.max_tokens = 0;
   EXPECT_THAT(message({1}), HasSubstr("fewer than one token"));
-  EXPECT_THAT(std::string(Rollouts::Create(decoder_.get(), &compute_, 2, 81).status().message()),
+  EXPECT_THAT(std::string(Rollouts::Create(network_.get(), &compute_, 2, 81).status().message()),
               HasSubstr("context 80"));
-  const auto scalar = *Decoder::Create(TinySpec(GetParam().family), kVocab, Head::kScalar);
+  const auto scalar = *CreateNetwork(TinySpec(GetParam().family), kVocab, Head::kScalar);
   EXPECT_THAT(std::string(Rollouts::Create(scalar.get(), &compute_, 2, 8).status().message()),
               HasSubstr("predicts no tokens"));
 }

@@ -11,7 +11,7 @@
 #include "common/philox.h"
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 
 namespace millrace::model {
 
@@ -38,10 +38,10 @@ inline v1::ModelSpec TinySpec(const std::string& family, const std::string& prec
   return spec;
 }
 
-inline std::unique_ptr<Decoder> NewDecoder(const v1::ModelSpec& spec, uint32_t vocab) {
-  auto decoder = Decoder::Create(spec, vocab);
-  EXPECT_TRUE(decoder.ok()) << decoder.status();
-  return *std::move(decoder);
+inline std::unique_ptr<Network> NewNetwork(const v1::ModelSpec& spec, uint32_t vocab) {
+  auto network = CreateNetwork(spec, vocab);
+  EXPECT_TRUE(network.ok()) << network.status();
+  return *std::move(network);
 }
 
 // Far from the usual start, so that every term matters: biases are not 0 and gains not 1. Gaps are NaN: nobody reads

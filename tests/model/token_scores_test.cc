@@ -11,7 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/objectives/causal_lm.h"
 #include "model/objectives/token_values.h"
 #include "model/tiny_models.h"
@@ -53,11 +53,11 @@ void ExpectGradients(const TensorList& tensors, const Floats& weights, const Flo
 class OverTokens : public ::testing::TestWithParam<const char*> {
  protected:
   void Make(Head head) {
-    decoder_ = *Decoder::Create(TinySpec(GetParam()), kVocab, head);
-    weights_ = RandomWeights(decoder_->tensors(), 1);
+    network_ = *CreateNetwork(TinySpec(GetParam()), kVocab, head);
+    weights_ = RandomWeights(network_->tensors(), 1);
   }
 
-  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<Network> network_;
   Floats weights_;
   const kernels::Compute compute_{kernels::DetectIsa(), 2};
   const std::vector<uint32_t> ids_ = RandomIds(2, kRows* kColumns, kVocab);
@@ -71,16 +71,16 @@ INSTANTIATE_TEST_SUITE_P(Families, OverTokens, ::testing::Values("gpt2", "llama"
 
 TEST_P(OverTokens, ScoresAreLogProbabilitiesAndEntropiesAtTheTemperature) {
   Make(Head::kLanguage);
-  const int64_t hidden = decoder_->hidden_size(), inputs = kRows * (kColumns - 1);
+  const int64_t hidden = network_->hidden_size(), inputs = kRows * (kColumns - 1);
   const std::vector<uint8_t> scored = {0, 1, 1, 0, 0, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1, 0, 0, 1};
   const Batch batch = {ids_.data(), kRows, kColumns, 0, starts_.data(), scored.data()};
-  const auto memory = *decoder_->NewMemory(inputs, kColumns - 1, /*for_training=*/false);
+  const auto memory = *network_->NewMemory(inputs, kColumns - 1, /*for_training=*/false);
   const auto outputs =
-      decoder_->Forward(compute_, weights_.data(), {ids_.data(), kRows, kColumns - 1, kColumns, starts_.data()}, {},
+      network_->Forward(compute_, weights_.data(), {ids_.data(), kRows, kColumns - 1, kColumns, starts_.data()}, {},
                         &NothingToWaitFor, memory.get());
   ASSERT_TRUE(outputs.ok()) << outputs.status();
-  const float* const embedding = weights_.data() + decoder_->tensors()[decoder_->output_embedding()].offset;
-  TokenScores scores = *TokenScores::Create(decoder_.get(), &compute_, inputs, kColumns - 1, /*for_training=*/false);
+  const float* const embedding = weights_.data() + network_->tensors()[network_->output_embedding()].offset;
+  TokenScores scores = *TokenScores::Create(network_.get(), &compute_, inputs, kColumns - 1, /*for_training=*/false);
   ASSERT_TRUE(scores.Forward(weights_.data(), batch, {}, &NothingToWaitFor).ok());
   ASSERT_EQ(scores.predictions(), 9);
   for (const float temperature : {1.0f, 0.6f, 2.0f}) {
@@ -119,7 +119,7 @@ TEST_P(OverTokens, ScoresAreLogProbabilitiesAndEntropiesAtTheTemperature) {
 TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfScores) {
   Make(Head::kLanguage);
   const Batch batch = {ids_.data(), kRows, kColumns, 0, starts_.data()};
-  TokenScores scores = *TokenScores::Create(decoder_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1,
+  TokenScores scores = *TokenScores::Create(network_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1,
                                             /*for_training=*/true);
   const auto count = static_cast<size_t>(batch.predictions());
   const Floats of_log_probabilities = Numbers(5, count), of_entropies = Numbers(6, count);
@@ -143,19 +143,19 @@ TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfScores) {
                   .ok());
   scores.Score(temperature, absl::MakeSpan(again), {});
   EXPECT_EQ(log_probabilities, again);
-  ExpectGradients(decoder_->tensors(), weights_, gradients, loss);
+  ExpectGradients(network_->tensors(), weights_, gradients, loss);
 }
 
 TEST_P(OverTokens, AScaledSumOfScoresIsTheCausalLoss) {
   Make(Head::kLanguage);
   const Batch batch = {ids_.data(), kRows, kColumns, 0, starts_.data()};
   CausalLm causal_lm =
-      *CausalLm::Create(decoder_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
+      *CausalLm::Create(network_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
   Floats expected(weights_.size(), 0.0f), gradients(weights_.size(), 0.0f);
   ASSERT_TRUE(
       causal_lm.Gradients(weights_.data(), batch, {}, 0.25f, &NothingToWaitFor, expected.data(), &NothingToWaitFor)
           .ok());
-  TokenScores scores = *TokenScores::Create(decoder_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1,
+  TokenScores scores = *TokenScores::Create(network_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1,
                                             /*for_training=*/true);
   ASSERT_TRUE(scores.Forward(weights_.data(), batch, {}, &NothingToWaitFor).ok());
   const Floats derivatives(static_cast<size_t>(batch.predictions()), -0.25f);
@@ -167,15 +167,15 @@ TEST_P(OverTokens, AScaledSumOfScoresIsTheCausalLoss) {
 
 TEST_P(OverTokens, ValuesAreOutputsTimesTheScoreVector) {
   Make(Head::kScalar);
-  const std::unique_ptr<Decoder> language = NewDecoder(TinySpec(GetParam()), kVocab);
+  const std::unique_ptr<Network> language = NewNetwork(TinySpec(GetParam()), kVocab);
   // Everything below the heads is laid out alike.
   Floats language_weights(static_cast<size_t>(language->tensors().floats()), 0.0f);
-  for (const TensorSpec& tensor : decoder_->tensors().tensors()) {
+  for (const TensorSpec& tensor : network_->tensors().tensors()) {
     const int index = language->tensors().Find(tensor.name);
     if (tensor.name == "score.weight") {
       EXPECT_EQ(index, -1);
-      EXPECT_EQ(tensor.shape, (std::vector<int64_t>{1, decoder_->hidden_size()}));
-      EXPECT_EQ(tensor.group, decoder_->last_group());
+      EXPECT_EQ(tensor.shape, (std::vector<int64_t>{1, network_->hidden_size()}));
+      EXPECT_EQ(tensor.group, network_->last_group());
       EXPECT_FLOAT_EQ(tensor.start_size, 0.2f);  // 1 / sqrt(24 + 1)
       continue;
     }
@@ -183,22 +183,22 @@ TEST_P(OverTokens, ValuesAreOutputsTimesTheScoreVector) {
     std::copy_n(weights_.data() + tensor.offset, tensor.size,
                 language_weights.data() + language->tensors()[index].offset);
   }
-  EXPECT_EQ(decoder_->output_embedding(), -1);
-  EXPECT_EQ(decoder_->tensors()[decoder_->score()].name, "score.weight");
-  EXPECT_EQ(decoder_->tensors().Find("lm_head.weight"), -1);
+  EXPECT_EQ(network_->output_embedding(), -1);
+  EXPECT_EQ(network_->tensors()[network_->score()].name, "score.weight");
+  EXPECT_EQ(network_->tensors().Find("lm_head.weight"), -1);
   const TokenMatrix tokens = {ids_.data(), kRows, kColumns, kColumns, starts_.data()};
   const auto memory = *language->NewMemory(tokens.tokens(), kColumns, /*for_training=*/false);
   const auto outputs =
       language->Forward(compute_, language_weights.data(), tokens, {}, &NothingToWaitFor, memory.get());
   ASSERT_TRUE(outputs.ok()) << outputs.status();
-  TokenValues made = *TokenValues::Create(decoder_.get(), &compute_, tokens.tokens(), kColumns, false);
+  TokenValues made = *TokenValues::Create(network_.get(), &compute_, tokens.tokens(), kColumns, false);
   Floats values(static_cast<size_t>(tokens.tokens()));
   ASSERT_TRUE(made.Forward(weights_.data(), tokens, {}, &NothingToWaitFor, absl::MakeSpan(values)).ok());
-  const float* const score = weights_.data() + decoder_->tensors()[decoder_->score()].offset;
+  const float* const score = weights_.data() + network_->tensors()[network_->score()].offset;
   for (size_t i = 0; i < values.size(); ++i) {
     double value = 0;
-    for (int64_t c = 0; c < decoder_->hidden_size(); ++c) {
-      value += static_cast<double>((*outputs)[static_cast<int64_t>(i) * decoder_->hidden_size() + c]) *
+    for (int64_t c = 0; c < network_->hidden_size(); ++c) {
+      value += static_cast<double>((*outputs)[static_cast<int64_t>(i) * network_->hidden_size() + c]) *
                static_cast<double>(score[c]);
     }
     EXPECT_NEAR(values[i], value, 1e-5) << i;
@@ -208,7 +208,7 @@ TEST_P(OverTokens, ValuesAreOutputsTimesTheScoreVector) {
 TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfValues) {
   Make(Head::kScalar);
   const TokenMatrix tokens = {ids_.data(), kRows, kColumns, kColumns, starts_.data()};
-  TokenValues made = *TokenValues::Create(decoder_.get(), &compute_, tokens.tokens(), kColumns, true);
+  TokenValues made = *TokenValues::Create(network_.get(), &compute_, tokens.tokens(), kColumns, true);
   const Floats derivatives = Numbers(5, static_cast<size_t>(tokens.tokens()));
   const auto loss = [&](const Floats& weights) {
     Floats values(derivatives.size());
@@ -222,22 +222,22 @@ TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfValues) {
   loss(weights_);
   Floats gradients(weights_.size(), 0.0f);
   ASSERT_TRUE(made.Backward(derivatives, nullptr, gradients.data(), &NothingToWaitFor).ok());
-  ExpectGradients(decoder_->tensors(), weights_, gradients, loss);
+  ExpectGradients(network_->tensors(), weights_, gradients, loss);
   // The head alone: the same bits, and nothing else is touched.
-  std::vector<bool> trainable(static_cast<size_t>(decoder_->tensors().size()), false);
-  trainable[static_cast<size_t>(decoder_->score())] = true;
+  std::vector<bool> trainable(static_cast<size_t>(network_->tensors().size()), false);
+  trainable[static_cast<size_t>(network_->score())] = true;
   Floats of_head(weights_.size(), 0.0f), expected = of_head;
   ASSERT_TRUE(made.Backward(derivatives, &trainable, of_head.data(), &NothingToWaitFor).ok());
-  const int64_t offset = decoder_->tensors()[decoder_->score()].offset;
-  std::copy_n(gradients.data() + offset, decoder_->hidden_size(), expected.data() + offset);
+  const int64_t offset = network_->tensors()[network_->score()].offset;
+  std::copy_n(gradients.data() + offset, network_->hidden_size(), expected.data() + offset);
   EXPECT_EQ(of_head, expected);
 }
 
 TEST_P(OverTokens, HeadsDoWhatTheyAreFor) {
   Make(Head::kScalar);
-  EXPECT_THAT(std::string(TokenScores::Create(decoder_.get(), &compute_, 8, 8, false).status().message()),
+  EXPECT_THAT(std::string(TokenScores::Create(network_.get(), &compute_, 8, 8, false).status().message()),
               HasSubstr("predicts no tokens"));
-  TokenValues values = *TokenValues::Create(decoder_.get(), &compute_, 8, 8, false);
+  TokenValues values = *TokenValues::Create(network_.get(), &compute_, 8, 8, false);
   const uint32_t beyond = kVocab;
   float value = 0;
   EXPECT_THAT(
@@ -245,7 +245,7 @@ TEST_P(OverTokens, HeadsDoWhatTheyAreFor) {
                       .message()),
       HasSubstr("token id 37"));
   Make(Head::kLanguage);
-  EXPECT_THAT(std::string(TokenValues::Create(decoder_.get(), &compute_, 8, 8, false).status().message()),
+  EXPECT_THAT(std::string(TokenValues::Create(network_.get(), &compute_, 8, 8, false).status().message()),
               HasSubstr("has no values"));
 }
 

@@ -154,11 +154,11 @@ TEST_P(EngineTest, AModelIsServedWithAndWithoutAdaptersAtOnce) {
   std::vector<std::unique_ptr<kernels::Compute>> computes;
   std::vector<model::ActiveAdapter> active;
   for (v1::AdapterSpec& spec : specs) {
-    FillAdapterDefaults(tiny_.decoder->spec(), &spec);
-    adapters.push_back(*model::Adapter::Create(spec, tiny_.decoder->spec(), tiny_.decoder->linear_sites()));
+    FillAdapterDefaults(tiny_.network->spec(), &spec);
+    adapters.push_back(*model::Adapter::Create(spec, tiny_.network->spec(), tiny_.network->linear_sites()));
     weights.push_back(model::RandomWeights(adapters.back()->tensors(), 7));
     computes.push_back(std::make_unique<kernels::Compute>(kernels::DetectIsa(), 1));
-    tiny_.decoder->ReserveVirtualTokens(adapters.back()->virtual_tokens());
+    tiny_.network->ReserveVirtualTokens(adapters.back()->virtual_tokens());
   }
   for (size_t i = 0; i < specs.size(); ++i) active.push_back({adapters[i].get(), weights[i].data()});
   std::vector<std::unique_ptr<Engine>> engines;
@@ -177,11 +177,11 @@ TEST_P(EngineTest, AModelIsServedWithAndWithoutAdaptersAtOnce) {
   for (const auto& engine : engines) replies.push_back(*engine->Submit({task}));
   std::set<std::vector<uint32_t>> different;
   for (size_t i = 0; i < engines.size(); ++i) {
-    model::DecoderWeights used = tiny_.weights.data();
+    model::NetworkWeights used = tiny_.weights.data();
     if (i > 0) used.adapters = absl::MakeConstSpan(&active[i - 1], 1);
     const int64_t context = kContext - used.virtual_tokens();
     const kernels::Compute compute(kernels::DetectIsa(), 1);
-    model::Rollouts rollouts = *model::Rollouts::Create(tiny_.decoder.get(), &compute, 4, context);
+    model::Rollouts rollouts = *model::Rollouts::Create(tiny_.network.get(), &compute, 4, context);
     model::Prompt prompt = {task.prompt, {}};
     for (uint64_t sample = 0; sample < 3; ++sample) prompt.keys.push_back(model::SamplingKey(task.seed, sample));
     const auto expected = rollouts.Sample(used, {&prompt, 1}, {task.sampling, task.max_tokens, {}});
@@ -196,7 +196,7 @@ TEST_P(EngineTest, AModelIsServedWithAndWithoutAdaptersAtOnce) {
 }
 
 TEST_P(EngineTest, DrawsWhatRolloutsDraw) {
-  model::Rollouts rollouts = *model::Rollouts::Create(tiny_.decoder.get(), &tiny_.compute, 4, kContext);
+  model::Rollouts rollouts = *model::Rollouts::Create(tiny_.network.get(), &tiny_.compute, 4, kContext);
   const auto engine = StartEngine(3, 10);
   for (const double temperature : {0.8, 0.0}) {
     Task task = TaskOf(3, 20, 200);
@@ -241,7 +241,7 @@ TEST_P(EngineTest, ScoresAreTheBitsOfTrainingsLoss) {
   }
   const auto columns = static_cast<int64_t>(ids.size());
   model::CausalLm causal_lm =
-      *model::CausalLm::Create(tiny_.decoder.get(), &tiny_.compute, columns - 1, columns - 1, false);
+      *model::CausalLm::Create(tiny_.network.get(), &tiny_.compute, columns - 1, columns - 1, false);
   std::vector<float> expected(ids.size() - 1);
   ASSERT_TRUE(
       causal_lm.Loss(tiny_.weights.data(), {ids.data(), 1, columns}, &model::IgnoreGroup, expected.data()).ok());
@@ -303,9 +303,9 @@ TEST_P(EngineTest, EmbeddingsAreMeansOfOutputs) {
   Task task = TaskOf(11, 40, 0);
   task.embed = true;
   const std::vector<float> embedding = Ask(engine.get(), {task})[{0, -1}].embedding;
-  const int64_t hidden = tiny_.decoder->hidden_size();
-  const auto memory = *tiny_.decoder->NewMemory(40, 40, false);
-  const auto outputs = tiny_.decoder->Forward(tiny_.compute, tiny_.weights.data(), {task.prompt.data(), 1, 40, 40}, {},
+  const int64_t hidden = tiny_.network->hidden_size();
+  const auto memory = *tiny_.network->NewMemory(40, 40, false);
+  const auto outputs = tiny_.network->Forward(tiny_.compute, tiny_.weights.data(), {task.prompt.data(), 1, 40, 40}, {},
                                               &model::IgnoreGroup, memory.get());
   ASSERT_TRUE(outputs.ok());
   ASSERT_EQ(embedding.size(), static_cast<size_t>(hidden));

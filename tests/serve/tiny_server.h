@@ -20,18 +20,18 @@ inline constexpr int64_t kContext = 80;
 struct TinyModel {
   explicit TinyModel(const std::string& family = "llama", const std::string& precision = "f32", int threads = 1)
       : compute(kernels::DetectIsa(), threads) {
-    decoder = model::NewDecoder(model::TinySpec(family, precision), kVocab);
-    weights = model::RandomWeights(decoder->tensors(), 1);
+    network = model::NewNetwork(model::TinySpec(family, precision), kVocab);
+    weights = model::RandomWeights(network->tensors(), 1);
     std::string letters;
     for (uint32_t i = 0; i < kVocab; ++i) letters += static_cast<char>('0' + i);
     auto made = text::TrainCharacters([&](const auto& each) { return each(letters); });
     EXPECT_TRUE(made.ok()) << made.status();
     tokenizer = *std::move(made);
-    served = {"tiny", &compute, decoder.get(), weights.data(), tokenizer.get(), nullptr, std::nullopt, "it is tiny"};
+    served = {"tiny", &compute, network.get(), weights.data(), tokenizer.get(), nullptr, std::nullopt, "it is tiny"};
   }
 
   const kernels::Compute compute;
-  std::unique_ptr<model::Decoder> decoder;
+  std::unique_ptr<model::Network> network;
   std::vector<float> weights;
   std::unique_ptr<text::Tokenizer> tokenizer;
   ServedModel served;

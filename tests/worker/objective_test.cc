@@ -67,7 +67,7 @@ struct Bench {
     weights.resize(static_cast<size_t>(models->floats()));
     uint64_t seed = 10;
     for (const PhaseModel& model : models->models()) {
-      model::StartWeights(model.decoder->tensors(), seed++, weights.data() + model.offset);
+      model::StartWeights(model.network->tensors(), seed++, weights.data() + model.offset);
     }
     const absl::StatusOr<std::unique_ptr<Objective>> made = Make();
     EXPECT_TRUE(made.ok()) << made.status();
@@ -99,7 +99,7 @@ struct Bench {
     double largest = 0;
     for (const PhaseModel& model : models->models()) {
       if (!model.trained) continue;
-      for (const model::TensorSpec& tensor : model.decoder->tensors().tensors()) {
+      for (const model::TensorSpec& tensor : model.network->tensors().tensors()) {
         for (uint64_t i = 0; i < 3; ++i, ++checked) {
           const auto at = static_cast<size_t>(model.offset + tensor.offset + draw(checked, i)[0] % tensor.size);
           const float before = weights[at];
@@ -335,7 +335,7 @@ TEST(ObjectiveTest, PpoTakesTheDivergenceFromTheRewardAndTheWorthAtTheEnd) {
     const ModelInUse reference =
         ObjectiveSetting{&bench.compute, &bench.context, bench.models.get(), &bench.table, bench.weights.data()}.Model(
             kReference);
-    PassMemory<model::TokenScores> memory(reference.decoder, &bench.compute, false);
+    PassMemory<model::TokenScores> memory(reference.network, &bench.compute, false);
     model::TokenScores* const scores = *memory.For(1, static_cast<int64_t>(sequence.size()) - 1);
     model::Batch batch;
     batch.ids = sequence.data();

@@ -70,7 +70,7 @@ void ExpectWhole(const PhaseModels& models, const v1::TensorTable& table) {
   std::map<int64_t, int64_t> lies;  // end by begin
   std::set<int> seen;
   for (const PhaseModel& model : models.models()) {
-    const model::TensorList& own = model.decoder->tensors();
+    const model::TensorList& own = model.network->tensors();
     for (size_t i = 0; i < model.places.size(); ++i) {
       const int place = model.places[i];
       const bool of_adapter = static_cast<int>(i) >= own.size();

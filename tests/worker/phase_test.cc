@@ -28,7 +28,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/bfloat16.h"
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 #include "model/formats/config_json.h"
 #include "model/objectives/causal_lm.h"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
@@ -206,9 +206,9 @@ class PhaseSeatTest : public ::testing::Test {
   // The model's table, as a PLAN gives it.
   void Plan(const v1::ModelSpec& spec) {
     spec_ = spec;
-    auto decoder = model::Decoder::Create(spec, kVocab);
-    ASSERT_TRUE(decoder.ok()) << decoder.status();
-    decoder_ = *std::move(decoder);
+    auto network = model::CreateNetwork(spec, kVocab);
+    ASSERT_TRUE(network.ok()) << network.status();
+    network_ = *std::move(network);
     PhaseSeat seat(&compute_);
     v1::WorkUnit unit = Unit(v1::WorkUnit::PLAN);
     unit.mutable_context()->clear_table();
@@ -222,8 +222,8 @@ class PhaseSeatTest : public ::testing::Test {
 
   // The shards' weights become random ones.
   void UseWeights(uint64_t key) {
-    weights_.assign(static_cast<size_t>(decoder_->tensors().floats()), 0.0f);
-    for (const model::TensorSpec& tensor : decoder_->tensors().tensors()) {
+    weights_.assign(static_cast<size_t>(network_->tensors().floats()), 0.0f);
+    for (const model::TensorSpec& tensor : network_->tensors().tensors()) {
       for (int64_t i = 0; i < tensor.size; ++i) {
         const auto at = static_cast<size_t>(tensor.offset + i);
         weights_[at] = 0.4f * (2 * UniformFloat(Philox(key)(7, at)[0]) - 1);
@@ -235,7 +235,7 @@ class PhaseSeatTest : public ::testing::Test {
     }
   }
   const float* In(const std::vector<float>& memory, const blocks::Block& block) const {
-    return memory.data() + decoder_->tensors()[static_cast<int>(block.tensor)].offset + block.begin;
+    return memory.data() + network_->tensors()[static_cast<int>(block.tensor)].offset + block.begin;
   }
 
   v1::PhaseContext Context(uint64_t epoch = kEpoch) const {
@@ -284,7 +284,7 @@ class PhaseSeatTest : public ::testing::Test {
     for (const v1::Microbatch& microbatch : unit.microbatches()) {
       const std::vector<uint32_t> ids = Ids(microbatch.index(), microbatch.rows() * microbatch.columns());
       model::CausalLm objective =
-          *model::CausalLm::Create(decoder_.get(), &compute_, microbatch.rows() * (microbatch.columns() - 1),
+          *model::CausalLm::Create(network_.get(), &compute_, microbatch.rows() * (microbatch.columns() - 1),
                                    microbatch.columns() - 1, /*for_training=*/true);
       const auto sum = objective.Gradients(weights_.data(), {ids.data(), microbatch.rows(), microbatch.columns()}, {},
                                            static_cast<float>(1 / unit.loss_denominator()), &NothingToWaitFor,
@@ -306,7 +306,7 @@ class PhaseSeatTest : public ::testing::Test {
   const kernels::Compute compute_{kernels::DetectIsa(), 2};
   v1::ModelSpec spec_;
   v1::OptimizerSpec optimizer_;
-  std::unique_ptr<model::Decoder> decoder_;
+  std::unique_ptr<model::Network> network_;
   v1::WorkResult plan_;
   std::unique_ptr<blocks::BlockTable> blocks_;
   std::vector<std::unique_ptr<PretendedShard>> shards_;
@@ -320,7 +320,7 @@ class PhaseSeatTest : public ::testing::Test {
 // ---- planning and the start ----
 
 TEST_F(PhaseSeatTest, APlanIsTheModelsTableAndItsFiles) {
-  const absl::Span<const model::TensorSpec> tensors = decoder_->tensors().tensors();
+  const absl::Span<const model::TensorSpec> tensors = network_->tensors().tensors();
   ASSERT_EQ(plan_.table().tensors_size(), static_cast<int>(tensors.size()));
   for (int i = 0; i < plan_.table().tensors_size(); ++i) {
     const v1::Tensor& tensor = plan_.table().tensors(i);
@@ -365,8 +365,8 @@ TEST_F(PhaseSeatTest, InitializeLoadsEveryBlockWithItsStartValues) {
       // The whole tensor at once, of which the block is a part.
       const blocks::Block& block = blocks_->blocks()[load.block()];
       const int index = static_cast<int>(block.tensor);
-      std::vector<float> whole(static_cast<size_t>(decoder_->tensors()[index].size));
-      model::StartValues(decoder_->tensors()[index], index, kSeed, 0, absl::MakeSpan(whole));
+      std::vector<float> whole(static_cast<size_t>(network_->tensors()[index].size));
+      model::StartValues(network_->tensors()[index], index, kSeed, 0, absl::MakeSpan(whole));
       ASSERT_EQ(load.weights().size(), static_cast<size_t>(block.size) * 4);
       EXPECT_EQ(0, std::memcmp(load.weights().data(), whole.data() + block.begin, load.weights().size()))
           << blocks_->Name(block);
@@ -523,7 +523,7 @@ TEST_F(PhaseSeatTest, FetchesAVersionOnce) {
 }
 
 TEST_F(PhaseSeatTest, AGradientThatIsNotFiniteIsNobodys) {
-  const int index = decoder_->tensors().Find("transformer.h.1.ln_2.weight");
+  const int index = network_->tensors().Find("transformer.h.1.ln_2.weight");
   const uint32_t block = blocks_->tensors()[static_cast<size_t>(index)].first_block;
   std::vector<float> gains(24, 1.0f);
   gains[5] = NAN;
@@ -552,7 +552,7 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
   for (const v1::Microbatch& microbatch : unit.microbatches()) {
     const std::vector<uint32_t> ids = Ids(microbatch.index(), microbatch.rows() * microbatch.columns());
     const int64_t columns = microbatch.columns() - 1;
-    model::CausalLm objective = *model::CausalLm::Create(decoder_.get(), &compute_, microbatch.rows() * columns,
+    model::CausalLm objective = *model::CausalLm::Create(network_.get(), &compute_, microbatch.rows() * columns,
                                                          columns, /*for_training=*/false);
     std::vector<float> log_probabilities(microbatch.rows() * static_cast<size_t>(columns));
     ASSERT_TRUE(objective
@@ -903,8 +903,8 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
   ASSERT_TRUE(seats[0].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
   // A second initialisation does no harm.
   ASSERT_TRUE(seats[1].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
-  model::StartWeights(decoder_->tensors(), kSeed, weights_.data());
-  if (GetParam() == 16) kernels::KeepBf16(weights_.data(), decoder_->tensors().floats());
+  model::StartWeights(network_->tensors(), kSeed, weights_.data());
+  if (GetParam() == 16) kernels::KeepBf16(weights_.data(), network_->tensors().floats());
   v1::WorkUnit evaluation = Unit(v1::WorkUnit::EVALUATE);
   AddMicrobatch(0, 2, 11, &evaluation);
   AddMicrobatch(1, 2, 11, &evaluation);

@@ -1,6 +1,6 @@
-// What a decoder and its objective guarantee: the same bits everywhere, groups in order, nothing that depends on how
+// What a network and its objective guarantee: the same bits everywhere, groups in order, nothing that depends on how
 // the work is cut. What they compute is judged by layers_test and golden_test.
-#include "model/families/decoder.h"
+#include "model/families/network.h"
 
 #include <unistd.h>
 
@@ -40,10 +40,10 @@ struct Course {
   std::vector<uint32_t> needed, final;
 };
 
-Course Train(const Decoder& decoder, const kernels::Compute& compute, const std::vector<float>& weights,
+Course Train(const Network& network, const kernels::Compute& compute, const std::vector<float>& weights,
              const Batch& batch, const Philox* key, CausalLm* objective = nullptr) {
   CausalLm own =
-      *CausalLm::Create(&decoder, &compute, batch.rows * (batch.columns - 1), batch.columns - 1, /*for_training=*/true);
+      *CausalLm::Create(&network, &compute, batch.rows * (batch.columns - 1), batch.columns - 1, /*for_training=*/true);
   Course course;
   course.gradients.resize(weights.size(), 0.0f);
   const auto loss = (objective == nullptr ? own : *objective)
@@ -70,16 +70,16 @@ std::string CaseName(const ::testing::TestParamInfo<Case>& info) {
   return info.param.family + "_" + info.param.precision;
 }
 
-class DecoderTest : public ::testing::TestWithParam<Case> {
+class NetworkTest : public ::testing::TestWithParam<Case> {
  protected:
-  std::unique_ptr<Decoder> New(double dropout = 0, uint32_t vocab = kVocab) const {
+  std::unique_ptr<Network> New(double dropout = 0, uint32_t vocab = kVocab) const {
     v1::ModelSpec spec = TinySpec(GetParam().family, GetParam().precision);
     spec.set_dropout(dropout);
-    return NewDecoder(spec, vocab);
+    return NewNetwork(spec, vocab);
   }
   const kernels::Compute compute_{kernels::DetectIsa(), 2};
 };
-INSTANTIATE_TEST_SUITE_P(Families, DecoderTest,
+INSTANTIATE_TEST_SUITE_P(Families, NetworkTest,
                          ::testing::Values(Case{"gpt2", "f32"}, Case{"gpt2", "bf16"}, Case{"llama", "f32"},
                                            Case{"llama", "bf16"}, Case{"mistral", "f32"}, Case{"mistral", "bf16"},
                                            Case{"qwen2", "f32"}),
@@ -87,48 +87,48 @@ INSTANTIATE_TEST_SUITE_P(Families, DecoderTest,
 
 // ---- bits ----
 
-TEST_P(DecoderTest, BitsDependOnNeitherThreadsNorInstructionSet) {
+TEST_P(NetworkTest, BitsDependOnNeitherThreadsNorInstructionSet) {
   constexpr int64_t kRows = 3, kColumns = 71;  // more than one block of attention
-  const std::unique_ptr<Decoder> decoder = New(/*dropout=*/0.1);
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+  const std::unique_ptr<Network> network = New(/*dropout=*/0.1);
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, kRows * kColumns, kVocab);
   const Philox key(3);
   const Batch batch = {ids.data(), kRows, kColumns};
   const kernels::Compute scalar(kernels::Isa::kScalar, 1);
-  const Course expected = Train(*decoder, scalar, weights, batch, &key);
+  const Course expected = Train(*network, scalar, weights, batch, &key);
   for (const kernels::Isa isa : IsasHere()) {
     for (const int threads : {1, 3}) {
       const kernels::Compute compute(isa, threads);
-      const Course course = Train(*decoder, compute, weights, batch, &key);
+      const Course course = Train(*network, compute, weights, batch, &key);
       EXPECT_EQ(course.loss, expected.loss) << kernels::IsaName(isa) << " " << threads;
       EXPECT_TRUE(SameBits(course.gradients, expected.gradients)) << kernels::IsaName(isa) << " " << threads;
     }
   }
   // The comparison is of something: dropout and its key count.
   const Philox other_key(4);
-  EXPECT_NE(Train(*decoder, scalar, weights, batch, &other_key).loss, expected.loss);
-  EXPECT_NE(Train(*decoder, scalar, weights, batch, nullptr).loss, expected.loss);
+  EXPECT_NE(Train(*network, scalar, weights, batch, &other_key).loss, expected.loss);
+  EXPECT_NE(Train(*network, scalar, weights, batch, nullptr).loss, expected.loss);
 }
 
-TEST_P(DecoderTest, TokenByTokenAndInChunksAreTheBitsOfTheWhole) {
-  const std::unique_ptr<Decoder> decoder = New();
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
-  const int64_t context = 80, hidden = decoder->hidden_size();
+TEST_P(NetworkTest, TokenByTokenAndInChunksAreTheBitsOfTheWhole) {
+  const std::unique_ptr<Network> network = New();
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
+  const int64_t context = 80, hidden = network->hidden_size();
   const std::vector<uint32_t> ids = RandomIds(2, static_cast<size_t>(context), kVocab);
-  const auto memory = *decoder->NewMemory(context, context, /*for_training=*/false);
-  const auto whole = decoder->Forward(compute_, weights.data(), {ids.data(), 1, context, context}, {},
+  const auto memory = *network->NewMemory(context, context, /*for_training=*/false);
+  const auto whole = network->Forward(compute_, weights.data(), {ids.data(), 1, context, context}, {},
                                       &NothingToWaitFor, memory.get());
   ASSERT_TRUE(whole.ok()) << whole.status();
   const std::vector<float> expected(*whole, *whole + context * hidden);
-  const auto cache = *decoder->NewCache();
+  const auto cache = *network->NewCache();
   const std::vector<std::vector<int64_t>> ways = {
       std::vector<int64_t>(static_cast<size_t>(context), 1), {context}, {7, 1, 63, 2, 7}, {64, 16}, {1, 65, 14}};
   for (const std::vector<int64_t>& chunks : ways) {
     ASSERT_TRUE(
-        decoder->Begin(compute_, weights.data(), cache.get()).ok());  // the cache still holds the last way's tokens
+        network->Begin(compute_, weights.data(), cache.get()).ok());  // the cache still holds the last way's tokens
     int64_t past = 0;
     for (const int64_t count : chunks) {
-      const float* const outputs = decoder->Extend(
+      const float* const outputs = network->Extend(
           compute_, weights.data(), absl::MakeConstSpan(ids.data() + past, static_cast<size_t>(count)), cache.get());
       ASSERT_EQ(0, std::memcmp(outputs, expected.data() + past * hidden, static_cast<size_t>(count * hidden) * 4))
           << chunks.size() << " chunks, at " << past;
@@ -138,19 +138,19 @@ TEST_P(DecoderTest, TokenByTokenAndInChunksAreTheBitsOfTheWhole) {
   }
 }
 
-TEST_P(DecoderTest, MemoryForTrainingAndNotGivesTheSameOutputs) {
-  const std::unique_ptr<Decoder> decoder = New();
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+TEST_P(NetworkTest, MemoryForTrainingAndNotGivesTheSameOutputs) {
+  const std::unique_ptr<Network> network = New();
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, 3 * 70, kVocab);
   std::vector<std::vector<float>> outputs;
   for (const bool for_training : {false, true}) {
     // Larger than needed, and used for another batch before.
-    const auto memory = *decoder->NewMemory(300, 75, for_training);
+    const auto memory = *network->NewMemory(300, 75, for_training);
     for (const int64_t rows : {2, 3}) {
-      const auto made = decoder->Forward(compute_, weights.data(), {ids.data() + (3 - rows) * 70, rows, 70, 70}, {},
+      const auto made = network->Forward(compute_, weights.data(), {ids.data() + (3 - rows) * 70, rows, 70, 70}, {},
                                          &NothingToWaitFor, memory.get());
       ASSERT_TRUE(made.ok()) << made.status();
-      if (rows == 3) outputs.emplace_back(*made, *made + 3 * 70 * decoder->hidden_size());
+      if (rows == 3) outputs.emplace_back(*made, *made + 3 * 70 * network->hidden_size());
     }
   }
   EXPECT_TRUE(SameBits(outputs[0], outputs[1]));
@@ -163,38 +163,38 @@ TEST(CausalLmTest, ThePieceOfLogitsChangesNoBit) {
   constexpr int64_t kRows = 3, kColumns = 51, kTokens = kRows * (kColumns - 1);
   for (const char* precision : {"f32", "bf16"}) {
     const v1::ModelSpec spec = TinySpec("llama", precision);  // untied
-    const std::unique_ptr<Decoder> decoder = NewDecoder(spec, kLargeVocab);
-    const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+    const std::unique_ptr<Network> network = NewNetwork(spec, kLargeVocab);
+    const std::vector<float> weights = RandomWeights(network->tensors(), 1);
     const std::vector<uint32_t> ids = RandomIds(2, kRows * kColumns, kLargeVocab);
     const kernels::Compute compute(kernels::DetectIsa(), 2);
-    const Course course = Train(*decoder, compute, weights, {ids.data(), kRows, kColumns}, nullptr);
-    const auto memory = *decoder->NewMemory(kTokens, kColumns - 1, /*for_training=*/false);
-    const auto outputs = decoder->Forward(compute, weights.data(), {ids.data(), kRows, kColumns - 1, kColumns}, {},
+    const Course course = Train(*network, compute, weights, {ids.data(), kRows, kColumns}, nullptr);
+    const auto memory = *network->NewMemory(kTokens, kColumns - 1, /*for_training=*/false);
+    const auto outputs = network->Forward(compute, weights.data(), {ids.data(), kRows, kColumns - 1, kColumns}, {},
                                           &NothingToWaitFor, memory.get());
     ASSERT_TRUE(outputs.ok()) << outputs.status();
-    const TensorSpec& embedding = decoder->tensors()[decoder->output_embedding()];
+    const TensorSpec& embedding = network->tensors()[network->output_embedding()];
     std::vector<float> logits(kTokens * kLargeVocab), losses(kTokens), expected(static_cast<size_t>(embedding.size));
     std::vector<uint32_t> targets;
     for (int64_t i = 0; i < kTokens; ++i) {
       targets.push_back(ids[static_cast<size_t>(i / (kColumns - 1) * kColumns + i % (kColumns - 1) + 1)]);
     }
     const kernels::FlushDenormals flush;
-    kernels::Product product = {.m = kTokens, .n = kLargeVocab, .k = decoder->hidden_size()};
-    product.a = {*outputs, decoder->hidden_size(), 1};
-    product.b = kernels::Operand{weights.data() + embedding.offset, decoder->hidden_size(), 1}.Transposed();
+    kernels::Product product = {.m = kTokens, .n = kLargeVocab, .k = network->hidden_size()};
+    product.a = {*outputs, network->hidden_size(), 1};
+    product.b = kernels::Operand{weights.data() + embedding.offset, network->hidden_size(), 1}.Transposed();
     product.c = logits.data();
     product.c_stride = kLargeVocab;
-    product.precision = decoder->precision();
+    product.precision = network->precision();
     kernels::MultiplyAsDefined(product);
     const std::vector<float> d_loss(kTokens, 0.01f);
     kernels::CrossEntropyRows(compute, logits.data(), kTokens, kLargeVocab,
                               {.targets = targets.data(), .loss = losses.data(), .d_loss = d_loss.data()});
-    kernels::Product gradient = {.m = kLargeVocab, .n = decoder->hidden_size(), .k = kTokens};
+    kernels::Product gradient = {.m = kLargeVocab, .n = network->hidden_size(), .k = kTokens};
     gradient.a = kernels::Operand{logits.data(), kLargeVocab, 1}.Transposed();
-    gradient.b = {*outputs, decoder->hidden_size(), 1};
+    gradient.b = {*outputs, network->hidden_size(), 1};
     gradient.c = expected.data();
-    gradient.c_stride = decoder->hidden_size();
-    gradient.precision = decoder->precision();
+    gradient.c_stride = network->hidden_size();
+    gradient.precision = network->precision();
     kernels::MultiplyAsDefined(gradient);
     EXPECT_EQ(0, std::memcmp(course.gradients.data() + embedding.offset, expected.data(),
                              static_cast<size_t>(embedding.size) * sizeof(float)))
@@ -207,22 +207,22 @@ TEST(CausalLmTest, ThePieceOfLogitsChangesNoBit) {
 
 // ---- batches ----
 
-TEST_P(DecoderTest, AMicrobatchIsTheSumOfItsRows) {
+TEST_P(NetworkTest, AMicrobatchIsTheSumOfItsRows) {
   constexpr int64_t kRows = 4, kColumns = 20;
-  const std::unique_ptr<Decoder> decoder = New();
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+  const std::unique_ptr<Network> network = New();
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, kRows * kColumns, kVocab);
-  const Course together = Train(*decoder, compute_, weights, {ids.data(), kRows, kColumns}, nullptr);
+  const Course together = Train(*network, compute_, weights, {ids.data(), kRows, kColumns}, nullptr);
   double loss = 0;
   std::vector<double> gradients(weights.size(), 0);
   for (int64_t row = 0; row < kRows; ++row) {
-    const Course one = Train(*decoder, compute_, weights, {ids.data() + row * kColumns, 1, kColumns}, nullptr);
+    const Course one = Train(*network, compute_, weights, {ids.data() + row * kColumns, 1, kColumns}, nullptr);
     loss += one.loss;
     for (size_t i = 0; i < gradients.size(); ++i) gradients[i] += static_cast<double>(one.gradients[i]);
   }
   // Each prediction's loss is the same bits, alone or not.
   EXPECT_NEAR(together.loss, loss, 1e-9);
-  for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+  for (const TensorSpec& tensor : network->tensors().tensors()) {
     double largest = 0;
     for (int64_t i = 0; i < tensor.size; ++i) {
       largest = std::max(largest, std::fabs(gradients[static_cast<size_t>(tensor.offset + i)]));
@@ -235,27 +235,27 @@ TEST_P(DecoderTest, AMicrobatchIsTheSumOfItsRows) {
   }
 }
 
-TEST_P(DecoderTest, AnObjectiveServesSmallerBatchesThanItIsMadeFor) {
-  const std::unique_ptr<Decoder> decoder = New(/*dropout=*/0.1);
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+TEST_P(NetworkTest, AnObjectiveServesSmallerBatchesThanItIsMadeFor) {
+  const std::unique_ptr<Network> network = New(/*dropout=*/0.1);
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, 200, kVocab);
   const Philox key(3);
-  CausalLm large = *CausalLm::Create(decoder.get(), &compute_, 160, 80, /*for_training=*/true);
+  CausalLm large = *CausalLm::Create(network.get(), &compute_, 160, 80, /*for_training=*/true);
   // The first one leaves its numbers behind.
-  Train(*decoder, compute_, weights, {ids.data(), 2, 81}, &key, &large);
+  Train(*network, compute_, weights, {ids.data(), 2, 81}, &key, &large);
   for (const Batch& batch : {Batch{ids.data(), 1, 2}, Batch{ids.data(), 15, 6}, Batch{ids.data(), 2, 71}}) {
-    const Course own = Train(*decoder, compute_, weights, batch, &key);
-    const Course shared = Train(*decoder, compute_, weights, batch, &key, &large);
+    const Course own = Train(*network, compute_, weights, batch, &key);
+    const Course shared = Train(*network, compute_, weights, batch, &key, &large);
     EXPECT_EQ(own.loss, shared.loss) << batch.columns;
     EXPECT_TRUE(SameBits(own.gradients, shared.gradients)) << batch.columns;
   }
 }
 
 TEST(CausalLmTest, RefusesWhatDoesNotFit) {
-  const std::unique_ptr<Decoder> decoder = NewDecoder(TinySpec("gpt2"), kVocab);
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+  const std::unique_ptr<Network> network = NewNetwork(TinySpec("gpt2"), kVocab);
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const kernels::Compute compute(kernels::DetectIsa(), 1);
-  CausalLm objective = *CausalLm::Create(decoder.get(), &compute, 20, 10, /*for_training=*/false);
+  CausalLm objective = *CausalLm::Create(network.get(), &compute, 20, 10, /*for_training=*/false);
   std::vector<uint32_t> ids(1000, 1);
   const auto message = [&](const Batch& batch) {
     const auto loss = objective.Loss(weights.data(), batch, &NothingToWaitFor);
@@ -271,7 +271,7 @@ TEST(CausalLmTest, RefusesWhatDoesNotFit) {
   ids[7] = kVocab;
   EXPECT_THAT(message({ids.data(), 2, 5}), HasSubstr("token id 37 is not below the vocabulary's 37"));
   // Beyond the context, whatever memory there is.
-  CausalLm large = *CausalLm::Create(decoder.get(), &compute, 100, 100, /*for_training=*/false);
+  CausalLm large = *CausalLm::Create(network.get(), &compute, 100, 100, /*for_training=*/false);
   ids[7] = 1;
   EXPECT_TRUE(large.Loss(weights.data(), {ids.data(), 1, 81}, &NothingToWaitFor).ok());
   EXPECT_THAT(large.Loss(weights.data(), {ids.data(), 1, 82}, &NothingToWaitFor).status().message(),
@@ -280,29 +280,29 @@ TEST(CausalLmTest, RefusesWhatDoesNotFit) {
 
 // ---- groups ----
 
-TEST_P(DecoderTest, GroupsAreNeededInOrderAndFinalInReverse) {
+TEST_P(NetworkTest, GroupsAreNeededInOrderAndFinalInReverse) {
   constexpr int64_t kRows = 2, kColumns = 9;
-  const std::unique_ptr<Decoder> decoder = New(/*dropout=*/0.1);
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+  const std::unique_ptr<Network> network = New(/*dropout=*/0.1);
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, kRows * kColumns, kVocab);
   const Philox key(3);
   const Batch batch = {ids.data(), kRows, kColumns};
-  const Course course = Train(*decoder, compute_, weights, batch, &key);
-  ASSERT_EQ(decoder->groups(), 4u);
+  const Course course = Train(*network, compute_, weights, batch, &key);
+  ASSERT_EQ(network->groups(), 4u);
   EXPECT_THAT(course.needed, ElementsAre(0, 1, 2, 3));
   EXPECT_THAT(course.final, ElementsAre(3, 2, 1, 0));
 
   // Weights that arrive when they are asked for are in time; gradients that leave when they are final are whole.
   std::vector<float> arriving(weights.size(), NAN), gradients(weights.size(), 0.0f), leaving(weights.size(), 0.0f);
   const auto copy_group = [&](uint32_t group, const std::vector<float>& from, std::vector<float>* to) {
-    for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+    for (const TensorSpec& tensor : network->tensors().tensors()) {
       if (tensor.group != group) continue;
       std::copy_n(from.data() + tensor.offset, tensor.size, to->data() + tensor.offset);
     }
     return absl::OkStatus();
   };
   CausalLm objective =
-      *CausalLm::Create(decoder.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
+      *CausalLm::Create(network.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
   const auto loss = objective.Gradients(
       arriving.data(), batch, {&key}, 0.01f, [&](uint32_t group) { return copy_group(group, weights, &arriving); },
       gradients.data(), [&](uint32_t group) { return copy_group(group, gradients, &leaving); });
@@ -311,7 +311,7 @@ TEST_P(DecoderTest, GroupsAreNeededInOrderAndFinalInReverse) {
   EXPECT_TRUE(SameBits(gradients, course.gradients));
   EXPECT_TRUE(SameBits(leaving, course.gradients));
   // Every group has tensors, and every tensor a gradient.
-  for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+  for (const TensorSpec& tensor : network->tensors().tensors()) {
     EXPECT_LE(tensor.group, 3u) << tensor.name;
     bool any = false;
     for (int64_t i = 0; i < tensor.size; ++i) any |= gradients[static_cast<size_t>(tensor.offset + i)] != 0;
@@ -319,11 +319,11 @@ TEST_P(DecoderTest, GroupsAreNeededInOrderAndFinalInReverse) {
   }
 }
 
-TEST_P(DecoderTest, AnErrorOfAHookEndsThePass) {
-  const std::unique_ptr<Decoder> decoder = New();
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+TEST_P(NetworkTest, AnErrorOfAHookEndsThePass) {
+  const std::unique_ptr<Network> network = New();
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, 10, kVocab);
-  CausalLm objective = *CausalLm::Create(decoder.get(), &compute_, 8, 4, /*for_training=*/true);
+  CausalLm objective = *CausalLm::Create(network.get(), &compute_, 8, 4, /*for_training=*/true);
   std::vector<float> gradients(weights.size());
   for (uint32_t bad = 0; bad < 4; ++bad) {
     uint32_t needed = 0, final = 0;
@@ -349,16 +349,16 @@ TEST_P(DecoderTest, AnErrorOfAHookEndsThePass) {
 
 // ---- dropout in the whole ----
 
-TEST_P(DecoderTest, GradientsWithDropoutAreThoseOfWhatWasKept) {
+TEST_P(NetworkTest, GradientsWithDropoutAreThoseOfWhatWasKept) {
   if (GetParam().precision == "bf16") return;  // rounded operands make steps where differences are taken
   constexpr int64_t kRows = 2, kColumns = 9;
-  const std::unique_ptr<Decoder> decoder = New(/*dropout=*/0.3);
-  const std::vector<float> weights = RandomWeights(decoder->tensors(), 1);
+  const std::unique_ptr<Network> network = New(/*dropout=*/0.3);
+  const std::vector<float> weights = RandomWeights(network->tensors(), 1);
   const std::vector<uint32_t> ids = RandomIds(2, kRows * kColumns, kVocab);
   const Philox key(3);
   const Batch batch = {ids.data(), kRows, kColumns};
-  const Course course = Train(*decoder, compute_, weights, batch, &key);
-  for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+  const Course course = Train(*network, compute_, weights, batch, &key);
+  for (const TensorSpec& tensor : network->tensors().tensors()) {
     // Along the gradient the loss rises by the gradient's length.
     double squares = 0;
     for (int64_t i = 0; i < tensor.size; ++i) {
@@ -374,21 +374,21 @@ TEST_P(DecoderTest, GradientsWithDropoutAreThoseOfWhatWasKept) {
         moved[at] +=
             static_cast<float>((side == 0 ? -step : step) * static_cast<double>(course.gradients[at]) / 0.01 / length);
       }
-      losses[side] = Train(*decoder, compute_, moved, batch, &key).loss;
+      losses[side] = Train(*network, compute_, moved, batch, &key).loss;
     }
     EXPECT_NEAR((losses[1] - losses[0]) / (2 * step), length, 0.01 * length + 0.02) << tensor.name;
   }
 }
 
-TEST_P(DecoderTest, EveryPlaceDropsOnItsOwn) {
+TEST_P(NetworkTest, EveryPlaceDropsOnItsOwn) {
   // With all weights of the layers zero but biases, what differs between layers and places is dropout alone.
   if (GetParam().family != "gpt2" || GetParam().precision != "f32") return;
   v1::ModelSpec spec = TinySpec("gpt2");
   spec.set_dropout(0.5);
-  const std::unique_ptr<Decoder> decoder = NewDecoder(spec, kVocab);
-  std::vector<float> weights(static_cast<size_t>(decoder->tensors().floats()), 0.0f);
+  const std::unique_ptr<Network> network = NewNetwork(spec, kVocab);
+  std::vector<float> weights(static_cast<size_t>(network->tensors().floats()), 0.0f);
   const auto fill = [&](const std::string& name, float value) {
-    const TensorSpec& tensor = decoder->tensors()[decoder->tensors().Find(name)];
+    const TensorSpec& tensor = network->tensors()[network->tensors().Find(name)];
     std::fill_n(weights.data() + tensor.offset, tensor.size, value);
   };
   // Embeddings add 1 or 0 to a number, each branch of each layer 2, 4, 8, 16, all times 2 where they are kept.
@@ -398,11 +398,11 @@ TEST_P(DecoderTest, EveryPlaceDropsOnItsOwn) {
   fill("transformer.h.1.attn.c_proj.bias", 4.0f);
   fill("transformer.h.1.mlp.c_proj.bias", 8.0f);
   fill("transformer.ln_f.weight", 1.0f);
-  const int64_t tokens = 80, hidden = decoder->hidden_size();
+  const int64_t tokens = 80, hidden = network->hidden_size();
   const std::vector<uint32_t> ids(static_cast<size_t>(tokens), 3);
-  const auto memory = *decoder->NewMemory(tokens, tokens, /*for_training=*/true);
+  const auto memory = *network->NewMemory(tokens, tokens, /*for_training=*/true);
   const Philox key(3);
-  const auto outputs = decoder->Forward(compute_, weights.data(), {ids.data(), 1, tokens, tokens}, {&key},
+  const auto outputs = network->Forward(compute_, weights.data(), {ids.data(), 1, tokens, tokens}, {&key},
                                         &NothingToWaitFor, memory.get());
   ASSERT_TRUE(outputs.ok()) << outputs.status();
   // The last norm keeps the order of a token's numbers: with independent places all of the 2^5 sums occur about
@@ -427,12 +427,12 @@ TEST(DecoderTensors, AreHuggingFaces) {
     spec.set_hidden_size(16);
     spec.set_intermediate_size(spec.family() == "gpt2" ? 64 : 24);
     spec.set_context(12);
-    const std::unique_ptr<Decoder> decoder = NewDecoder(spec, 29);
+    const std::unique_ptr<Network> network = NewNetwork(spec, 29);
     std::map<std::string, std::vector<int64_t>> expected, own;
     for (const SafetensorsEntry& entry : (*file)->header().tensors) expected[entry.name] = entry.shape;
     int64_t parameters = 0, last_end = 0;
     uint32_t last_group = 0;
-    for (const TensorSpec& tensor : decoder->tensors().tensors()) {
+    for (const TensorSpec& tensor : network->tensors().tensors()) {
       own[tensor.name] = tensor.shape;
       // Laid out in the order of the forward pass, aligned, without overlap.
       EXPECT_EQ(tensor.offset % 16, 0) << tensor.name;
@@ -441,20 +441,20 @@ TEST(DecoderTensors, AreHuggingFaces) {
       last_end = tensor.offset + tensor.size;
       last_group = tensor.group;
       parameters += tensor.size;
-      EXPECT_EQ(decoder->tensors().Find(tensor.name), &tensor - decoder->tensors().tensors().data());
+      EXPECT_EQ(network->tensors().Find(tensor.name), &tensor - network->tensors().tensors().data());
     }
     EXPECT_EQ(own, expected);
-    EXPECT_EQ(decoder->tensors().parameters(), parameters);
-    EXPECT_GE(decoder->tensors().floats(), last_end);
-    EXPECT_EQ(decoder->tensors().Find("nothing"), -1);
+    EXPECT_EQ(network->tensors().parameters(), parameters);
+    EXPECT_GE(network->tensors().floats(), last_end);
+    EXPECT_EQ(network->tensors().Find("nothing"), -1);
   }
 }
 
 TEST(DecoderTensors, SayWhatTheyAre) {
-  const std::unique_ptr<Decoder> gpt2 = NewDecoder(TinySpec("gpt2"), kVocab);
-  const std::unique_ptr<Decoder> llama = NewDecoder(TinySpec("llama"), kVocab);
-  const auto get = [](const Decoder& decoder, const std::string& name) {
-    return decoder.tensors()[decoder.tensors().Find(name)];
+  const std::unique_ptr<Network> gpt2 = NewNetwork(TinySpec("gpt2"), kVocab);
+  const std::unique_ptr<Network> llama = NewNetwork(TinySpec("llama"), kVocab);
+  const auto get = [](const Network& network, const std::string& name) {
+    return network.tensors()[network.tensors().Find(name)];
   };
   EXPECT_EQ(get(*gpt2, "transformer.wte.weight").role, Role::kEmbedding);
   EXPECT_EQ(get(*gpt2, "transformer.wpe.weight").role, Role::kEmbedding);
@@ -470,7 +470,7 @@ TEST(DecoderTensors, SayWhatTheyAre) {
   EXPECT_FALSE(get(*llama, "model.layers.0.mlp.down_proj.weight").rows_are_inputs);
   v1::ModelSpec spec = TinySpec("gpt2");
   spec.set_bias(false);
-  const std::unique_ptr<Decoder> unbiased = NewDecoder(spec, kVocab);
+  const std::unique_ptr<Network> unbiased = NewNetwork(spec, kVocab);
   for (const TensorSpec& tensor : unbiased->tensors().tensors()) {
     EXPECT_EQ(tensor.name.find(".bias"), std::string::npos) << tensor.name;
   }
@@ -480,9 +480,9 @@ TEST(DecoderTensors, RefuseAnArchitectureThatCannotBe) {
   const auto message = [](const char* family, void (*change)(v1::ModelSpec*), uint32_t vocab = kVocab) {
     v1::ModelSpec spec = TinySpec(family);
     change(&spec);
-    const auto decoder = Decoder::Create(spec, vocab);
-    EXPECT_EQ(decoder.status().code(), absl::StatusCode::kInvalidArgument) << decoder.status();
-    return std::string(decoder.status().message());
+    const auto network = CreateNetwork(spec, vocab);
+    EXPECT_EQ(network.status().code(), absl::StatusCode::kInvalidArgument) << network.status();
+    return std::string(network.status().message());
   };
   EXPECT_THAT(message("gpt2", [](v1::ModelSpec* spec) { spec->set_family("bert"); }), HasSubstr("'bert'"));
   EXPECT_THAT(message("gpt2", [](v1::ModelSpec* spec) { spec->set_heads(5); }), HasSubstr("multiple of heads 5"));
@@ -517,9 +517,9 @@ TEST(StartValuesTest, HaveTheStatedMoments) {
   spec.set_intermediate_size(512);
   spec.set_init_std(0.02);
   spec.set_layers(8);
-  const std::unique_ptr<Decoder> decoder = NewDecoder(spec, 1000);
-  for (int i = 0; i < decoder->tensors().size(); ++i) {
-    const TensorSpec& tensor = decoder->tensors()[i];
+  const std::unique_ptr<Network> network = NewNetwork(spec, 1000);
+  for (int i = 0; i < network->tensors().size(); ++i) {
+    const TensorSpec& tensor = network->tensors()[i];
     std::vector<float> values(static_cast<size_t>(tensor.size));
     StartValues(tensor, i, 5, 0, absl::MakeSpan(values));
     if (tensor.shape.size() == 1) {
@@ -591,14 +591,14 @@ TEST(DecoderMemory, OfASmallTrainingStaysSmall) {
   spec.set_kv_heads(6);
   spec.set_intermediate_size(4 * 384);
   spec.set_context(256);
-  const std::unique_ptr<Decoder> decoder = NewDecoder(spec, 8192);
+  const std::unique_ptr<Network> network = NewNetwork(spec, 8192);
   const kernels::Compute compute(kernels::DetectIsa(), 1);
   const int64_t before = MappedBytes();
-  const Arena weights = *Arena::Create(decoder->tensors().floats()),
-              gradients = *Arena::Create(decoder->tensors().floats());
-  const CausalLm objective = *CausalLm::Create(decoder.get(), &compute, 4 * 256, 256, /*for_training=*/true);
+  const Arena weights = *Arena::Create(network->tensors().floats()),
+              gradients = *Arena::Create(network->tensors().floats());
+  const CausalLm objective = *CausalLm::Create(network.get(), &compute, 4 * 256, 256, /*for_training=*/true);
   const int64_t bytes = MappedBytes() - before;
-  EXPECT_GT(bytes, 8 * decoder->tensors().parameters());
+  EXPECT_GT(bytes, 8 * network->tensors().parameters());
   EXPECT_LT(bytes, 420'000'000);
 }
 
