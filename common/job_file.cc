@@ -381,6 +381,7 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
       {".encoder_hidden_size", adapter.has_encoder_hidden_size(), type == "p_tuning" || type == "prefix_tuning",
        "p_tuning and prefix_tuning"},
       {".layers", adapter.has_layers(), type == "llama_adapter", "llama_adapter"},
+      {".encoder", adapter.has_encoder(), type == "p_tuning", "p_tuning"},
   };
   for (const auto& field : only) {
     if (field.has && !field.may) return wrong(field.name, absl::StrCat("only for ", field.types, ", not ", type));
@@ -444,6 +445,7 @@ void FillAdapterDefaults(const v1::ModelSpec& model, v1::AdapterSpec* adapter) {
   if (random && !adapter->has_init_std()) adapter->set_init_std(0.02);
   const bool network = type == "p_tuning" || type == "prefix_tuning";
   if (network && !adapter->has_encoder_hidden_size()) adapter->set_encoder_hidden_size(model.hidden_size());
+  if (type == "p_tuning" && !adapter->has_encoder()) adapter->set_encoder("mlp");
   if (type == "llama_adapter" && !adapter->has_layers()) adapter->set_layers(model.layers());
 }
 

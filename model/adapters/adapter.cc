@@ -128,13 +128,33 @@ void Adapter::AddVirtualTokens(const v1::ModelSpec& model) {
   }
   const int64_t inputs = virtual_embeddings_ ? hidden : kv_size, width = spec_.encoder_hidden_size();
   encoder_.table = Add("prompt_encoder.embedding.weight", {virtual_tokens_, inputs}, 0, Start::kNormal, 1);
-  const auto layer = [&](absl::string_view name, int64_t from, int64_t to) {
-    const double bound = 1.0 / std::sqrt(static_cast<double>(from));
-    encoder_.weights.push_back(
-        Add(absl::StrCat("prompt_encoder.", name, ".weight"), {to, from}, 0, Start::kUniform, bound));
-    encoder_.biases.push_back(Add(absl::StrCat("prompt_encoder.", name, ".bias"), {to}, 0, Start::kUniform, bound));
+  const auto add = [&](const std::string& name, std::vector<int64_t> shape, int64_t fan) {
+    const double bound = 1.0 / std::sqrt(static_cast<double>(fan));
+    return Add(absl::StrCat("prompt_encoder.", name), std::move(shape), 0, Start::kUniform, bound);
   };
-  if (virtual_embeddings_) {
+  const auto layer = [&](const std::string& name, int64_t from, int64_t to) {
+    encoder_.weights.push_back(add(name + ".weight", {to, from}, from));
+    encoder_.biases.push_back(add(name + ".bias", {to}, from));
+  };
+  const auto direction = [&](const std::string& suffix, int64_t from) {
+    Encoder::Direction made;
+    made.weight_ih = add("lstm_head.weight_ih" + suffix, {4 * width, from}, width);
+    made.weight_hh = add("lstm_head.weight_hh" + suffix, {4 * width, width}, width);
+    made.bias_ih = add("lstm_head.bias_ih" + suffix, {4 * width}, width);
+    made.bias_hh = add("lstm_head.bias_hh" + suffix, {4 * width}, width);
+    return made;
+  };
+  if (spec_.encoder() == "lstm") {
+    for (const int number : {0, 1}) {
+      const std::string suffix = absl::StrCat("_l", number);
+      const int64_t from = number == 0 ? inputs : 2 * width;
+      Encoder::Lstm& lstm = encoder_.lstms.emplace_back();
+      lstm.forward = direction(suffix, from);
+      lstm.reverse = direction(suffix + "_reverse", from);
+    }
+    layer("mlp_head.0", 2 * width, 2 * width);
+    layer("mlp_head.2", 2 * width, virtual_width_);
+  } else if (virtual_embeddings_) {
     layer("mlp_head.0", inputs, width);
     layer("mlp_head.2", width, width);
     layer("mlp_head.4", width, virtual_width_);

@@ -7,7 +7,8 @@
 //   adalora        y = W x + b + s B (E ⊙ A x), s = alpha / (rank + 1e-5) (Zhang et al. 2023, equation 3)
 //   ia3            y = l ⊙ (W x + b), feed-forward layers y = W (l ⊙ x) + b (Liu et al. 2022, section 3.3)
 //   prompt_tuning  embeddings before the text (Lester et al. 2021), which take positions of the context
-//   p_tuning       the same, made by two hidden layers with ReLU of trained inputs (Liu et al. 2021)
+//   p_tuning       the same, made of trained inputs by two hidden layers with ReLU, or by two bidirectional layers of
+//                  LSTM and a hidden layer with ReLU (Liu et al. 2021)
 //   p_tuning_v2    keys and values before the text in each layer (Liu et al. 2022), which take positions, too
 //   prefix_tuning  the same, made by a hidden layer with tanh of trained inputs (Li and Liang 2021, section 4.3)
 //   llama_adapter  attention's outputs += g softmax(q K(P)ᵀ / sqrt(head_size)) V(P), K and V: the layer's projections,
@@ -64,10 +65,18 @@ class Adapter {
     int gate = -1;    // [1]
   };
   // What makes virtual tokens: their embeddings, or the keys and values of all layers. `table` is that itself if there
-  // is no `hidden` layer; else rows of inputs of the small network, which has as many as kinds of layers.
+  // is no small network; else rows of its inputs.
   struct Encoder {
+    // One way through the tokens in a layer of LSTM: [4 hidden, inputs], [4 hidden, hidden] and [4 hidden].
+    struct Direction {
+      int weight_ih = -1, weight_hh = -1, bias_ih = -1, bias_hh = -1;
+    };
+    struct Lstm {
+      Direction forward, reverse;
+    };
     int table = -1;
-    std::vector<int> weights, biases;  // of its layers, [outputs, inputs] and [outputs]
+    std::vector<Lstm> lstms;           // its first layers, if any; those behind the first have 2 hidden inputs
+    std::vector<int> weights, biases;  // of the linear layers behind these, [outputs, inputs] and [outputs]
   };
 
   // `spec` has all defaults of its method (FillAdapterDefaults); `ranks`, unless it is empty, says those of AdaLoRA

@@ -156,6 +156,8 @@ std::string PeftType(const std::string& type) {
 void FindEncoder(const SafetensorsHeader& header, v1::AdapterSpec* spec) {
   if (header.Find("prompt_encoder.embedding.weight") == nullptr) return;
   spec->set_type(spec->type() == "prompt_tuning" ? "p_tuning" : "prefix_tuning");
+  if (spec->type() != "p_tuning") return;
+  spec->set_encoder(header.Find("prompt_encoder.lstm_head.weight_ih_l0") == nullptr ? "mlp" : "lstm");
 }
 
 // Ranks at the sites, by the shapes of their tensors.
@@ -253,7 +255,10 @@ std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& mode
     json["token_dim"] = keys ? model.kv_heads() * width : model.hidden_size();
     if (spec.has_encoder_hidden_size()) json["encoder_hidden_size"] = spec.encoder_hidden_size();
     if (keys) json["prefix_projection"] = spec.type() == "prefix_tuning";
-    if (spec.type() == "p_tuning") json["encoder_reparameterization_type"] = "MLP";
+    if (spec.type() == "p_tuning") {
+      json["encoder_reparameterization_type"] = spec.encoder() == "lstm" ? "LSTM" : "MLP";
+      json["encoder_num_layers"] = 2;
+    }
     if (spec.type() == "prompt_tuning") json["prompt_tuning_init"] = "RANDOM";
   }
   return json.dump(2) + "\n";

@@ -94,6 +94,7 @@ StoredAdapter LoadAdapter(const Base& base, const std::string& folder, const Saf
   if (!training) return *std::move(stored);
   v1::AdapterSpec spec = stored->adapter->spec();
   spec.set_type(spec.type() == "prompt_tuning" ? "p_tuning" : "prefix_tuning");
+  if (answers.header().Find("training.lstm_head.weight_ih_l0") != nullptr) spec.set_encoder("lstm");
   StoredAdapter made;
   made.adapter = *Adapter::Create(spec, base.network->spec(), base.network->linear_sites());
   made.weights.resize(static_cast<size_t>(made.adapter->tensors().floats()));
@@ -146,6 +147,7 @@ std::vector<Case> Cases() {
       cases.push_back({family, method});
     }
     cases.push_back({family, "p_tuning_mlp", true});
+    cases.push_back({family, "p_tuning_lstm", true});
     cases.push_back({family, "prefix_projection", true});
   }
   return cases;
