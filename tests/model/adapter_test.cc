@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "kernels/bfloat16.h"
 #include "kernels/compute.h"
+#include "model/adapters/linear_adapter.h"
 #include "model/adapters/start.h"
 #include "model/families/network.h"
 #include "model/formats/hugging_face.h"
@@ -38,10 +39,11 @@ struct Base {
   std::vector<float> weights;
 };
 
-Base LoadBase(const std::string& family, const std::string& precision = "f32") {
+Base LoadBase(const std::string& family, const std::string& precision = "f32", double dropout = 0) {
   const std::string folder = absl::StrCat(Goldens(), "/model/", family);
   Configuration configuration = *ReadConfig(folder);
   configuration.spec.set_precision(precision);
+  configuration.spec.set_dropout(dropout);
   Base base;
   base.network = *CreateNetwork(configuration.spec, configuration.vocab_size);
   base.network->ReserveVirtualTokens(3);
@@ -310,6 +312,85 @@ TEST_P(Peft, ANewAdapterBeginsAsItShould) {
       Outputs(base_, {base_.weights.data(), absl::MakeConstSpan(&active, 1)}, inputs_, compute_);
   const std::vector<float> without = Outputs(base_, base_.weights.data(), inputs_, compute_);
   for (size_t i = 0; i < with.size(); ++i) ASSERT_NEAR(with[i], without[i], 1e-5 * (1 + std::fabs(without[i])));
+}
+
+// The loss with dropout, whose masks the key draws, is a function of the weights like any other.
+TEST_P(Peft, WithDropoutGradientsAreTheSlopesOfTheLoss) {
+  struct Rates {
+    double adapter, model;
+  };
+  const Philox key(5);
+  for (const Rates& rates : {Rates{0.4, 0}, Rates{0, 0.3}, Rates{0.4, 0.3}}) {
+    if (rates.adapter > 0 && !stored_.adapter->is_low_rank()) continue;
+    const Base base = LoadBase(GetParam().family, "f32", rates.model);
+    v1::AdapterSpec spec = stored_.adapter->spec();
+    spec.set_dropout(rates.adapter);
+    std::vector<int64_t> ranks;
+    for (const LinearSite& site : base.network->linear_sites()) {
+      ranks.push_back(stored_.adapter->at(site.layer, site.module).rank);
+    }
+    const bool pruned = GetParam().method == "adalora_pruned";
+    const auto adapter = *Adapter::Create(spec, base.network->spec(), base.network->linear_sites(),
+                                          pruned ? absl::MakeConstSpan(ranks) : absl::Span<const int64_t>());
+    const TensorList& tensors = adapter->tensors();
+    const auto base_floats = static_cast<size_t>(base.network->tensors().floats());
+    std::vector<bool> trainable(static_cast<size_t>(base.network->tensors().size()), false);
+    trainable.resize(trainable.size() + static_cast<size_t>(tensors.size()), true);
+    CausalLm objective =
+        *CausalLm::Create(base.network.get(), &compute_, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
+    const Batch batch = {tokens_.data(), inputs_.rows, inputs_.columns + 1};
+    const auto loss_of = [&](const std::vector<float>& weights, const Noise& noise, std::vector<float>* gradients) {
+      gradients->assign(base_floats + weights.size(), 0.0f);
+      const ActiveAdapter active = {adapter.get(), weights.data()};
+      const NetworkWeights all(base.weights.data(), absl::MakeConstSpan(&active, 1));
+      return *objective.Gradients(all, batch, noise, 1.0f, &IgnoreGroup, gradients->data(), &IgnoreGroup, &trainable);
+    };
+    std::vector<float> gradients, ignored;
+    const double loss = loss_of(stored_.weights, {&key}, &gradients);
+    EXPECT_GT(std::fabs(loss - loss_of(stored_.weights, {}, &ignored)), 1e-2) << "nothing was dropped";
+    gradients.erase(gradients.begin(), gradients.begin() + static_cast<std::ptrdiff_t>(base_floats));
+
+    // Each tensor along its own gradient, and all together.
+    for (int index = -1; index < tensors.size(); ++index) {
+      double square = 0;
+      std::vector<double> direction(gradients.size(), 0.0);
+      for (int i = 0; i < tensors.size(); ++i) {
+        if (index >= 0 && i != index) continue;
+        for (int64_t j = tensors[i].offset; j < tensors[i].offset + tensors[i].size; ++j) {
+          direction[static_cast<size_t>(j)] = static_cast<double>(gradients[static_cast<size_t>(j)]);
+          square += direction[static_cast<size_t>(j)] * direction[static_cast<size_t>(j)];
+        }
+      }
+      const double slope = std::sqrt(square);
+      const std::string& name = index < 0 ? GetParam().method : tensors[index].name;
+      ASSERT_GT(slope, 1e-3) << name;
+      const double step = std::min(0.02 / slope, 4e-3);
+      const auto at = [&](double distance) {
+        std::vector<float> moved = stored_.weights;
+        for (size_t j = 0; j < moved.size(); ++j) {
+          moved[j] += static_cast<float>(distance * direction[j] / slope);
+        }
+        // DoRA takes norms for constants: magnitudes follow them.
+        for (const LinearSite& site : base.network->linear_sites()) {
+          const Adapter::AtLinear& linear = adapter->at(site.layer, site.module);
+          if (linear.magnitude < 0) continue;
+          std::vector<float> matrix(static_cast<size_t>(site.inputs * site.outputs));
+          std::vector<float> before(static_cast<size_t>(site.outputs)), after = before;
+          const float* const weight =
+              base.weights.data() + base.network->tensors()[site.tensors.weight].offset;
+          RowNorms(compute_, *adapter, linear, stored_.weights.data(), base.network->linear_shape(site), weight,
+                   matrix.data(), before.data());
+          RowNorms(compute_, *adapter, linear, moved.data(), base.network->linear_shape(site), weight, matrix.data(),
+                   after.data());
+          for (size_t row = 0; row < after.size(); ++row) {
+            moved[static_cast<size_t>(tensors[linear.magnitude].offset) + row] *= after[row] / before[row];
+          }
+        }
+        return loss_of(moved, {&key}, &ignored);
+      };
+      EXPECT_NEAR((at(step) - at(-step)) / (2 * step), slope, 1e-2 * slope + 3e-3) << name << " " << rates.model;
+    }
+  }
 }
 
 TEST_P(Peft, WrittenAgainIsTheSame) {
