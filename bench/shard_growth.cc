@@ -86,8 +86,13 @@ absl::StatusOr<double> Step(const std::vector<std::unique_ptr<client::ShardGroup
   for (std::thread& thread : threads) thread.join();
   const double seconds = absl::ToDoubleSeconds(absl::Now() - begun);
   MILLRACE_RETURN_IF_ERROR(status);
-  MILLRACE_RETURN_IF_ERROR(pushers[0]->Norms(version).status());
-  MILLRACE_RETURN_IF_ERROR(pushers[0]->Commit(version, 1).status());
+  v1::NormsRequest norms;
+  norms.set_version(version);
+  MILLRACE_RETURN_IF_ERROR(pushers[0]->Norms(norms).status());
+  v1::CommitRequest commit;
+  commit.set_version(version);
+  commit.set_clip_factor(1);
+  MILLRACE_RETURN_IF_ERROR(pushers[0]->Commit(commit).status());
   return bytes / seconds;
 }
 

@@ -16,6 +16,31 @@ constexpr double kMaxMultiplier = 1e6;
 
 }  // namespace
 
+int64_t TensorInfo::scores() const {
+  switch (sensitivity.by()) {
+    case v1::Sensitivity::ELEMENTS:
+      return size;
+    case v1::Sensitivity::ROWS:
+      return shape[0];
+    case v1::Sensitivity::COLUMNS:
+      return size / shape[0];
+    default:
+      return 0;
+  }
+}
+
+int64_t TensorInfo::ScoreOf(int64_t element) const {
+  const int64_t columns = size / shape[0];
+  switch (sensitivity.by()) {
+    case v1::Sensitivity::ROWS:
+      return element / columns;
+    case v1::Sensitivity::COLUMNS:
+      return element % columns;
+    default:
+      return element;
+  }
+}
+
 absl::StatusOr<BlockTable> BlockTable::Create(const v1::TensorTable& table) {
   if (table.tensors_size() == 0) return absl::InvalidArgumentError("the tensor table is empty");
   if (table.tensors_size() > kMaxTensors) {
@@ -50,6 +75,15 @@ absl::StatusOr<BlockTable> BlockTable::Create(const v1::TensorTable& table) {
     info.rows_are_inputs = tensor.rows_are_inputs();
     info.group = group;
     if (multiplier != 0) info.learning_rate_multiplier = multiplier;
+    info.sensitivity = tensor.sensitivity();
+    const auto share = [](double number) { return number >= 0 && number < 1; };
+    if (tensor.has_sensitivity()) {
+      if (!tensor.trainable()) return wrong("is not trained, and has no sensitivity");
+      if (!v1::Sensitivity::By_IsValid(tensor.sensitivity().by()) || !info.tracked() ||
+          !share(tensor.sensitivity().decay()) || !share(tensor.sensitivity().uncertainty_decay())) {
+        return wrong("has a sensitivity that cannot be tracked");
+      }
+    }
     info.size = 1;
     for (const int64_t size : tensor.shape()) {
       if (size <= 0 || size > kMaxParameters || info.size > kMaxParameters / size)
@@ -75,6 +109,15 @@ absl::StatusOr<BlockTable> BlockTable::Create(const v1::TensorTable& table) {
     made.tensors_.push_back(std::move(info));
   }
   return made;
+}
+
+ScoreRange BlockTable::ScoresOf(const Block& block) const {
+  const TensorInfo& tensor = TensorOf(block);
+  if (!tensor.tracked()) return {};
+  // Of all columns, however few elements the block has.
+  if (tensor.sensitivity.by() == v1::Sensitivity::COLUMNS) return {0, tensor.scores()};
+  const int64_t first = tensor.ScoreOf(block.begin);
+  return {first, tensor.ScoreOf(block.begin + block.size - 1) + 1 - first};
 }
 
 std::string BlockTable::Name(const Block& block) const {

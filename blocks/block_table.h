@@ -35,16 +35,29 @@ struct TensorInfo {
   bool rows_are_inputs = false;
   uint32_t group = 0;
   double learning_rate_multiplier = 1;
+  v1::Sensitivity sensitivity;
   int64_t size = 0;          // elements
   uint32_t first_block = 0;  // its blocks are consecutive
   uint32_t block_count = 0;
+
+  bool tracked() const { return sensitivity.by() != v1::Sensitivity::BY_UNSPECIFIED; }
+  // How many scores a tracked tensor has, and which of them an element counts for.
+  int64_t scores() const;
+  int64_t ScoreOf(int64_t element) const;
+};
+
+// Of a tensor: [first, first + count).
+struct ScoreRange {
+  int64_t first = 0;
+  int64_t count = 0;
 };
 
 // Constant after Create: any thread.
 class BlockTable {
  public:
   // INVALID_ARGUMENT names the tensor that has no name, a name twice, no size, no role, too many dimensions, or a group
-  // below the one before, or an impossible learning rate (groups come in the order of the forward pass).
+  // below the one before, an impossible learning rate or a sensitivity that cannot be tracked (groups come in the order
+  // of the forward pass).
   static absl::StatusOr<BlockTable> Create(const v1::TensorTable& table);
 
   absl::Span<const TensorInfo> tensors() const { return tensors_; }
@@ -56,6 +69,8 @@ class BlockTable {
   // Blocks of trainable and other tensors of the group, in order. Requires group < groups().
   absl::Span<const uint32_t> BlocksOfGroup(uint32_t group) const { return groups_[group]; }
   const TensorInfo& TensorOf(const Block& block) const { return tensors_[block.tensor]; }
+  // The scores to which elements of the block contribute; none if its tensor is not tracked.
+  ScoreRange ScoresOf(const Block& block) const;
   // "transformer.wte.weight[65536, 98304)".
   std::string Name(const Block& block) const;
 

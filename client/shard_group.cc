@@ -557,14 +557,13 @@ absl::Status ShardGroup::Configure(const v1::ConfigureRequest& request) {
   });
 }
 
-absl::StatusOr<ShardGroup::BlockNorms> ShardGroup::Norms(uint64_t version) {
+absl::StatusOr<ShardGroup::BlockNorms> ShardGroup::Norms(v1::NormsRequest request) {
+  request.set_epoch(epoch_);
   BlockNorms norms;
+  norms.scores.resize(shard_of_.size());
   norms.squared.resize(shard_of_.size());
   absl::Mutex mutex;
   MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) -> absl::Status {
-    v1::NormsRequest request;
-    request.set_epoch(epoch_);
-    request.set_version(version);
     Shard::Call call(&shard);
     call.SetDeadline();
     v1::NormsReply reply;
@@ -576,21 +575,31 @@ absl::StatusOr<ShardGroup::BlockNorms> ShardGroup::Norms(uint64_t version) {
       right = reply.blocks(i) == shard.blocks[static_cast<size_t>(i)];
       if (right) norms.squared[reply.blocks(i)] = reply.squared_norms(i);
     }
+    size_t scored = 0;
+    for (const uint32_t block : shard.blocks) {
+      scored += request.scores() && blocks_->ScoresOf(blocks_->blocks()[block]).count > 0 ? 1 : 0;
+    }
+    right = right && static_cast<size_t>(reply.scores_size()) == scored;
+    for (int i = 0; right && i < reply.scores_size(); ++i) {
+      const v1::BlockScores& scores = reply.scores(i);
+      right = scores.block() < shard_of_.size() && shards_[shard_of_[scores.block()]].get() == &shard &&
+              norms.scores[scores.block()].empty() &&
+              scores.sums_size() == blocks_->ScoresOf(blocks_->blocks()[scores.block()]).count;
+      if (right) norms.scores[scores.block()].assign(scores.sums().begin(), scores.sums().end());
+    }
     norms.saturated += reply.saturated();
     return right ? absl::OkStatus()
                  : absl::InternalError(
-                       absl::StrCat("shard ", shard.address, " sent norms of other blocks than it holds"));
+                       absl::StrCat("shard ", shard.address, " sent norms or scores of other blocks than it holds"));
   }));
   return norms;
 }
 
-absl::StatusOr<double> ShardGroup::Commit(uint64_t version, float clip_factor) {
+absl::StatusOr<double> ShardGroup::Commit(v1::CommitRequest request) {
+  request.set_epoch(epoch_);
+  const uint64_t version = request.version();
   double learning_rate = 0;
   MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) -> absl::Status {
-    v1::CommitRequest request;
-    request.set_epoch(epoch_);
-    request.set_version(version);
-    request.set_clip_factor(clip_factor);
     Shard::Call call(&shard);
     call.SetDeadline();
     v1::CommitReply reply;
@@ -624,20 +633,19 @@ class ShardGroup::Cut : public ShardSnapshot {
   }
 
   // Waits for the first reply, which says that the version is held.
-  absl::Status Open(Shard* shard, uint64_t version) {
-    v1::SnapshotRequest request;
-    request.set_epoch(group_->epoch_);
-    request.set_version(version);
+  absl::Status Open(Shard* shard, const v1::SnapshotRequest& request) {
     auto stream = std::make_unique<Stream>(shard);
     stream->reader = shard->stub->Snapshot(stream->call.context(), request);
     v1::SnapshotReply reply;
-    if (stream->reader->Read(&reply) && reply.cut()) {
+    const bool replied = stream->reader->Read(&reply);
+    if (replied && reply.cut()) {
       for (size_t i = 0; i < streams_.size(); ++i) {
         if (group_->shards_[i].get() == shard) streams_[i] = std::move(stream);
       }
       return absl::OkStatus();
     }
-    stream->call.Cancel();
+    // A call that has ended says why.
+    if (replied) stream->call.Cancel();
     const absl::Status status = Drain(stream.get());
     return status.ok() ? absl::InternalError(absl::StrCat("shard ", shard->address, " made no cut")) : status;
   }
@@ -686,9 +694,14 @@ class ShardGroup::Cut : public ShardSnapshot {
   std::vector<std::unique_ptr<Stream>> streams_;  // by shard; each its thread's while there is one
 };
 
-absl::StatusOr<std::unique_ptr<ShardSnapshot>> ShardGroup::Snapshot(uint64_t version) {
+absl::StatusOr<std::unique_ptr<ShardSnapshot>> ShardGroup::Snapshot(uint64_t version,
+                                                                    absl::Span<const uint32_t> left_out) {
+  v1::SnapshotRequest request;
+  request.set_epoch(epoch_);
+  request.set_version(version);
+  request.mutable_left_out()->Add(left_out.begin(), left_out.end());
   auto cut = std::make_unique<Cut>(this);
-  MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) { return cut->Open(&shard, version); }));
+  MILLRACE_RETURN_IF_ERROR(OnEach([&](Shard& shard) { return cut->Open(&shard, request); }));
   return cut;
 }
 

@@ -34,7 +34,7 @@ class GradientPush {
 class ShardSnapshot {
  public:
   virtual ~ShardSnapshot() = default;
-  // Gives every block to `sink` once, from a thread a shard; the first error ends it.
+  // Gives every block that is wanted to `sink` once, from a thread a shard; the first error ends it.
   virtual absl::Status Read(absl::FunctionRef<absl::Status(const v1::SnapshotReply& block)> sink) = 0;
   // Makes Read return CANCELLED soon; from any thread.
   virtual void Cancel() = 0;
@@ -83,16 +83,19 @@ class ShardGroup {
   // ---- for the coordinator ----
   // `request`: everything but epoch, shard_index and shard_count.
   absl::Status Configure(const v1::ConfigureRequest& request);
-  // The squared gradient norms of all blocks, by block index, and the count of clipped values.
+  // The squared gradient norms of all blocks, by block index, and the count of clipped values; scores, if they are
+  // asked for, of the blocks that have them (BlockTable::ScoresOf).
   struct BlockNorms {
     std::vector<double> squared;
+    std::vector<std::vector<double>> scores;  // by block
     uint64_t saturated = 0;
   };
-  absl::StatusOr<BlockNorms> Norms(uint64_t version);
-  // Returns the learning rate used.
-  absl::StatusOr<double> Commit(uint64_t version, float clip_factor);
-  // Returns once every shard holds `version`.
-  absl::StatusOr<std::unique_ptr<ShardSnapshot>> Snapshot(uint64_t version);
+  // `request`: everything but epoch.
+  absl::StatusOr<BlockNorms> Norms(v1::NormsRequest request);
+  // Returns the learning rate used. `request`: everything but epoch.
+  absl::StatusOr<double> Commit(v1::CommitRequest request);
+  // Returns once every shard holds `version`. The blocks of the tensors that are `left_out`, by index, do not come.
+  absl::StatusOr<std::unique_ptr<ShardSnapshot>> Snapshot(uint64_t version, absl::Span<const uint32_t> left_out = {});
 
  private:
   struct Shard;

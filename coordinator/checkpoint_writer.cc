@@ -59,7 +59,7 @@ struct CheckpointWriter::Impl {
     int descriptor = -1;
   };
   std::vector<File> files;
-  // Where each tensor goes: a file and its place in the header; no file: nowhere.
+  // Where each tensor goes: a file and its place in the header; no file: nowhere, it is frozen.
   struct Place {
     int file = -1;
     size_t entry = 0;
@@ -136,9 +136,17 @@ absl::StatusOr<std::unique_ptr<CheckpointWriter>> CheckpointWriter::Create(
     impl->states.resize(blocks->blocks().size());
     impl->codings.resize(2 * blocks->blocks().size());
     impl->there.resize(blocks->blocks().size());
-    impl->missing = blocks->blocks().size();
+    for (const blocks::Block& block : blocks->blocks()) impl->missing += impl->places[block.tensor].file >= 0 ? 1 : 0;
   }
   return std::unique_ptr<CheckpointWriter>(new CheckpointWriter(std::move(impl)));
+}
+
+std::vector<uint32_t> CheckpointWriter::left_out() const {
+  std::vector<uint32_t> tensors;
+  for (uint32_t i = 0; i < impl_->places.size(); ++i) {
+    if (impl_->places[i].file < 0) tensors.push_back(i);
+  }
+  return tensors;
 }
 
 // Lays the file's tensors out and reserves their space.
@@ -174,6 +182,10 @@ absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
   const auto all = impl_->blocks->blocks();
   if (reply.block() >= all.size()) return absl::InternalError(absl::StrCat("there is no block ", reply.block()));
   const blocks::Block& block = all[reply.block()];
+  const Impl::Place place = impl_->places[block.tensor];
+  if (place.file < 0) {
+    return absl::InternalError(absl::StrCat("block ", impl_->blocks->Name(block), " came, which is left out"));
+  }
   const auto bytes = static_cast<size_t>(block.size) * sizeof(float);
   // A state holds whole values, a few for each weight at most.
   if (reply.weights().size() != bytes || reply.state().size() % sizeof(float) != 0 ||
@@ -191,12 +203,10 @@ absl::Status CheckpointWriter::Add(const v1::SnapshotReply& reply) {
     impl_->codings[2 * size_t{reply.block()}] = reply.coding().bits();
     impl_->codings[2 * size_t{reply.block()} + 1] = reply.coding().exponent();
   }
-  if (const Impl::Place place = impl_->places[block.tensor]; place.file >= 0) {
-    const Impl::File& file = impl_->files[static_cast<size_t>(place.file)];
-    MILLRACE_RETURN_IF_ERROR(WriteAt(file.descriptor, impl_->Path(file.name), reply.weights(),
-                                     file.header.data_offset + file.header.tensors[place.entry].begin +
-                                         static_cast<uint64_t>(block.begin) * sizeof(float)));
-  }
+  const Impl::File& file = impl_->files[static_cast<size_t>(place.file)];
+  MILLRACE_RETURN_IF_ERROR(WriteAt(file.descriptor, impl_->Path(file.name), reply.weights(),
+                                   file.header.data_offset + file.header.tensors[place.entry].begin +
+                                       static_cast<uint64_t>(block.begin) * sizeof(float)));
   absl::MutexLock lock(&impl_->mutex);
   --impl_->missing;
   return absl::OkStatus();

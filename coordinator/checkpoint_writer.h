@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -31,11 +32,14 @@ class CheckpointWriter {
   // Removes the folder unless finished.
   ~CheckpointWriter();
 
+  // Tensors that are in no file that is written, by index: their blocks do not come.
+  std::vector<uint32_t> left_out() const;
+
   // Writes a block's weights, state and coding; thread-safe. Each block comes once.
   absl::Status Add(const v1::SnapshotReply& block);
 
-  // Once every block is there: sums up what was written, syncs it and writes the manifest. The folder is then complete
-  // and the caller's to move.
+  // Once every block is there that is not left out: sums up what was written, syncs it and writes the manifest. The
+  // folder is then complete and the caller's to move.
   absl::StatusOr<CheckpointManifest> Finish();
 
  private:

@@ -28,6 +28,7 @@
 #include "coordinator/checkpoint_writer.h"
 #include "coordinator/job_data.h"
 #include "coordinator/planner.h"
+#include "coordinator/pruning.h"
 #include "coordinator/rating_examples.h"
 #include "coordinator/rating_json.h"
 #include "coordinator/stop_rules.h"
@@ -318,6 +319,7 @@ class JobRun {
   std::unique_ptr<blocks::BlockTable> blocks_;
   v1::TensorTable table_;
   std::vector<v1::ModelPart> parts_of_model_;
+  std::vector<v1::Pruning> prunings_;
   bool begins_new_ = false;                          // a part of which what it begins with has nothing
   std::string tokenizer_of_adapter_;                 // of one that begins with a text
   std::map<std::string, v1::AdapterSpec> adapters_;  // of what models begin with
@@ -689,6 +691,11 @@ absl::Status JobRun::PlanModel() {
       return absl::InternalError("the worker's plan: files of weights that no checkpoint has");
     }
   }
+  prunings_.assign(plan.pruning().begin(), plan.pruning().end());
+  for (const v1::Pruning& pruning : prunings_) {
+    const absl::Status possible = CheckPruning(pruning, *blocks, max_steps());
+    if (!possible.ok()) return Annotate(possible, absl::StrCat("phase ", phase_->name()));
+  }
   FillContents();
   table_ = std::move(*plan.mutable_table());
   blocks_ = std::make_unique<blocks::BlockTable>(*std::move(blocks));
@@ -876,13 +883,13 @@ absl::Status JobRun::LoadShards(uint64_t version, const CheckpointReader* checkp
       with_state[i] = held;
     }
   }
-  MILLRACE_RETURN_IF_ERROR(
-      Annotate(fleet_->Load(version,
-                            [&](uint32_t block, v1::LoadRequest* request) {
-                              const uint32_t tensor = blocks_->blocks()[block].tensor;
-                              return reader_of[tensor]->ReadBlock(*blocks_, block, with_state[tensor], request);
-                            }),
-               "loading a checkpoint into the shards"));
+  MILLRACE_RETURN_IF_ERROR(Annotate(fleet_->Load(version,
+                                                 [&](uint32_t block, v1::LoadRequest* request) {
+                                                   const uint32_t tensor = blocks_->blocks()[block].tensor;
+                                                   return reader_of[tensor]->ReadBlock(*blocks_, block,
+                                                                                       with_state[tensor], request);
+                                                 }),
+                                    "loading a checkpoint into the shards"));
   // Zeros until a worker has made what is new.
   return begins_new_ ? Initialize() : absl::OkStatus();
 }
@@ -1085,7 +1092,15 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
 
 // Applies the step after `version`, whose gradients are all in.
 absl::Status JobRun::Commit(uint64_t version, double train_loss) {
-  MILLRACE_ASSIGN_OR_RETURN(const FleetNorms norms, fleet_->Norms(version));
+  v1::NormsRequest asked;
+  asked.set_version(version);
+  std::vector<PruningStep> steps;
+  for (const v1::Pruning& pruning : prunings_) {
+    steps.push_back(PruningAt(pruning, *blocks_, version + 1, max_steps()));
+    asked.set_scores(asked.scores() || steps.back().kept.has_value());
+    asked.set_tracked(asked.tracked() || steps.back().tracked);
+  }
+  MILLRACE_ASSIGN_OR_RETURN(const FleetNorms norms, fleet_->Norms(asked));
   const double norm = std::sqrt(norms.squared_norm);
   if (!std::isfinite(norm)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -1094,8 +1109,20 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
         on_shelf_));
   }
   const double clip_norm = phase_->optimizer().clip_norm();
-  const float clip_factor = clip_norm > 0 ? static_cast<float>(std::min(1.0, clip_norm / (norm + 1e-6))) : 1.0f;
-  MILLRACE_ASSIGN_OR_RETURN(const double learning_rate, fleet_->Commit(version, clip_factor));
+  v1::CommitRequest commit;
+  commit.set_version(version);
+  commit.set_clip_factor(clip_norm > 0 ? static_cast<float>(std::min(1.0, clip_norm / (norm + 1e-6))) : 1.0f);
+  commit.set_tracked(asked.tracked());
+  for (size_t i = 0; i < prunings_.size(); ++i) {
+    if (!steps[i].kept.has_value()) continue;
+    uint64_t left = CandidatesOf(prunings_[i], *blocks_);
+    for (v1::ZeroedElements& zeroed : Prune(prunings_[i], *blocks_, norms.scores, *steps[i].kept)) {
+      left -= static_cast<uint64_t>(zeroed.elements_size());
+      *commit.add_zeroed() = std::move(zeroed);
+    }
+    if (i == 0) step_statistics_["rank"] = static_cast<double>(left) / prunings_[i].groups_size();
+  }
+  MILLRACE_ASSIGN_OR_RETURN(const double learning_rate, fleet_->Commit(commit));
 
   reached_ = version + 1;
   const uint64_t step_tokens = planner_->training_tokens(version);
@@ -1168,7 +1195,7 @@ absl::Status JobRun::BeginCheckpoint(uint64_t version) {
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<CheckpointWriter> writer,
                             CheckpointWriter::Create(shelf_.BuildingDirectory(name), blocks_.get(), parts_of_model_,
                                                      frozen_model, std::move(manifest), side_files_));
-  MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<FleetCut> cut, fleet_->Snapshot(version));
+  MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<FleetCut> cut, fleet_->Snapshot(version, writer->left_out()));
   const bool best = !evaluations_.empty() && evaluations_.back().step == version && rules_->best_step() == version;
   checkpoint_ = std::make_unique<CheckpointOnItsWay>(
       std::move(cut), std::move(writer),

@@ -46,20 +46,27 @@ class RemoteFleet : public ShardFleet {
     return group_->Load(version, source);
   }
 
-  absl::StatusOr<FleetNorms> Norms(uint64_t version) override {
-    MILLRACE_ASSIGN_OR_RETURN(const client::ShardGroup::BlockNorms norms, group_->Norms(version));
+  absl::StatusOr<FleetNorms> Norms(const v1::NormsRequest& request) override {
+    MILLRACE_ASSIGN_OR_RETURN(const client::ShardGroup::BlockNorms norms, group_->Norms(request));
     FleetNorms all;
+    if (request.scores()) all.scores.resize(blocks_->tensors().size());
+    for (const blocks::Block& block : blocks_->blocks()) {
+      const std::vector<double>& sums = norms.scores[block.index];
+      if (sums.empty()) continue;
+      std::vector<double>& scores = all.scores[block.tensor];
+      scores.resize(static_cast<size_t>(blocks_->TensorOf(block).scores()));
+      const auto first = static_cast<size_t>(blocks_->ScoresOf(block).first);
+      for (size_t i = 0; i < sums.size(); ++i) scores[first + i] += sums[i];
+    }
     for (const double squared : norms.squared) all.squared_norm += squared;  // in block order
     all.saturated = norms.saturated;
     return all;
   }
 
-  absl::StatusOr<double> Commit(uint64_t version, float clip_factor) override {
-    return group_->Commit(version, clip_factor);
-  }
+  absl::StatusOr<double> Commit(const v1::CommitRequest& request) override { return group_->Commit(request); }
 
-  absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version) override {
-    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<client::ShardSnapshot> snapshot, group_->Snapshot(version));
+  absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version, absl::Span<const uint32_t> left_out) override {
+    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<client::ShardSnapshot> snapshot, group_->Snapshot(version, left_out));
     return std::make_unique<RemoteCut>(group_, std::move(snapshot));
   }
 

@@ -10,6 +10,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/millrace/v1/parameter_server.pb.h"
 
 namespace millrace::coordinator {
@@ -26,13 +27,15 @@ struct FleetSetup {
 struct FleetNorms {
   double squared_norm = 0;  // of the whole gradient: the blocks' squared norms added in block order
   uint64_t saturated = 0;   // values that did not fit their coding, in this step
+  // By tensor, if they are asked for and tracked: what TensorInfo::ScoreOf names, the blocks' added in block order.
+  std::vector<std::vector<double>> scores;
 };
 
 // A version held by every shard while its blocks are read.
 class FleetCut {
  public:
   virtual ~FleetCut() = default;
-  // Gives every block to `sink` once, from several threads at a time; the first error ends it.
+  // Gives every block that is wanted to `sink` once, from several threads at a time; the first error ends it.
   virtual absl::Status Read(absl::FunctionRef<absl::Status(const v1::SnapshotReply& block)> sink) = 0;
   // Makes Read return CANCELLED soon; from any thread.
   virtual void Cancel() = 0;
@@ -48,12 +51,13 @@ class ShardFleet {
   // called from several threads at a time.
   virtual absl::Status Load(uint64_t version,
                             absl::FunctionRef<absl::Status(uint32_t block, v1::LoadRequest* request)> source) = 0;
-  // Once all units of the step after `version` are in.
-  virtual absl::StatusOr<FleetNorms> Norms(uint64_t version) = 0;
-  // Publishes version + 1; returns the learning rate used.
-  virtual absl::StatusOr<double> Commit(uint64_t version, float clip_factor) = 0;
-  // Returns once every shard holds `version`.
-  virtual absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version) = 0;
+  // Requests are without epoch.
+  // Once all units of the step after the request's version are in.
+  virtual absl::StatusOr<FleetNorms> Norms(const v1::NormsRequest& request) = 0;
+  // Publishes the request's version + 1; returns the learning rate used.
+  virtual absl::StatusOr<double> Commit(const v1::CommitRequest& request) = 0;
+  // Returns once every shard holds `version`. The blocks of the tensors that are `left_out`, by index, are not wanted.
+  virtual absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version, absl::Span<const uint32_t> left_out) = 0;
 };
 
 // Connects to the shards at these addresses, in the order of their indices, for one epoch.

@@ -12,6 +12,7 @@
 #include "common/machine.h"
 #include "common/status.h"
 #include "optim/schedule.h"
+#include "optim/sensitivity.h"
 
 namespace millrace::ps {
 namespace {
@@ -45,6 +46,16 @@ absl::Status CheckRequest(const v1::ConfigureRequest& request) {
   return absl::OkStatus();
 }
 
+// Whether they ask for the same of the same version.
+bool SameCommit(const v1::CommitRequest& a, const v1::CommitRequest& b) {
+  const auto same = [](const v1::ZeroedElements& x, const v1::ZeroedElements& y) {
+    return x.tensor() == y.tensor() &&
+           std::equal(x.elements().begin(), x.elements().end(), y.elements().begin(), y.elements().end());
+  };
+  return a.clip_factor() == b.clip_factor() && a.tracked() == b.tracked() &&
+         std::equal(a.zeroed().begin(), a.zeroed().end(), b.zeroed().begin(), b.zeroed().end(), same);
+}
+
 // Before anything is allocated: the kernel would promise memory that it has not.
 absl::Status CheckMemory(uint64_t bytes) {
   const uint64_t there = MemoryLimit();
@@ -72,7 +83,8 @@ absl::StatusOr<std::unique_ptr<BlockStore>> BlockStore::Create(const v1::Configu
     if (shard_of[block.index] != request.shard_index()) continue;
     optim::Piece piece;
     piece.size = block.size;
-    const int64_t state = optimizer->StateSize(piece);
+    const int64_t tracked = table.TensorOf(block).tracked() ? optim::kSensitivityState * block.size : 0;
+    const int64_t state = optimizer->StateSize(piece) + tracked;
     bytes += static_cast<uint64_t>(table.TensorOf(block).trainable ? 12 * block.size + 4 * state : 4 * block.size);
   }
   MILLRACE_RETURN_IF_ERROR(CheckMemory(bytes));
@@ -284,26 +296,58 @@ absl::StatusOr<bool> BlockStore::Push(const v1::PushRequest& request, absl::stri
   return place.piece->Add(place.part, request, values);
 }
 
-absl::Status BlockStore::Norms(uint64_t version, v1::NormsReply* reply) {
+absl::Status BlockStore::Norms(const v1::NormsRequest& request, v1::NormsReply* reply) {
+  const uint64_t version = request.version();
   FollowIfEmpty(version);
   absl::MutexLock computing(&commit_mutex_);
   MILLRACE_RETURN_IF_ERROR(CheckAt(version));
   MILLRACE_RETURN_IF_ERROR(CheckComplete(version));
   std::vector<double> norms(held_.size());
+  std::vector<std::vector<double>> scores(held_.size());
   compute_->ParallelFor(static_cast<int64_t>(held_.size()), 1, [&](int64_t begin, int64_t end) {
     std::vector<float> scratch;
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end) && !closing_.load(); ++i) {
       const Place& place = places_[held_[i]];
       norms[i] = place.piece->SquaredNorm(place.part, &scratch);
+      if (request.scores()) scores[i] = place.piece->Scores(place.part, request.tracked());
     }
   });
   MILLRACE_RETURN_IF_ERROR(CheckAt(version));  // not closed meanwhile
   reply->mutable_blocks()->Add(held_.begin(), held_.end());
   reply->mutable_squared_norms()->Add(norms.begin(), norms.end());
+  for (size_t i = 0; i < held_.size(); ++i) {
+    if (scores[i].empty()) continue;
+    v1::BlockScores& block = *reply->add_scores();
+    block.set_block(held_[i]);
+    block.mutable_sums()->Add(scores[i].begin(), scores[i].end());
+  }
   uint64_t saturated = 0;
   for (const auto& piece : pieces_) saturated += piece->saturated();
   reply->set_saturated(saturated);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::map<uint32_t, std::vector<int64_t>>> BlockStore::ZeroedBy(const v1::CommitRequest& request) const {
+  std::map<uint32_t, std::vector<int64_t>> zeroed;
+  for (const v1::ZeroedElements& elements : request.zeroed()) {
+    if (elements.tensor() >= table_.tensors().size()) {
+      return absl::InvalidArgumentError(absl::StrCat("elements of tensor ", elements.tensor(),
+                                                     " cannot become zero; the model has ", table_.tensors().size()));
+    }
+    const blocks::TensorInfo& tensor = table_.tensors()[elements.tensor()];
+    if (!tensor.trainable) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("elements of ", tensor.name, " cannot become zero: it is not trained"));
+    }
+    for (const uint64_t element : elements.elements()) {
+      if (element >= static_cast<uint64_t>(tensor.size)) {
+        return absl::InvalidArgumentError(absl::StrCat("element ", element, " of ", tensor.name,
+                                                       " cannot become zero; it has ", tensor.size, " elements"));
+      }
+      zeroed[elements.tensor()].push_back(static_cast<int64_t>(element));
+    }
+  }
+  return zeroed;
 }
 
 absl::StatusOr<v1::CommitReply> BlockStore::Commit(const v1::CommitRequest& request, bool* applied) {
@@ -316,14 +360,16 @@ absl::StatusOr<v1::CommitReply> BlockStore::Commit(const v1::CommitRequest& requ
   if (version > kMaxVersion) {
     return absl::InvalidArgumentError(absl::StrCat("version ", version, " is more steps than can be taken"));
   }
+  MILLRACE_ASSIGN_OR_RETURN(const auto zeroed, ZeroedBy(request));
   absl::MutexLock computing(&commit_mutex_);
   {
     absl::ReaderMutexLock lock(&mutex_);
     if (closed_.ok() && version_ == version + 1 && last_commit_.has_value() && last_commit_->version() == version_) {
-      if (request.clip_factor() == last_clip_factor_) return *last_commit_;
-      return absl::FailedPreconditionError(absl::StrCat("version ", version,
-                                                        " was committed with a clipping factor of ", last_clip_factor_,
-                                                        ", not ", request.clip_factor()));
+      if (SameCommit(request, last_request_)) return *last_commit_;
+      return absl::FailedPreconditionError(
+          absl::StrCat("version ", version, " was committed with a clipping factor of ", last_request_.clip_factor(),
+                       " and ", last_request_.zeroed_size(), " tensors with zeros, not ", request.clip_factor(),
+                       " and ", request.zeroed_size(), " with these"));
     }
   }
   FollowIfEmpty(version);
@@ -335,6 +381,8 @@ absl::StatusOr<v1::CommitReply> BlockStore::Commit(const v1::CommitRequest& requ
   rule.factor = optim::ScheduleFactor(spec_, rule.step, max_steps_);
   rule.clip_factor = request.clip_factor();
   rule.gradient_bits = spec_.gradient_bits();
+  rule.tracked = request.tracked();
+  rule.zeroed = &zeroed;
   // As many pieces at a time as there is room for copies that snapshots need: all, mostly.
   for (size_t begin = 0; begin < pieces_.size();) {
     size_t end = begin;
@@ -349,7 +397,7 @@ absl::StatusOr<v1::CommitReply> BlockStore::Commit(const v1::CommitRequest& requ
   reply.set_version(version + 1);
   reply.set_learning_rate(spec_.lr() * rule.factor);
   version_ = version + 1;
-  last_clip_factor_ = request.clip_factor();
+  last_request_ = request;
   last_commit_ = reply;
   changed_.SignalAll();
   *applied = true;
@@ -388,11 +436,20 @@ void BlockStore::Step(size_t begin, size_t end, const StepRule& rule, uint64_t v
 
 // ---- snapshots ----
 
-absl::StatusOr<std::unique_ptr<Cuts::Cut>> BlockStore::Hold(uint64_t version) {
+absl::StatusOr<std::unique_ptr<Cuts::Cut>> BlockStore::Hold(uint64_t version, absl::Span<const uint32_t> left_out) {
+  std::vector<bool> blocks(places_.size(), false);
+  for (const uint32_t index : left_out) {
+    if (index >= table_.tensors().size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", index, " cannot be left out; the model has ", table_.tensors().size()));
+    }
+    const blocks::TensorInfo& tensor = table_.tensors()[index];
+    std::fill_n(blocks.begin() + tensor.first_block, tensor.block_count, true);
+  }
   FollowIfEmpty(version);
   absl::MutexLock computing(&commit_mutex_);  // no step is half applied
   MILLRACE_RETURN_IF_ERROR(CheckAt(version));
-  return cuts_.Open(version);
+  return cuts_.Open(version, std::move(blocks));
 }
 
 absl::Status BlockStore::Read(Cuts::Cut* cut, uint32_t block, v1::SnapshotReply* reply) const {

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -69,15 +70,17 @@ class BlockStore {
   absl::StatusOr<bool> Push(const v1::PushRequest& request);
   absl::StatusOr<bool> Push(const v1::PushRequest& request, absl::string_view values);
 
-  // Once all units are in: the squared norms of all blocks held, 0 for those that are not trained.
-  absl::Status Norms(uint64_t version, v1::NormsReply* reply);
+  // Once all units are in: the squared norms of all blocks held, 0 for those that are not trained; and the scores that
+  // the request asks for.
+  absl::Status Norms(const v1::NormsRequest& request, v1::NormsReply* reply);
 
-  // Applies the step after `version`, or says again what a commit of it said. Sets `applied` if it was not a
-  // repetition.
+  // Applies the step after the request's version, or says again what a commit of it said. Sets `applied` if it was not
+  // a repetition. INVALID_ARGUMENT names an element that cannot become zero.
   absl::StatusOr<v1::CommitReply> Commit(const v1::CommitRequest& request, bool* applied);
 
-  // Holds `version`, which the store must be at.
-  absl::StatusOr<std::unique_ptr<Cuts::Cut>> Hold(uint64_t version);
+  // Holds `version`, which the store must be at, but for the tensors that are `left_out`, by index: of these nothing is
+  // kept, and nothing is to be read.
+  absl::StatusOr<std::unique_ptr<Cuts::Cut>> Hold(uint64_t version, absl::Span<const uint32_t> left_out = {});
   // A block as it is at the cut's version, state and all.
   absl::Status Read(Cuts::Cut* cut, uint32_t block, v1::SnapshotReply* reply) const;
 
@@ -101,6 +104,8 @@ class BlockStore {
   absl::Status CheckAtLocked(uint64_t version) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // That all units of the step are in.
   absl::Status CheckComplete(uint64_t version) const;
+  // The elements that a commit sets to zero, by tensor.
+  absl::StatusOr<std::map<uint32_t, std::vector<int64_t>>> ZeroedBy(const v1::CommitRequest& request) const;
   // A shard without blocks is told its version by nobody: it is at any.
   void FollowIfEmpty(uint64_t version);
   bool Secure(size_t piece, uint64_t version, bool wait);
@@ -133,8 +138,8 @@ class BlockStore {
   uint64_t loaded_ ABSL_GUARDED_BY(mutex_) = 0;
   bool ready_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t version_ ABSL_GUARDED_BY(mutex_) = 0;
-  float last_clip_factor_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<v1::CommitReply> last_commit_ ABSL_GUARDED_BY(mutex_);  // the one that published version_
+  v1::CommitRequest last_request_ ABSL_GUARDED_BY(mutex_);              // likewise
 };
 
 }  // namespace millrace::ps

@@ -33,20 +33,20 @@ absl::Status Cuts::Cut::Take(uint32_t block, absl::FunctionRef<bool(v1::Snapshot
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<Cuts::Cut>> Cuts::Open(uint64_t version) {
+absl::StatusOr<std::unique_ptr<Cuts::Cut>> Cuts::Open(uint64_t version, std::vector<bool> left_out) {
   absl::MutexLock lock(&mutex_);
   if (!closed_.ok()) return closed_;
   if (open_.size() >= options_.most_readers) {
     return absl::ResourceExhaustedError(absl::StrCat(open_.size(), " snapshots are being read already"));
   }
-  std::unique_ptr<Cut> cut(new Cut(this, version));
+  std::unique_ptr<Cut> cut(new Cut(this, version, std::move(left_out)));
   open_.push_back(cut.get());
   return cut;
 }
 
 bool Cuts::Needs(const Cut& cut, uint64_t version, uint32_t block) const {
-  return cut.version_ == version && cut.ended_.ok() && !(block < cut.taken_.size() && cut.taken_[block]) &&
-         !cut.copies_.contains(block);
+  return cut.version_ == version && cut.ended_.ok() && !cut.LeavesOut(block) &&
+         !(block < cut.taken_.size() && cut.taken_[block]) && !cut.copies_.contains(block);
 }
 
 bool Cuts::AnyNeeds(uint64_t version, uint32_t block) const {

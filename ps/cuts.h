@@ -9,6 +9,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -31,11 +32,12 @@ class Cuts {
   };
   explicit Cuts(const Options& options) : options_(options) {}
 
-  // One reader's version, until it is destroyed (before the Cuts). Reads each block once.
+  // One reader's version, until it is destroyed (before the Cuts). Reads each block once that is not left out.
   class Cut {
    public:
     ~Cut();
     uint64_t version() const { return version_; }
+    bool LeavesOut(uint32_t block) const { return block < left_out_.size() && left_out_[block]; }
 
     // Gives `block` as it was at the version: `read` copies what the shard holds and returns false if that has passed
     // the version; then the copy made before is taken. An error says why the version is not held any more.
@@ -43,9 +45,11 @@ class Cuts {
 
    private:
     friend class Cuts;
-    Cut(Cuts* cuts, uint64_t version) : cuts_(cuts), version_(version), moved_(absl::InfinitePast()) {}
+    Cut(Cuts* cuts, uint64_t version, std::vector<bool> left_out)
+        : cuts_(cuts), version_(version), left_out_(std::move(left_out)), moved_(absl::InfinitePast()) {}
     Cuts* const cuts_;
     const uint64_t version_;
+    const std::vector<bool> left_out_;  // by block; none behind its end
     // Guarded by the Cuts' mutex.
     std::vector<bool> taken_;  // by block, as far as any was
     std::map<uint32_t, v1::SnapshotReply> copies_;
@@ -53,8 +57,9 @@ class Cuts {
     absl::Status ended_;
   };
 
-  // Requires that no step is being applied. RESOURCE_EXHAUSTED: too many readers.
-  absl::StatusOr<std::unique_ptr<Cut>> Open(uint64_t version);
+  // Requires that no step is being applied. `left_out`, by block: will not be read; none behind its end.
+  // RESOURCE_EXHAUSTED: too many readers.
+  absl::StatusOr<std::unique_ptr<Cut>> Open(uint64_t version, std::vector<bool> left_out = {});
 
   // Before a step changes blocks [first, first + count), at `version`: copies, by `copy`, those that readers have still
   // to come to. False if there is no room for `bytes` more of copies and `wait` is false, or after Close. With `wait`,

@@ -8,6 +8,7 @@
 #include "common/status.h"
 #include "kernels/bfloat16.h"
 #include "kernels/reduce.h"
+#include "optim/sensitivity.h"
 
 namespace millrace::ps {
 namespace {
@@ -34,7 +35,8 @@ HeldPiece::HeldPiece(const blocks::BlockTable* table, uint32_t first_block, uint
     about_.columns = tensor.shape[1];
     about_.rows_are_inputs = tensor.rows_are_inputs;
   }
-  state_size_ = trainable_ ? optimizer->StateSize(about_) : 0;
+  sensitivity_begin_ = trainable_ ? optimizer->StateSize(about_) : 0;
+  state_size_ = sensitivity_begin_ + (tensor.tracked() ? optim::kSensitivityState * about_.size : 0);
   const auto state_before = [this](int64_t element) {
     return static_cast<int64_t>(static_cast<__int128>(state_size_) * element / about_.size);
   };
@@ -170,6 +172,29 @@ double HeldPiece::SquaredNorm(uint32_t part, std::vector<float>* scratch) const 
   return kernels::SumSquaresInF64(scratch->data(), where.size);
 }
 
+std::vector<double> HeldPiece::Scores(uint32_t part, bool tracked) const {
+  const Part& where = parts_[part];
+  const blocks::ScoreRange range = table_->ScoresOf(BlockOf(part));
+  absl::ReaderMutexLock lock(&mutex_);
+  std::vector<double> sums(static_cast<size_t>(range.count));
+  if (sums.empty() || dropped_) return {};
+  const float* const held = state_.data() + sensitivity_begin_ + where.begin;
+  std::vector<float> means(held, held + where.size);
+  std::vector<float> deviations(held + about_.size, held + about_.size + where.size);
+  if (tracked) {
+    std::vector<float> gradient(static_cast<size_t>(where.size));
+    where.sum->Decode(codings_[part], gradient.data());
+    optim::TrackSensitivity(tensor().sensitivity, weights_.data() + where.begin, gradient.data(), where.size,
+                            means.data(), deviations.data());
+  }
+  const int64_t first = BlockOf(part).begin;
+  for (int64_t i = 0; i < where.size; ++i) {
+    sums[static_cast<size_t>(tensor().ScoreOf(first + i) - range.first)] +=
+        optim::SensitivityScore(means[static_cast<size_t>(i)], deviations[static_cast<size_t>(i)]);
+  }
+  return sums;
+}
+
 uint64_t HeldPiece::saturated() const {
   absl::ReaderMutexLock lock(&mutex_);
   uint64_t saturated = 0;
@@ -199,6 +224,11 @@ void HeldPiece::Step(const kernels::Compute& compute, const StepRule& rule, uint
         const Part& part = parts_[static_cast<size_t>(i)];
         blocks::Coding& coding = codings_[static_cast<size_t>(i)];
         const uint64_t largest = part.sum->Decode(coding, gradient + part.begin);
+        if (rule.tracked && tensor().tracked()) {
+          float* const means = state_.data() + sensitivity_begin_ + part.begin;
+          optim::TrackSensitivity(tensor().sensitivity, weights_.data() + part.begin, gradient + part.begin, part.size,
+                                  means, means + about_.size);
+        }
         for (int64_t j = part.begin; j < part.begin + part.size; ++j) gradient[j] *= rule.clip_factor;
         coding = blocks::NextCoding(coding, largest, rule.gradient_bits);
         part.sum->Clear();
@@ -206,8 +236,19 @@ void HeldPiece::Step(const kernels::Compute& compute, const StepRule& rule, uint
     });
     rule.optimizer->Update(compute, about_, rule.step, rule.factor * multiplier_, gradient, weights_.data(),
                            state_.data());
+    ZeroElements(rule);
   }
   version_ = version + 1;
+}
+
+void HeldPiece::ZeroElements(const StepRule& rule) {
+  if (rule.zeroed == nullptr) return;
+  const auto zeroed = rule.zeroed->find(BlockOf(0).tensor);
+  if (zeroed == rule.zeroed->end()) return;
+  const int64_t first = BlockOf(0).begin;
+  for (const int64_t element : zeroed->second) {
+    if (element >= first && element < first + about_.size) weights_[static_cast<size_t>(element - first)] = 0.0f;
+  }
 }
 
 }  // namespace millrace::ps

@@ -1,4 +1,4 @@
-// Holds what is updated together: weights, optimizer state and gradient sums of one block, or of all blocks of a matrix
+// Holds what is updated together: weights, state and gradient sums of one block, or of all blocks of a matrix
 // for an optimizer that takes whole matrices.
 //
 // State travels with its block. Of the S values of state of a matrix of n elements, the block of the elements
@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -31,6 +32,9 @@ struct StepRule {
   double factor = 1;            // the schedule's
   float clip_factor = 1;        // on gradients
   uint32_t gradient_bits = 16;  // of the next coding
+  bool tracked = false;         // sensitivity takes the gradient in
+  // Elements that become zero once the optimizer has changed them, by tensor; null: none.
+  const std::map<uint32_t, std::vector<int64_t>>* zeroed = nullptr;
 };
 
 // Thread-safe. Blocks are named by their position within the piece, 0 to block_count() - 1.
@@ -76,6 +80,9 @@ class HeldPiece {
 
   // Of the sum of `part`'s gradients; `scratch` is for the decoded values. 0 if not trainable or dropped.
   double SquaredNorm(uint32_t part, std::vector<float>* scratch) const;
+  // Sums of the scores of `part`'s elements, as BlockTable::ScoresOf has them, and as they are now, or else once the
+  // sum of the gradients is `tracked`. None if its sensitivity is not tracked, or dropped.
+  std::vector<double> Scores(uint32_t part, bool tracked) const;
   uint64_t saturated() const;
   // Units of which the sum of `part` lacks the gradient: how many, and which, `most` of them at most. None if not
   // trainable.
@@ -98,14 +105,17 @@ class HeldPiece {
   const blocks::Block& BlockOf(uint32_t part) const { return table_->blocks()[first_block_ + part]; }
   std::string Name(uint32_t part) const { return table_->Name(BlockOf(part)); }
   absl::Status Damaged(uint32_t part) const;
+  void ZeroElements(const StepRule& rule) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  const blocks::TensorInfo& tensor() const { return table_->TensorOf(BlockOf(0)); }
 
   const blocks::BlockTable* const table_;
   const uint32_t first_block_;
   const bool trainable_;
   const uint32_t weight_bits_;
   optim::Piece about_;      // constant after construction
-  int64_t state_size_ = 0;  // likewise
-  double multiplier_ = 1;   // likewise, on the learning rate
+  int64_t state_size_ = 0;  // likewise: the optimizer's, then of each element its mean sensitivity, then its deviation
+  int64_t sensitivity_begin_ = 0;  // likewise: where the means begin
+  double multiplier_ = 1;          // likewise, on the learning rate
 
   // Held for writing by loads and steps; for reading by whatever copies weights or adds gradients (sums have their
   // own).

@@ -290,7 +290,7 @@ grpc::Status ParameterService::Norms(grpc::ServerContext*, const v1::NormsReques
 absl::Status ParameterService::DoNorms(const v1::NormsRequest& request, v1::NormsReply* reply) {
   MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
   const absl::Time begun = absl::Now();
-  MILLRACE_RETURN_IF_ERROR(store->Norms(request.version(), reply));
+  MILLRACE_RETURN_IF_ERROR(store->Norms(request, reply));
   metrics_->norms_duration->Observe(absl::ToDoubleSeconds(absl::Now() - begun));
   return absl::OkStatus();
 }
@@ -322,12 +322,13 @@ absl::Status ParameterService::DoSnapshot(const v1::SnapshotRequest& request,
                                           grpc::ServerWriter<v1::SnapshotReply>* stream) {
   MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
   const absl::Time begun = absl::Now();
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Cuts::Cut> cut, store->Hold(request.version()));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Cuts::Cut> cut, store->Hold(request.version(), request.left_out()));
   v1::SnapshotReply reply;
   reply.set_cut(true);
   if (!stream->Write(reply)) return Gone();
   reply.Clear();
   for (const uint32_t block : store->held()) {
+    if (cut->LeavesOut(block)) continue;
     MILLRACE_RETURN_IF_ERROR(store->Read(cut.get(), block, &reply));
     metrics_->copy_bytes->Set(static_cast<double>(store->copy_bytes()));
     reply.set_crc32c(

@@ -1,5 +1,6 @@
 #include "blocks/block_table.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -31,6 +32,42 @@ v1::TensorTable Table() {
   Add("weight", {256, 256}, v1::Tensor::MATRIX, 2, &table)->set_rows_are_inputs(true);
   Add("bias", {256}, v1::Tensor::VECTOR, 2, &table)->set_trainable(false);
   return table;
+}
+
+TEST(BlockTable, ElementsOfABlockCountForScoresOfTheirRowsColumnsOrThemselves) {
+  v1::TensorTable described;
+  const v1::Sensitivity::By kinds[] = {v1::Sensitivity::ROWS, v1::Sensitivity::COLUMNS, v1::Sensitivity::ELEMENTS};
+  for (const v1::Sensitivity::By by : kinds) {
+    Add(absl::StrCat("by", by), {100, 1000}, v1::Tensor::MATRIX, 0, &described)->mutable_sensitivity()->set_by(by);
+  }
+  Add("untracked", {100, 1000}, v1::Tensor::MATRIX, 0, &described);
+  const auto table = BlockTable::Create(described);
+  ASSERT_TRUE(table.ok()) << table.status();
+  for (const Block& block : table->blocks()) {
+    const TensorInfo& tensor = table->TensorOf(block);
+    const ScoreRange range = table->ScoresOf(block);
+    EXPECT_EQ(tensor.tracked(), tensor.name != "untracked");
+    // As it would be found one by one.
+    int64_t first = tensor.size, last = -1;
+    for (int64_t i = block.begin; tensor.tracked() && i < block.begin + block.size; ++i) {
+      const int64_t score = tensor.name == "by1" ? i : tensor.name == "by2" ? i / 1000 : i % 1000;
+      ASSERT_EQ(tensor.ScoreOf(i), score);
+      first = std::min(first, score);
+      last = std::max(last, score);
+    }
+    EXPECT_EQ(range.count, tensor.tracked() ? last - first + 1 : 0) << tensor.name;
+    if (tensor.tracked()) {
+      EXPECT_EQ(range.first, first) << tensor.name;
+    }
+  }
+  for (const auto& change : {+[](v1::Tensor* tensor) { tensor->set_trainable(false); },
+                             +[](v1::Tensor* tensor) { tensor->mutable_sensitivity()->set_decay(1); },
+                             +[](v1::Tensor* tensor) { tensor->mutable_sensitivity()->set_uncertainty_decay(-0.1); },
+                             +[](v1::Tensor* tensor) { tensor->mutable_sensitivity()->clear_by(); }}) {
+    v1::TensorTable wrong = described;
+    change(wrong.mutable_tensors(1));
+    EXPECT_THAT(BlockTable::Create(wrong).status().message(), HasSubstr("sensitivity"));
+  }
 }
 
 TEST(BlockTable, CutsTensorsIntoContiguousBlocksInOrder) {

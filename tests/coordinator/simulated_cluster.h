@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,8 +19,8 @@
 #include "blocks/block_table.h"
 #include "coordinator/members.h"
 #include "coordinator/shard_fleet.h"
-#include "coordinator/work_board.h"
 #include "coordinator/take.h"
+#include "coordinator/work_board.h"
 
 namespace millrace::coordinator {
 
@@ -82,13 +83,16 @@ class SimulatedShards {
  private:
   struct Block {
     std::vector<float> weights, state;
+    uint32_t tensor = 0;
   };
 
   class Cut : public FleetCut {
    public:
-    explicit Cut(std::vector<Block> blocks) : blocks_(std::move(blocks)) {}
+    Cut(std::vector<Block> blocks, absl::Span<const uint32_t> left_out)
+        : blocks_(std::move(blocks)), left_out_(left_out.begin(), left_out.end()) {}
     absl::Status Read(absl::FunctionRef<absl::Status(const v1::SnapshotReply&)> sink) override {
       for (size_t i = 0; i < blocks_.size(); ++i) {
+        if (left_out_.contains(blocks_[i].tensor)) continue;
         v1::SnapshotReply reply;
         reply.set_block(static_cast<uint32_t>(i));
         reply.set_weights(Bytes(blocks_[i].weights));
@@ -103,6 +107,7 @@ class SimulatedShards {
 
    private:
     const std::vector<Block> blocks_;
+    const std::set<uint32_t> left_out_;
   };
 
   class Fleet : public ShardFleet {
@@ -115,7 +120,7 @@ class SimulatedShards {
       if (!table.ok()) return table.status();
       shards_->blocks_.clear();
       for (const blocks::Block& block : table->blocks()) {
-        shards_->blocks_.push_back({std::vector<float>(static_cast<size_t>(block.size)), {}});
+        shards_->blocks_.push_back({std::vector<float>(static_cast<size_t>(block.size)), {}, block.tensor});
       }
       shards_->units_per_step_ = setup.units_per_step;
       shards_->units_.clear();
@@ -123,14 +128,14 @@ class SimulatedShards {
       ++shards_->configured;
       return absl::OkStatus();
     }
-    absl::Status Load(uint64_t version,
-                      absl::FunctionRef<absl::Status(uint32_t, v1::LoadRequest*)> source) override {
+    absl::Status Load(uint64_t version, absl::FunctionRef<absl::Status(uint32_t, v1::LoadRequest*)> source) override {
       absl::MutexLock lock(&shards_->mutex_);
       if (absl::Status usable = shards_->Check(epoch_); !usable.ok()) return usable;
       for (size_t i = 0; i < shards_->blocks_.size(); ++i) {
         v1::LoadRequest request;
         if (absl::Status filled = source(static_cast<uint32_t>(i), &request); !filled.ok()) return filled;
-        shards_->blocks_[i] = {Floats(request.weights()), Floats(request.state())};
+        shards_->blocks_[i].weights = Floats(request.weights());
+        shards_->blocks_[i].state = Floats(request.state());
         if (version > 0 && (request.coding().bits() != 16 || request.coding().exponent() != -static_cast<int>(i))) {
           return absl::InternalError("the coding did not come back");
         }
@@ -138,16 +143,18 @@ class SimulatedShards {
       shards_->version_ = version;
       return absl::OkStatus();
     }
-    absl::StatusOr<FleetNorms> Norms(uint64_t version) override {
+    absl::StatusOr<FleetNorms> Norms(const v1::NormsRequest& request) override {
+      const uint64_t version = request.version();
       absl::MutexLock lock(&shards_->mutex_);
       if (absl::Status usable = shards_->Check(epoch_); !usable.ok()) return usable;
       if (version != shards_->version_ || shards_->units_.size() != shards_->units_per_step_) {
         return absl::FailedPreconditionError("not all units are in");
       }
       const double sum = static_cast<double>(shards_->Sum());
-      return FleetNorms{sum * sum, 0};
+      return FleetNorms{sum * sum, 0, {}};
     }
-    absl::StatusOr<double> Commit(uint64_t version, float) override {
+    absl::StatusOr<double> Commit(const v1::CommitRequest& request) override {
+      const uint64_t version = request.version();
       absl::MutexLock lock(&shards_->mutex_);
       if (absl::Status usable = shards_->Check(epoch_); !usable.ok()) return usable;
       if (shards_->fail_commits) return absl::UnavailableError("shard s-1 does not answer");
@@ -166,11 +173,11 @@ class SimulatedShards {
       shards_->changed_.SignalAll();
       return 0.5;
     }
-    absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version) override {
+    absl::StatusOr<std::unique_ptr<FleetCut>> Snapshot(uint64_t version, absl::Span<const uint32_t> left_out) override {
       absl::MutexLock lock(&shards_->mutex_);
       if (absl::Status usable = shards_->Check(epoch_); !usable.ok()) return usable;
       if (version != shards_->version_) return absl::FailedPreconditionError("another version");
-      return std::unique_ptr<FleetCut>(new Cut(shards_->blocks_));
+      return std::unique_ptr<FleetCut>(new Cut(shards_->blocks_, left_out));
     }
 
    private:
@@ -212,7 +219,8 @@ class SimulatedShards {
 class SimulatedWorker {
  public:
   using Script = std::function<bool(const v1::WorkUnit& unit, v1::WorkResult* result)>;
-  SimulatedWorker(std::string name, Members* members, WorkBoard* board, SimulatedShards* shards, Script script = nullptr)
+  SimulatedWorker(std::string name, Members* members, WorkBoard* board, SimulatedShards* shards,
+                  Script script = nullptr)
       : members_(members), board_(board), shards_(shards), script_(std::move(script)) {
     v1::JoinRequest request;
     request.set_role(v1::WORKER);

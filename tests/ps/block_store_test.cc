@@ -52,8 +52,8 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
       request.set_block(block.index);
       *request.mutable_coding() = coding;
       std::string values;
-      ASSERT_TRUE(blocks::Encode(Numbers(9 + version, block.index, block.size, 0.01f),
-                                 *blocks::CodingFromProto(coding), &values)
+      ASSERT_TRUE(blocks::Encode(Numbers(9 + version, block.index, block.size, 0.01f), *blocks::CodingFromProto(coding),
+                                 &values)
                       .ok());
       request.set_values(values);
       request.set_crc32c(Crc32c(values.data(), values.size()));
@@ -165,7 +165,7 @@ TEST_P(BlockStoreTest, ClosingEndsCommitsAndReading) {
   v1::Coding coding;
   EXPECT_TRUE(absl::IsUnavailable(store_->Pull(0, 0, weights.data(), &coding)));
   v1::NormsReply norms;
-  EXPECT_TRUE(absl::IsUnavailable(store_->Norms(0, &norms)));
+  EXPECT_TRUE(absl::IsUnavailable(store_->Norms(NormsOf(0), &norms)));
   EXPECT_TRUE(absl::IsUnavailable(store_->AwaitVersion(5, [] { return false; })));
   EXPECT_TRUE(absl::IsUnavailable(store_->Hold(0).status()));
 }
@@ -182,7 +182,7 @@ TEST_P(BlockStoreTest, StoreWithoutBlocksIsAtAnyVersionThatIsAsked) {
     v1::CommitRequest commit;
     commit.set_version(7);
     bool applied = false;
-    const absl::Status done = call == 0   ? empty->Norms(7, &norms)
+    const absl::Status done = call == 0   ? empty->Norms(NormsOf(7), &norms)
                               : call == 1 ? empty->Commit(commit, &applied).status()
                               : call == 2 ? empty->Hold(7).status()
                                           : empty->AwaitVersion(7, [] { return true; });

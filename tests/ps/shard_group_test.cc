@@ -1,6 +1,7 @@
 // Whole steps of one to three shards, as workers and a coordinator call them.
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -31,7 +32,7 @@ TEST_P(EveryOptimizer, AnyNumberOfShardsAndThreadsGivesTheSameBits) {
     for (uint64_t version = 0; version < 3; ++version) course.Step(version);
     const std::vector<blocks::Coding> codings = course.Codings(3);
     for (uint32_t unit = 0; unit < Course::kUnits; ++unit) course.PushUnit(3, unit, codings);
-    const auto last = course.group().Norms(3);
+    const auto last = course.group().Norms(NormsOf(3));
     ASSERT_TRUE(last.ok()) << last.status();
     norms.push_back(last->squared);
     results.push_back(course.ReadAt(3));
@@ -102,6 +103,200 @@ TEST(ShardGroup, UnitsPushedAtOnceAndTwiceCountOnce) {
   EXPECT_TRUE(course.ReadAt(3) == plain.ReadAt(3));
 }
 
+// ---- sensitivity ----
+
+// The little table, with scores of each kind.
+v1::TensorTable TrackedTable() {
+  v1::TensorTable table = LittleTable();
+  const struct {
+    int tensor;
+    v1::Sensitivity::By by;
+  } tracked[] = {{0, v1::Sensitivity::ROWS}, {2, v1::Sensitivity::COLUMNS}, {3, v1::Sensitivity::ELEMENTS}};
+  for (const auto& [tensor, by] : tracked) {
+    v1::Sensitivity& sensitivity = *table.mutable_tensors(tensor)->mutable_sensitivity();
+    sensitivity.set_by(by);
+    sensitivity.set_decay(0.85);
+    sensitivity.set_uncertainty_decay(0.6);
+  }
+  return table;
+}
+
+v1::NormsRequest ScoresOf(uint64_t version, bool tracked) {
+  v1::NormsRequest request = NormsOf(version);
+  request.set_scores(true);
+  request.set_tracked(tracked);
+  return request;
+}
+
+std::vector<std::vector<double>> Scores(Course* course, uint64_t version, bool tracked) {
+  const auto norms = course->group().Norms(ScoresOf(version, tracked));
+  EXPECT_TRUE(norms.ok()) << norms.status();
+  return norms->scores;
+}
+
+v1::CommitRequest CommitOf(uint64_t version, bool tracked) {
+  v1::CommitRequest request;
+  request.set_version(version);
+  request.set_clip_factor(0.25f);
+  request.set_tracked(tracked);
+  return request;
+}
+
+void PushAll(Course* course, uint64_t version) {
+  const std::vector<blocks::Coding> codings = course->Codings(version);
+  for (uint32_t unit = 0; unit < Course::kUnits; ++unit) course->PushUnit(version, unit, codings);
+}
+
+TEST_P(EveryOptimizer, ScoresAreThoseOfTheGradientsOfTrackedSteps) {
+  std::vector<std::vector<std::vector<double>>> all;
+  std::vector<Held> held;
+  for (const int shards : {1, 3}) {
+    Course course(TrackedTable(), OptimizerOf(GetParam()), shards, /*threads=*/shards);
+    course.LoadInitial();
+    const auto commit = [&](uint64_t version, bool tracked) {
+      const auto committed = course.group().Commit(CommitOf(version, tracked));
+      ASSERT_TRUE(committed.ok()) << committed.status();
+    };
+    PushAll(&course, 0);
+    const std::vector<std::vector<double>> first = Scores(&course, 0, true);
+    EXPECT_EQ(Scores(&course, 0, true), first) << "asking changes something";
+    for (const auto& block : Scores(&course, 0, false)) {
+      for (const double sum : block) EXPECT_EQ(sum, 0);
+    }
+    // From weights and gradients before the step, unclipped: what the units add up to is known but for its coding.
+    for (const blocks::Block& block : course.blocks().blocks()) {
+      const blocks::TensorInfo& tensor = course.blocks().TensorOf(block);
+      ASSERT_EQ(first[block.index].empty(), !tensor.tracked());
+      if (!tensor.tracked()) continue;
+      std::vector<double> expected(first[block.index].size());
+      const std::vector<float> weights = course.InitialWeights(block.index);
+      std::vector<double> gradient(weights.size());
+      for (uint32_t unit = 0; unit < Course::kUnits; ++unit) {
+        const std::vector<float> own = course.Gradient(0, unit, block.index);
+        for (size_t i = 0; i < own.size(); ++i) gradient[i] += static_cast<double>(own[i]);
+      }
+      for (size_t i = 0; i < weights.size(); ++i) {
+        const double importance = std::fabs(static_cast<double>(weights[i]) * gradient[i]);
+        const int64_t at = tensor.ScoreOf(block.begin + static_cast<int64_t>(i));
+        expected[static_cast<size_t>(at - course.blocks().ScoresOf(block).first)] +=
+            0.15 * importance * (0.4 * 0.85 * importance);
+      }
+      const double largest = *std::max_element(expected.begin(), expected.end());
+      ASSERT_GT(largest, 0);
+      for (size_t i = 0; i < expected.size(); ++i) {
+        ASSERT_NEAR(first[block.index][i], expected[i], 1e-2 * largest) << course.blocks().Name(block) << " " << i;
+      }
+    }
+    commit(0, true);
+    PushAll(&course, 1);
+    EXPECT_EQ(Scores(&course, 1, false), first) << "the commit did not take the gradient in";
+    commit(1, false);
+    PushAll(&course, 2);
+    EXPECT_EQ(Scores(&course, 2, false), first) << "a commit that is not tracked did";
+    const auto later = Scores(&course, 2, true);
+    EXPECT_NE(later, first);
+    commit(2, true);
+    // They are in the state of checkpoints.
+    held.push_back(course.ReadAt(3));
+    all.push_back(later);
+    Course again(TrackedTable(), OptimizerOf(GetParam()), 2);
+    again.Load(3, held.back());
+    PushAll(&again, 3);
+    EXPECT_EQ(Scores(&again, 3, false), later);
+  }
+  EXPECT_EQ(all[0], all[1]);
+  EXPECT_TRUE(held[0] == held[1]);
+}
+
+TEST(ShardGroup, ElementsOfACommitAreZeroOnWhicheverShard) {
+  for (const int shards : {1, 3}) {
+    Course course(TrackedTable(), OptimizerOf("muon"), shards);
+    course.LoadInitial();
+    PushAll(&course, 0);
+    v1::CommitRequest request = CommitOf(0, true);
+    v1::ZeroedElements* zeroed = request.add_zeroed();
+    zeroed->set_tensor(2);
+    zeroed->add_elements(3);
+    zeroed->add_elements(143'999);
+    zeroed = request.add_zeroed();
+    zeroed->set_tensor(3);
+    zeroed->add_elements(32);
+    for (int i = 0; i < 2; ++i) {
+      const auto committed = course.group().Commit(request);
+      ASSERT_TRUE(committed.ok()) << committed.status();
+    }
+    const Held held = course.ReadAt(1);
+    for (const blocks::Block& block : course.blocks().blocks()) {
+      const std::string& name = course.blocks().TensorOf(block).name;
+      if (name == "frozen") continue;
+      const std::vector<float> weights = Floats(held.weights[block.index]);
+      for (int64_t i = 0; i < block.size; ++i) {
+        const int64_t at = block.begin + i;
+        const bool zero = (name == "wide" && (at == 3 || at == 143'999)) || (name == "gain" && at == 32);
+        ASSERT_EQ(weights[static_cast<size_t>(i)] == 0.0f, zero) << name << " " << at;
+      }
+    }
+    request.mutable_zeroed(0)->add_elements(4);
+    EXPECT_TRUE(absl::IsFailedPrecondition(course.group().Commit(request).status()))
+        << "another commit of that version";
+  }
+}
+
+TEST(ShardGroup, WhatCannotBecomeZeroIsNamed) {
+  Course course(TrackedTable(), OptimizerOf("sgd"), 1);
+  course.LoadInitial();
+  PushAll(&course, 0);
+  const struct {
+    uint32_t tensor;
+    uint64_t element;
+    const char* said;
+  } wrong[] = {{6, 0, "the model has 6"}, {1, 0, "not trained"}, {3, 33, "it has 33 elements"}};
+  for (const auto& [tensor, element, said] : wrong) {
+    v1::CommitRequest request = CommitOf(0, true);
+    request.add_zeroed()->set_tensor(tensor);
+    request.mutable_zeroed(0)->add_elements(element);
+    const absl::Status status = course.group().Commit(request).status();
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr(said));
+  }
+}
+
+// ---- snapshots ----
+
+TEST(ShardGroup, ASnapshotLeavesTensorsOutAndHoldsNothingOfThem) {
+  Course course(LittleTable(), OptimizerOf("adamw"), 2);
+  course.LoadInitial();
+  // All but the gain and the bias: no byte of the others travels, and no copy of them is made.
+  const std::vector<uint32_t> left_out = {0, 1, 2, 4};
+  auto snapshot = course.group().Snapshot(0, left_out);
+  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  course.Step(0);
+  size_t copies = 0;
+  for (size_t i = 0; i < 2; ++i) {
+    copies +=
+        static_cast<size_t>(course.shard(i)
+                                .metrics()
+                                .Gauge("millrace_shard_snapshot_copy_bytes", "Memory of blocks copied for snapshots.")
+                                ->Value());
+  }
+  EXPECT_LE(copies, 34 * 3 * sizeof(float));
+  std::vector<std::string> names;
+  size_t bytes = 0;
+  absl::Mutex mutex;
+  const absl::Status read = (*snapshot)->Read([&](const v1::SnapshotReply& reply) {
+    absl::MutexLock lock(&mutex);
+    names.push_back(course.blocks().TensorOf(course.blocks().blocks()[reply.block()]).name);
+    bytes += reply.weights().size() + reply.state().size();
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(read.ok()) << read;
+  EXPECT_THAT(names, ::testing::UnorderedElementsAre("gain", "bias"));
+  EXPECT_EQ(bytes, 34 * 3 * sizeof(float));
+  const std::vector<uint32_t> unknown = {6};
+  const absl::Status refused = course.group().Snapshot(1, unknown).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+}
+
 TEST(ShardGroup, SnapshotIsOfItsVersionWhileTrainingGoesOn) {
   for (const char* type : {"adamw", "muon", "adafactor"}) {
     Course course(LittleTable(), OptimizerOf(type), 2);
@@ -150,7 +345,7 @@ TEST(ShardGroup, PullDuringACommitGetsItsVersionOrNothing) {
   std::vector<std::unique_ptr<client::ShardGroup>> groups;
   for (int i = 0; i < 3; ++i) {
     groups.push_back(std::make_unique<client::ShardGroup>(1, std::vector<std::string>{course.shard(0).address()},
-                                                           /*share_memory=*/i != 0));
+                                                          /*share_memory=*/i != 0));
     groups.back()->Place(&course.blocks(), OptimizerOf("adamw"));
   }
   std::vector<std::thread> pullers;

@@ -119,6 +119,12 @@ class ServedShard {
   std::unique_ptr<v1::ParameterServer::Stub> stub_;
 };
 
+inline v1::NormsRequest NormsOf(uint64_t version) {
+  v1::NormsRequest request;
+  request.set_version(version);
+  return request;
+}
+
 // All that shards hold of a model at a version, by block.
 struct Held {
   std::vector<std::string> weights, state;
@@ -218,9 +224,12 @@ class Course {
     Commit(version, clip_factor);
   }
   void Commit(uint64_t version, float clip_factor = 0.5f) {
-    const auto norms = group_->Norms(version);
+    const auto norms = group_->Norms(NormsOf(version));
     ASSERT_TRUE(norms.ok()) << norms.status();
-    const auto rate = group_->Commit(version, clip_factor);
+    v1::CommitRequest request;
+    request.set_version(version);
+    request.set_clip_factor(clip_factor);
+    const auto rate = group_->Commit(request);
     ASSERT_TRUE(rate.ok()) << rate.status();
   }
 
