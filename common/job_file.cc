@@ -361,17 +361,18 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
   if (StartOfPhase(job, index).empty() && phase.compare().from().empty()) {
     return wrong("", "an adapter goes on a trained model, of an earlier phase or a folder; the phase starts from none");
   }
-  const bool linear = type == "lora" || type == "ia3", lora = type == "lora";
+  const bool lora = type == "lora", adalora = type == "adalora";
+  const bool low_rank = lora || adalora, linear = low_rank || type == "ia3";
   const bool table = type == "prompt_tuning" || type == "p_tuning_v2" || type == "llama_adapter";
   const struct {
     const char* name;
     bool has, may;
     const char* types;
   } only[] = {
-      {".targets", adapter.targets_size() > 0, linear, "lora and ia3"},
-      {".rank", adapter.has_rank(), lora, "lora"},
-      {".alpha", adapter.has_alpha(), lora, "lora"},
-      {".dropout", adapter.dropout() > 0, lora, "lora"},
+      {".targets", adapter.targets_size() > 0, linear, "lora, adalora and ia3"},
+      {".rank", adapter.has_rank(), low_rank, "lora and adalora"},
+      {".alpha", adapter.has_alpha(), low_rank, "lora and adalora"},
+      {".dropout", adapter.dropout() > 0, low_rank, "lora and adalora"},
       {".rank_stabilized", adapter.rank_stabilized(), lora, "lora"},
       {".dora", adapter.dora(), lora, "lora"},
       {".feedforward_targets", adapter.feedforward_targets_size() > 0, type == "ia3", "ia3"},
@@ -382,6 +383,12 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
        "p_tuning and prefix_tuning"},
       {".layers", adapter.has_layers(), type == "llama_adapter", "llama_adapter"},
       {".encoder", adapter.has_encoder(), type == "p_tuning", "p_tuning"},
+      {".target_rank", adapter.has_target_rank(), adalora, "adalora"},
+      {".warmup_steps", adapter.has_warmup_steps(), adalora, "adalora"},
+      {".final_steps", adapter.has_final_steps(), adalora, "adalora"},
+      {".allocate_every", adapter.has_allocate_every(), adalora, "adalora"},
+      {".importance_decay", adapter.importance_decay_size() > 0, adalora, "adalora"},
+      {".orthogonality", adapter.has_orthogonality(), adalora, "adalora"},
   };
   for (const auto& field : only) {
     if (field.has && !field.may) return wrong(field.name, absl::StrCat("only for ", field.types, ", not ", type));
@@ -393,6 +400,17 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
     return wrong(".virtual_tokens", absl::StrCat(adapter.virtual_tokens(), " leave no room for text in a context of ",
                                                  job.model().context()));
   }
+  if (adapter.target_rank() > adapter.rank()) {
+    return wrong(".target_rank", absl::StrCat(adapter.target_rank(), " where rank is ", adapter.rank()));
+  }
+  if (adalora && adapter.importance_decay_size() != 2) {
+    return wrong(".importance_decay", absl::StrCat(adapter.importance_decay_size(), " numbers where two are wanted"));
+  }
+  const uint64_t steps = phase.stop().max_steps();
+  if (adalora && phase.stop().has_max_steps() && uint64_t{adapter.warmup_steps()} + adapter.final_steps() >= steps) {
+    return wrong("", absl::StrCat("warmup_steps of ", adapter.warmup_steps(), " and final_steps of ",
+                                  adapter.final_steps(), " leave none of ", steps, " to choose what is kept"));
+  }
   if (phase.trainable().has_last_layers()) {
     return wrong("", "with an adapter the model's own layers are not trained; drop trainable.last_layers");
   }
@@ -403,6 +421,12 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
     spec->clear_dropout();
     spec->clear_init_text();
     spec->clear_init_std();
+    spec->clear_target_rank();
+    spec->clear_warmup_steps();
+    spec->clear_final_steps();
+    spec->clear_allocate_every();
+    spec->clear_importance_decay();
+    spec->clear_orthogonality();
   }
   if (before.SerializeAsString() == now.SerializeAsString()) return absl::OkStatus();
   return wrong("", absl::StrCat("differs from that of phase ", Shown(start->name()),
@@ -437,6 +461,16 @@ void FillAdapterDefaults(const v1::ModelSpec& model, v1::AdapterSpec* adapter) {
   if (low_rank) {
     if (!adapter->has_rank()) adapter->set_rank(type == "lora" ? 8 : 12);
     if (!adapter->has_alpha()) adapter->set_alpha(adapter->rank());
+  }
+  if (type == "adalora") {
+    if (!adapter->has_target_rank()) adapter->set_target_rank(std::min(8u, adapter->rank()));
+    if (!adapter->has_warmup_steps()) adapter->set_warmup_steps(0);
+    if (!adapter->has_final_steps()) adapter->set_final_steps(0);
+    if (!adapter->has_allocate_every()) adapter->set_allocate_every(1);
+    if (adapter->importance_decay().empty()) {
+      for (int i = 0; i < 2; ++i) adapter->add_importance_decay(0.85);
+    }
+    if (!adapter->has_orthogonality()) adapter->set_orthogonality(0.5);
   }
   const bool prompts = type == "prompt_tuning" || type == "p_tuning" || type == "prefix_tuning" ||
                        type == "p_tuning_v2" || type == "llama_adapter";

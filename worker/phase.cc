@@ -14,6 +14,7 @@
 #include "blocks/fixed_point.h"
 #include "common/philox.h"
 #include "common/status.h"
+#include "model/adapters/orthogonality.h"
 #include "model/adapters/start.h"
 #include "model/arena.h"
 #include "model/formats/config_json.h"
@@ -101,6 +102,7 @@ class PhaseSeat::Epoch {
     for (const PhaseModel& model : models_->models().models()) {
       for (const v1::ModelPart& part : model.parts) *result->add_parts() = part;
     }
+    for (v1::Pruning& pruning : models_->models().Prunings()) *result->add_pruning() = std::move(pruning);
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
@@ -147,9 +149,14 @@ class PhaseSeat::Epoch {
     const Philox dropout = Philox(context_.seed()).Derive(kDropoutPurpose + (uint64_t{context_.phase_index()} << 32));
     parameters_->Fetch(unit.version());
     const std::unique_ptr<client::GradientPush> push = group_->Push(unit.version(), unit.unit());
+    // What is a function of the weights alone counts once a step: in the unit that has its first microbatch.
+    const bool regularizes = std::any_of(unit.microbatches().begin(), unit.microbatches().end(),
+                                         [](const v1::Microbatch& microbatch) { return microbatch.index() == 0; });
+    double orthogonality = 0;
     bool sent = false;
     const auto send = [&](uint32_t group) {
       sent = true;
+      if (regularizes) orthogonality += AddOrthogonality(group, gradients);
       return Send(group, unit.version(), gradients, push.get());
     };
     MILLRACE_RETURN_IF_ERROR(
@@ -169,6 +176,12 @@ class PhaseSeat::Epoch {
     if (!sent) {
       // Nothing counts in the unit: the shards wait for its zeros.
       for (uint32_t group = blocks_.groups(); group-- > 0;) MILLRACE_RETURN_IF_ERROR(send(group));
+    }
+    if (regularizes && !models_->models().Prunings().empty()) {
+      v1::Statistic& statistic = *result->add_statistics();
+      statistic.set_name("orthogonality");
+      statistic.set_sum(orthogonality);
+      statistic.set_count(1);
     }
     return push->Finish();
   }
@@ -322,6 +335,18 @@ class PhaseSeat::Epoch {
       return absl::InvalidArgumentError("a unit without microbatches or predictions");
     }
     return absl::OkStatus();
+  }
+
+  // What the phase's AdaLoRA adapters add to the loss by tensors of a group of the table; the gradients take it in.
+  double AddOrthogonality(uint32_t group, float* gradients) {
+    double sum = 0;
+    for (const PhaseModel& model : models_->models().models()) {
+      if (!model.trained || model.adapter == nullptr || group < model.first_group) continue;
+      sum += model::AddOrthogonality(*compute_, *model.adapter, group - model.first_group,
+                                     model.adapter->spec().orthogonality(), weights_ + model.adapter_offset,
+                                     gradients + model.adapter_offset);
+    }
+    return sum;
   }
 
   // Codes the gradients of a group's blocks and hands them over; the last block of the forward pass first.

@@ -269,10 +269,49 @@ absl::StatusOr<v1::TensorTable> PhaseModels::Table(const v1::PhaseSpec& phase) c
       table.mutable_tensors()->rbegin()->set_learning_rate_multiplier(phase.policy().value_learning_rate());
     }
   }
+  for (const PhaseModel& model : models_) {
+    if (!model.trained || model.adapter == nullptr) continue;
+    for (const model::Adapter::AtLinear* const at : model.adapter->triplets()) {
+      const std::pair<int, v1::Sensitivity::By> scored[] = {
+          {at->a, v1::Sensitivity::ROWS}, {at->b, v1::Sensitivity::COLUMNS}, {at->e, v1::Sensitivity::ELEMENTS}};
+      for (const auto& [tensor, by] : scored) {
+        v1::Sensitivity& sensitivity =
+            *table.mutable_tensors(static_cast<int>(PlaceOf(model, tensor)))->mutable_sensitivity();
+        sensitivity.set_by(by);
+        sensitivity.set_decay(model.adapter->spec().importance_decay(0));
+        sensitivity.set_uncertainty_decay(model.adapter->spec().importance_decay(1));
+      }
+    }
+  }
   std::vector<v1::Tensor*> first;
   for (const int place : models_[0].places) first.push_back(table.mutable_tensors(place));
   MILLRACE_RETURN_IF_ERROR(Choose(phase.trainable(), models_[0].network->groups(), first));
+  for (const v1::Tensor& tensor : table.tensors()) {
+    if (!tensor.has_sensitivity() || tensor.trainable()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("trainable.freeze: ", tensor.name(), " cannot be frozen: AdaLoRA trains all of its tensors"));
+  }
   return table;
+}
+
+std::vector<v1::Pruning> PhaseModels::Prunings() const {
+  std::vector<v1::Pruning> prunings;
+  for (const PhaseModel& model : models_) {
+    if (!model.trained || model.adapter == nullptr || model.adapter->triplets().empty()) continue;
+    const v1::AdapterSpec& spec = model.adapter->spec();
+    v1::Pruning& pruning = prunings.emplace_back();
+    for (const model::Adapter::AtLinear* const at : model.adapter->triplets()) {
+      v1::Pruning::Group& group = *pruning.add_groups();
+      group.set_elements(PlaceOf(model, at->e));
+      group.add_beside(PlaceOf(model, at->a));
+      group.add_beside(PlaceOf(model, at->b));
+    }
+    pruning.set_kept(uint64_t{spec.target_rank()} * static_cast<uint64_t>(pruning.groups_size()));
+    pruning.set_warmup_steps(spec.warmup_steps());
+    pruning.set_final_steps(spec.final_steps());
+    pruning.set_every_steps(spec.allocate_every());
+  }
+  return prunings;
 }
 
 }  // namespace millrace::worker

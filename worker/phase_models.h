@@ -68,6 +68,8 @@ class PhaseModels {
   // All models' tensors, as shards see them. What `phase` freezes and speeds up is of the first model. INVALID_ARGUMENT
   // for a pattern that matches no tensor, and if nothing is left to train.
   absl::StatusOr<v1::TensorTable> Table(const v1::PhaseSpec& phase) const;
+  // Which singular values fall to zero as AdaLoRA trains, for each trained model that has it.
+  std::vector<v1::Pruning> Prunings() const;
 
   // Floats of all weights, and of those that are trained, which come first.
   int64_t floats() const { return floats_; }
@@ -77,6 +79,11 @@ class PhaseModels {
   const std::vector<int64_t>& offsets() const { return offsets_; }
 
  private:
+  // Where a trained model's adapter's tensor lies in the table.
+  static uint32_t PlaceOf(const PhaseModel& model, int tensor) {
+    return static_cast<uint32_t>(model.places[static_cast<size_t>(model.decoder->tensors().size() + tensor)]);
+  }
+
   // A tensor of a model, or of its adapter.
   struct Slot {
     size_t model = 0;

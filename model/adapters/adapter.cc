@@ -90,8 +90,12 @@ absl::Status Adapter::AddLinear(absl::Span<const LinearSite> sites, absl::Span<c
   }
   for (size_t i = 0; i < sites.size(); ++i) {
     const LinearSite& site = sites[i];
-    // At some layers AdaLoRA may leave nothing.
-    if (!IsOneOf(spec_.targets(), site.path) || (!ranks.empty() && ranks[i] == 0)) continue;
+    if (!IsOneOf(spec_.targets(), site.path)) continue;
+    targets_.push_back(site);
+    if (!ranks.empty() && ranks[i] > int64_t{spec_.rank()}) {
+      return Wrong("rank", absl::StrCat(": ", spec_.rank(), " where ", site.path, " has ", ranks[i]));
+    }
+    if (!ranks.empty() && ranks[i] == 0) continue;
     AtLinear& at = linear_[site.layer * kModules + static_cast<size_t>(site.module)];
     const std::string prefix = absl::StrCat(kAdapterPrefix, site.path, ".");
     const auto group = static_cast<uint32_t>(site.layer) + 1;
@@ -115,6 +119,14 @@ absl::Status Adapter::AddLinear(absl::Span<const LinearSite> sites, absl::Span<c
     if (spec_.dora()) at.magnitude = Add(prefix + "lora_magnitude_vector", {site.outputs}, group, Start::kRowNorms, 0);
   }
   return absl::OkStatus();
+}
+
+std::vector<const Adapter::AtLinear*> Adapter::triplets() const {
+  std::vector<const AtLinear*> triplets;
+  for (const AtLinear& at : linear_) {
+    if (at.e >= 0) triplets.push_back(&at);
+  }
+  return triplets;
 }
 
 void Adapter::AddVirtualTokens(const v1::ModelSpec& model) {

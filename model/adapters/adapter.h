@@ -4,7 +4,9 @@
 //                  (rsLoRA; Kalajdzievski 2023)
 //   lora, dora     y = b + m / n ⊙ (W x + s B A drop(x)), n: the norms of the rows of W + s B A, as if they were
 //                  constants (Liu et al. 2024, equation 5 and section 4.3). The published code drops in W x, too.
-//   adalora        y = W x + b + s B (E ⊙ A x), s = alpha / (rank + 1e-5) (Zhang et al. 2023, equation 3)
+//   adalora        y = W x + b + s B (E ⊙ A x), s = alpha / (rank + 1e-5) (Zhang et al. 2023, equation 3); ranks fall
+//   in
+//                  training (coordinator/pruning.h)
 //   ia3            y = l ⊙ (W x + b), feed-forward layers y = W (l ⊙ x) + b (Liu et al. 2022, section 3.3)
 //   prompt_tuning  embeddings before the text (Lester et al. 2021), which take positions of the context
 //   p_tuning       the same, made of trained inputs by two hidden layers with ReLU, or by two bidirectional layers of
@@ -95,6 +97,10 @@ class Adapter {
   const AtLinear& at(size_t layer, Module module) const {
     return linear_[layer * kModules + static_cast<size_t>(module)];
   }
+  // The linear layers that it is for, in the order of `sites`; at some of them nothing may be left of AdaLoRA.
+  absl::Span<const LinearSite> targets() const { return targets_; }
+  // AdaLoRA's layers, in the order of the model; none of other methods.
+  std::vector<const AtLinear*> triplets() const;
   float low_rank_scale() const { return low_rank_scale_; }
   float dropout() const { return static_cast<float>(spec_.dropout()); }
 
@@ -119,6 +125,7 @@ class Adapter {
 
   v1::AdapterSpec spec_;
   TensorList tensors_;
+  std::vector<LinearSite> targets_;
   std::vector<AtLinear> linear_;        // by layer and module
   std::vector<AtAttention> attention_;  // by layer
   Encoder encoder_;

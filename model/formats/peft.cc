@@ -1,5 +1,6 @@
 #include "model/formats/peft.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <utility>
@@ -117,6 +118,15 @@ void ReadLowRank(Config* config, bool svd, v1::AdapterSpec* spec) {
     spec->set_rank_stabilized(config->Flag("use_rslora"));
     spec->set_dora(config->Flag("use_dora"));
     config->MustBeAbsent("rank_pattern");
+  } else {
+    constexpr double kMostSteps = 1e9;
+    spec->set_target_rank(std::min(config->Count("target_r", 8), spec->rank()));
+    spec->set_warmup_steps(static_cast<uint32_t>(config->Number("tinit", 0, 0, kMostSteps)));
+    spec->set_final_steps(static_cast<uint32_t>(config->Number("tfinal", 0, 0, kMostSteps)));
+    spec->set_allocate_every(config->Count("deltaT", 1));
+    spec->add_importance_decay(config->Number("beta1", 0.85, 0, 1));
+    spec->add_importance_decay(config->Number("beta2", 0.85, 0, 1));
+    spec->set_orthogonality(config->Number("orth_reg_weight", 0.5, 0, 1e6));
   }
   config->MustBe("bias", "none");
   for (const char* name : {"alpha_pattern", "lora_bias", "modules_to_save", "layers_to_transform", "layer_replication",
@@ -150,6 +160,42 @@ std::string PeftType(const std::string& type) {
   if (type == "p_tuning") return "P_TUNING";
   if (type == "llama_adapter") return "ADAPTION_PROMPT";
   return "PREFIX_TUNING";
+}
+
+// The rows of a [rank, columns] or, of B, the columns of a [outputs, rank] that are kept.
+std::vector<float> Kept(const float* values, const TensorSpec& tensor, bool of_columns,
+                        const std::vector<int64_t>& kept) {
+  const int64_t rank = tensor.shape[of_columns ? 1 : 0], others = tensor.size / rank;
+  std::vector<float> made;
+  if (of_columns) {
+    for (int64_t row = 0; row < others; ++row) {
+      for (const int64_t index : kept) made.push_back(values[row * rank + index]);
+    }
+  } else {
+    for (const int64_t index : kept) made.insert(made.end(), values + index * others, values + (index + 1) * others);
+  }
+  return made;
+}
+
+// Which of `at`'s singular values are not zero. `at` may be of a layer at which nothing is left.
+std::vector<int64_t> NonZeroOf(const StoredAdapter& stored, const Adapter::AtLinear& at) {
+  std::vector<int64_t> kept;
+  for (int64_t i = 0; i < at.rank; ++i) {
+    if (stored.weights[static_cast<size_t>(stored.adapter->tensors()[at.e].offset + i)] != 0.0f) kept.push_back(i);
+  }
+  return kept;
+}
+
+// Whether singular values have gone.
+bool IsPruned(const StoredAdapter& stored) {
+  bool any = false, all = true;
+  for (const LinearSite& site : stored.adapter->targets()) {
+    const Adapter::AtLinear& at = stored.adapter->at(site.layer, site.module);
+    const size_t kept = NonZeroOf(stored, at).size();
+    any |= kept > 0 || at.rank < int64_t{stored.adapter->spec().rank()};
+    all &= kept == stored.adapter->spec().rank();
+  }
+  return any && !all;
 }
 
 // The spec of a network that makes virtual tokens, if the file holds one.
@@ -204,7 +250,8 @@ absl::StatusOr<v1::AdapterSpec> ParseAdapterConfig(absl::string_view json, absl:
   return spec;
 }
 
-std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& model, absl::string_view base) {
+std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& model, absl::string_view base,
+                               const RankPattern& rank_pattern) {
   const v1::AdapterSpec& spec = adapter.spec();
   const bool gpt2 = model.family() == "gpt2";
   Json json;
@@ -232,9 +279,17 @@ std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& mode
     json["modules_to_save"] = nullptr;
     if (svd) {
       json["init_r"] = spec.rank();
-      // peft wants the steps of the budget; nothing follows from them but where training goes on.
-      json["total_step"] = 1;
+      json["target_r"] = spec.target_rank();
+      json["tinit"] = spec.warmup_steps();
+      json["tfinal"] = spec.final_steps();
+      json["deltaT"] = spec.allocate_every();
+      json["beta1"] = spec.importance_decay(0);
+      json["beta2"] = spec.importance_decay(1);
+      json["orth_reg_weight"] = spec.orthogonality();
+      // peft wants the steps of the phase, more than those two; nothing follows from them but where training goes on.
+      json["total_step"] = uint64_t{spec.warmup_steps()} + spec.final_steps() + 1;
       json["rank_pattern"] = nullptr;
+      if (!rank_pattern.empty()) json["rank_pattern"] = rank_pattern;
     }
   } else if (spec.type() == "ia3") {
     json["target_modules"] = names(spec.targets());
@@ -334,7 +389,30 @@ absl::Status WriteAdapter(const std::string& directory, const StoredAdapter& sto
     header.tensors.push_back({std::move(name), "F32", std::move(shape)});
     data.append(reinterpret_cast<const char*>(values), static_cast<size_t>(size) * sizeof(float));
   };
-  if (adapter.encoder().weights.empty()) {
+  RankPattern rank_pattern;
+  if (adapter.spec().type() == "adalora" && IsPruned(stored)) {
+    for (const LinearSite& site : adapter.targets()) {
+      const Adapter::AtLinear& at = adapter.at(site.layer, site.module);
+      const std::vector<int64_t> kept = NonZeroOf(stored, at);
+      // Of an adapter that came with fewer nobody knows which they were.
+      std::vector<bool>& pattern = rank_pattern[absl::StrCat(site.path, ".lora_E")];
+      pattern.assign(adapter.spec().rank(), false);
+      for (const int64_t index : kept) pattern[static_cast<size_t>(index)] = true;
+      const auto rank = static_cast<int64_t>(kept.size());
+      const auto add_kept = [&](absl::string_view name, int tensor, bool of_columns, std::vector<int64_t> shape) {
+        std::vector<float> values;
+        if (rank > 0) {
+          const TensorSpec& whole = adapter.tensors()[tensor];
+          values = Kept(stored.weights.data() + whole.offset, whole, of_columns, kept);
+        }
+        add(absl::StrCat(kAdapterPrefix, site.path, name), std::move(shape), values.data(),
+            static_cast<int64_t>(values.size()));
+      };
+      add_kept(".lora_A", at.a, false, {rank, site.inputs});
+      add_kept(".lora_B", at.b, true, {site.outputs, rank});
+      add_kept(".lora_E", at.e, false, {rank, 1});
+    }
+  } else if (adapter.encoder().weights.empty()) {
     for (const TensorSpec& tensor : adapter.tensors().tensors()) {
       add(tensor.name, tensor.shape, stored.weights.data() + tensor.offset, tensor.size);
     }
@@ -346,7 +424,7 @@ absl::Status WriteAdapter(const std::string& directory, const StoredAdapter& sto
   const std::string bytes = LayOutSafetensors(&header) + data;
   MILLRACE_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(directory, "/", kAdapterFile), bytes));
   return WriteFileAtomically(absl::StrCat(directory, "/", kAdapterConfigFile),
-                             PrintAdapterConfig(adapter, model, base));
+                             PrintAdapterConfig(adapter, model, base, rank_pattern));
 }
 
 absl::Status MergeAdapter(const kernels::Compute& compute, const Network& network, const StoredAdapter& stored,

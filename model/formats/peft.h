@@ -5,6 +5,7 @@
 // Checkpoints hold the network itself, in tensors "prompt_encoder.…"; both are read.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,8 +37,12 @@ struct StoredAdapter {
 absl::StatusOr<v1::AdapterSpec> ParseAdapterConfig(absl::string_view json, absl::string_view file,
                                                    const v1::ModelSpec& model);
 
+// Which of AdaLoRA's `rank` singular values the file has, by "PATH.lora_E" of a layer; empty: all.
+using RankPattern = std::map<std::string, std::vector<bool>>;
+
 // `base`: where the base model is to be found; may be empty.
-std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& model, absl::string_view base);
+std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& model, absl::string_view base,
+                               const RankPattern& rank_pattern = {});
 
 // The folder of the base model that an adapter names, seen from the adapter's folder. INVALID_ARGUMENT if it names
 // none.
@@ -47,7 +52,8 @@ absl::StatusOr<std::string> BaseOfAdapter(const std::string& directory);
 // architecture or a tensor is missing, too many, of another shape or not finite; DATA_LOSS for a damaged file.
 absl::StatusOr<StoredAdapter> ReadAdapter(const std::string& directory, const Network& network);
 
-// Writes both files into a folder that exists, as peft reads them.
+// Writes both files into a folder that exists, as peft reads them. Of AdaLoRA without what belongs to singular values
+// that are zero, unless all are, as at the start.
 absl::Status WriteAdapter(const std::string& directory, const StoredAdapter& adapter, const v1::ModelSpec& model,
                           absl::string_view base, const kernels::Compute& compute);
 

@@ -1,10 +1,12 @@
 // Jobs of several phases: every kind of learning on the same topology, with the same bits on any cluster.
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -125,6 +127,7 @@ class Phases : public ::testing::Test {
     std::vector<std::string> notes;
     std::map<std::string, std::string> digests;  // of checkpoints, by phase and step
     std::string checkpoints;                     // their folder
+    std::vector<v1::StepEvent> steps;
   };
   Result Train(Cluster* cluster, const std::string& yaml, const std::vector<std::string>& overrides = {}) {
     const std::string file = folder_ / "job.yaml";
@@ -140,6 +143,7 @@ class Phases : public ::testing::Test {
         const v1::CheckpointEvent& checkpoint = event.checkpoint();
         result.digests[absl::StrCat(checkpoint.phase(), "-", checkpoint.step())] = checkpoint.digest();
       }
+      if (event.has_step()) result.steps.push_back(event.step());
       if (event.has_log()) result.notes.push_back(event.log().text());
       return true;
     });
@@ -241,6 +245,85 @@ TEST_F(Phases, AWorkerKilledWhileFineTuningChangesNothing) {
   cluster.worker(0).Kill();
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), digest);
+}
+
+// ---- AdaLoRA ----
+
+constexpr char kAdaLora[] =
+    "phases.1.adapter={type: adalora, rank: 4, target_rank: 2, warmup_steps: 2, final_steps: 6, allocate_every: 2}";
+
+// The adapter's singular values that are not zero, and all.
+std::pair<size_t, size_t> SingularValues(const std::string& checkpoint) {
+  const auto file = SafetensorsFile::Open(checkpoint + "/adapter_model.safetensors");
+  EXPECT_TRUE(file.ok()) << file.status();
+  std::pair<size_t, size_t> counted = {0, 0};
+  for (const SafetensorsEntry& entry : (*file)->header().tensors) {
+    if (!absl::EndsWith(entry.name, "lora_E")) continue;
+    std::vector<float> values((*file)->bytes(entry).size() / sizeof(float));
+    std::memcpy(values.data(), (*file)->bytes(entry).data(), values.size() * sizeof(float));
+    for (const float value : values) counted.first += value != 0.0f ? 1 : 0;
+    counted.second += values.size();
+  }
+  return counted;
+}
+
+TEST_F(Phases, AdaLoraPrunesTheSameOnAnyCluster) {
+  Cluster one({.workers = 1, .shards = 1});
+  const Result first = Train(&one, kJob, {kAdaLora});
+  Cluster three({.workers = 3, .shards = 2, .max_isas = InstructionSets()});
+  const Result second = Train(&three, kJob, {kAdaLora});
+  EXPECT_EQ(first.digests, second.digests);
+  EXPECT_EQ(SingularValues(second.checkpoints + "/sft-20"), std::pair(size_t{4}, size_t{8}));
+  const auto& last = second.steps.back().statistics();
+  EXPECT_EQ(last.at("rank"), 2);
+  // Random matrices of deviation 0.02 are far from orthogonal ones, and nearer in the end.
+  EXPECT_GT(last.at("orthogonality"), 0);
+  double before = 0;
+  for (const v1::StepEvent& step : second.steps) {
+    if (step.phase() == "sft" && before == 0) before = step.statistics().at("orthogonality");
+  }
+  EXPECT_LT(last.at("orthogonality"), before);
+}
+
+// A step that descends on hardly anything else shows how often it counts.
+TEST_F(Phases, OrthogonalityCountsOnceHoweverAStepIsCut) {
+  Cluster cluster({});
+  std::vector<double> after;
+  for (const char* const unit : {"1", "4"}) {
+    const Result result = Train(&cluster, kJob,
+                                {kAdaLora, "phases.1.adapter.orthogonality=400", "phases.0.stop.max_steps=5",
+                                 "phases.1.optimizer={type: sgd, lr: 1.0e-3, schedule: constant, clip_norm: 0}",
+                                 absl::StrCat("phases.1.unit_microbatches=", unit)});
+    after.push_back(result.steps.back().statistics().at("orthogonality"));
+  }
+  EXPECT_NEAR(after[0], after[1], 1e-2);
+  EXPECT_LT(after[0], 1.8);
+  EXPECT_GT(after[0], 0.2);
+}
+
+TEST_F(Phases, ProcessesKilledWhileAdaLoraPrunesChangeNothing) {
+  const std::vector<std::string> longer = {kAdaLora, "phases.1.adapter.final_steps=60", "phases.1.stop.max_steps=200"};
+  Cluster calm({});
+  const Result wanted = Train(&calm, kJob, longer);
+  Cluster cluster({.workers = 2, .shards = 2});
+  const std::string job = cluster.Submit(folder_ / "job.yaml", longer);
+  const auto await = [&](uint64_t step) {
+    cluster.Await(job, "some steps of sft", [&](const v1::Job& it) { return it.phase() == "sft" && it.step() > step; });
+  };
+  await(15);
+  cluster.worker(0).Kill();
+  await(35);
+  cluster.shard(0).Kill();
+  cluster.shard(0).Restart();
+  // Once more where what is kept does not change any more: it follows from the checkpoint's state.
+  await(155);
+  cluster.shard(1).Kill();
+  cluster.shard(1).Restart();
+  cluster.AwaitSuccess(job);
+  const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
+  ASSERT_TRUE(checkpoints.ok());
+  EXPECT_EQ(checkpoints->back().digest(), wanted.digests.at("sft-200"));
+  EXPECT_EQ(SingularValues(cluster.Checkpoint(job, "last")), std::pair(size_t{4}, size_t{8}));
 }
 
 TEST_F(Phases, AlignmentIsTheSameOnAnyCluster) {

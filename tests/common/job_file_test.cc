@@ -311,6 +311,51 @@ TEST(JobFile, AdaptersThatCannotBeAreRefusedBeforeAnythingIsTrained) {
   Parsed(job, {"phases.2.adapter={type: lora, dropout: 0.1}"});
 }
 
+TEST(JobFile, AnAdapterHasItsDefaultsAndWhatItLacksIsRefused) {
+  const auto job = [](const std::string& adapter) {
+    return std::vector<std::string>{"phases.0.from=folder", absl::StrCat("phases.0.adapter={", adapter, "}")};
+  };
+  const v1::AdapterSpec adalora = Parsed(kJob, job("type: adalora")).phases(0).adapter();
+  EXPECT_EQ(adalora.rank(), 12u);
+  EXPECT_EQ(adalora.alpha(), 12);
+  EXPECT_EQ(adalora.target_rank(), 8u);
+  EXPECT_EQ(adalora.warmup_steps(), 0u);
+  EXPECT_TRUE(adalora.has_warmup_steps());
+  EXPECT_TRUE(adalora.has_final_steps());
+  EXPECT_EQ(adalora.allocate_every(), 1u);
+  EXPECT_THAT(adalora.importance_decay(), ElementsAre(0.85, 0.85));
+  EXPECT_EQ(adalora.orthogonality(), 0.5);
+  EXPECT_THAT(adalora.targets(), ElementsAre("c_attn"));
+  EXPECT_EQ(Parsed(kJob, job("type: adalora, rank: 4")).phases(0).adapter().target_rank(), 4u);
+  EXPECT_EQ(Parsed(kJob, job("type: p_tuning")).phases(0).adapter().encoder(), "mlp");
+  EXPECT_EQ(Parsed(kJob, job("type: p_tuning, encoder: lstm")).phases(0).adapter().encoder(), "lstm");
+  EXPECT_FALSE(Parsed(kJob, job("type: lora")).phases(0).adapter().has_target_rank());
+  const struct {
+    const char* adapter;
+    const char* said;
+  } wrong[] = {
+      {"type: lora, target_rank: 2", "adapter.target_rank: only for adalora, not lora"},
+      {"type: ia3, orthogonality: 1", "adapter.orthogonality: only for adalora, not ia3"},
+      {"type: lora, importance_decay: [0.1, 0.2]", "adapter.importance_decay: only for adalora, not lora"},
+      {"type: adalora, dora: true", "adapter.dora: only for lora, not adalora"},
+      {"type: adalora, rank: 4, target_rank: 5", "adapter.target_rank: 5 where rank is 4"},
+      {"type: adalora, importance_decay: [0.5]", "adapter.importance_decay: 1 numbers where two are wanted"},
+      {"type: adalora, importance_decay: [0.5, 1]", "importance_decay.1: it must be below 1, not 1"},
+      {"type: adalora, warmup_steps: 600, final_steps: 400", "leave none of 1000"},
+      {"type: prefix_tuning, encoder: lstm", "adapter.encoder: only for p_tuning, not prefix_tuning"},
+  };
+  for (const auto& [adapter, said] : wrong) EXPECT_THAT(Refusal(kJob, job(adapter)), HasSubstr(said));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.adapter={type: adalora}"}), HasSubstr("the phase starts from none"));
+}
+
+TEST(JobFile, AnAdapterThatIsTrainedOnMayHaveAnotherBudget) {
+  const std::string job = absl::StrCat(kJob, "    from: folder\n    adapter: {type: adalora}\n",
+                                       "  - {name: more, global_batch: 8, stop: {max_steps: 9}, from: pretrain@best, ",
+                                       "adapter: {type: adalora, target_rank: 3, final_steps: 2}}\n");
+  EXPECT_EQ(Parsed(job).phases(1).adapter().target_rank(), 3u);
+  EXPECT_THAT(Refusal(job, {"phases.1.adapter.rank=6"}), HasSubstr("differs from that of phase 'pretrain'"));
+}
+
 TEST(JobFile, AJobWithoutTextSaysWhereItsTokensAndDataComeFrom) {
   const auto job = [](const std::string& tokenizer, const std::string& data) {
     return absl::StrCat("name: mine\n", tokenizer,

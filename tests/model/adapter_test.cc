@@ -19,6 +19,7 @@
 #include "kernels/bfloat16.h"
 #include "kernels/compute.h"
 #include "model/adapters/linear_adapter.h"
+#include "model/adapters/orthogonality.h"
 #include "model/adapters/start.h"
 #include "model/families/network.h"
 #include "model/formats/hugging_face.h"
@@ -404,6 +405,99 @@ TEST_P(Peft, WrittenAgainIsTheSame) {
   const NetworkWeights weights(base_.weights.data(), absl::MakeConstSpan(&active, 1));
   const std::vector<float> before = Outputs(base_, weights_, inputs_, compute_);
   EXPECT_EQ(before, Outputs(base_, weights, inputs_, compute_));
+}
+
+class AdaLora : public ::testing::TestWithParam<const char*> {
+ protected:
+  AdaLora()
+      : base_(LoadBase(GetParam())),
+        folder_(absl::StrCat(Goldens(), "/adapters/", GetParam(), "/")),
+        stored_(*ReadAdapter(folder_ + "adalora", *base_.decoder)) {}
+
+  StoredAdapter Copy() const {
+    StoredAdapter copy;
+    copy.adapter = *Adapter::Create(stored_.adapter->spec(), base_.decoder->spec(), base_.decoder->linear_sites());
+    copy.weights = stored_.weights;
+    return copy;
+  }
+  // R, as the sum over the groups; adds `scale` times its gradient.
+  double Orthogonality(const std::vector<float>& weights, double scale, std::vector<float>* gradients) const {
+    gradients->resize(weights.size());
+    double sum = 0;
+    for (uint32_t group = base_.decoder->groups(); group-- > 0;) {
+      sum += AddOrthogonality(compute_, *stored_.adapter, group, scale, weights.data(), gradients->data());
+    }
+    return sum;
+  }
+  // Written and read again.
+  StoredAdapter Again(const StoredAdapter& adapter, std::string* config) const {
+    const std::string folder = absl::StrCat(::testing::TempDir(), "/pruned-", GetParam());
+    std::filesystem::create_directories(folder);
+    EXPECT_TRUE(WriteAdapter(folder, adapter, base_.decoder->spec(), "../base", compute_).ok());
+    *config = *ReadFile(absl::StrCat(folder, "/", kAdapterConfigFile), 1 << 20);
+    absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.decoder);
+    EXPECT_TRUE(again.ok()) << again.status();
+    return *std::move(again);
+  }
+
+  const Base base_;
+  const std::string folder_;
+  const StoredAdapter stored_;
+  const kernels::Compute compute_{kernels::DetectIsa(), 2};
+};
+
+INSTANTIATE_TEST_SUITE_P(Families, AdaLora, ::testing::Values("gpt2", "llama"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST_P(AdaLora, DistanceFromOrthogonalIsThatOfPeftAndItsGradientTheSlope) {
+  const auto answers = *SafetensorsFile::Open(folder_ + "adalora/answers.safetensors");
+  std::vector<float> gradients;
+  const double value = Orthogonality(stored_.weights, 3.0, &gradients);
+  EXPECT_NEAR(value, Values<double>(*answers, "orthogonality")[0], 1e-5 * value);
+  double square = 0;
+  for (const float gradient : gradients) square += static_cast<double>(gradient) * static_cast<double>(gradient);
+  const double slope = std::sqrt(square);
+  const auto at = [&](double distance) {
+    std::vector<float> moved = stored_.weights, ignored;
+    for (size_t i = 0; i < moved.size(); ++i) {
+      moved[i] += static_cast<float>(distance * static_cast<double>(gradients[i]) / slope);
+    }
+    return 3.0 * Orthogonality(moved, 0, &ignored);
+  };
+  EXPECT_GT(slope, 0.1);
+  EXPECT_NEAR((at(1e-3) - at(-1e-3)) / 2e-3, slope, 2e-3 * slope);
+}
+
+TEST_P(AdaLora, WhatIsZeroIsNotWritten) {
+  StoredAdapter adapter = Copy();
+  // At one layer all, at the next one of four.
+  const std::vector<const Adapter::AtLinear*> at = adapter.adapter->triplets();
+  const TensorList& tensors = adapter.adapter->tensors();
+  float* const first = adapter.weights.data() + tensors[at[0]->e].offset;
+  std::fill_n(first, 4, 0.0f);
+  adapter.weights[static_cast<size_t>(tensors[at[1]->e].offset) + 2] = 0.0f;
+  std::string config;
+  const StoredAdapter again = Again(adapter, &config);
+  EXPECT_EQ(again.adapter->triplets().size(), at.size() - 1);
+  EXPECT_EQ(again.adapter->triplets()[0]->rank, 3);
+  const std::string spaceless = absl::StrReplaceAll(config, {{" ", ""}, {"\n", ""}});
+  EXPECT_TRUE(absl::StrContains(spaceless, "lora_E\":[false,false,false,false]")) << config;
+  EXPECT_TRUE(absl::StrContains(spaceless, "lora_E\":[true,true,false,true]")) << config;
+  const std::vector<uint32_t> ids = {1, 2, 3, 4, 5};
+  const TokenMatrix inputs = {ids.data(), 1, 5, 5};
+  const ActiveAdapter before = adapter.active(), after = again.active();
+  EXPECT_EQ(Outputs(base_, {base_.weights.data(), absl::MakeConstSpan(&before, 1)}, inputs, compute_),
+            Outputs(base_, {base_.weights.data(), absl::MakeConstSpan(&after, 1)}, inputs, compute_));
+}
+
+TEST_P(AdaLora, ANewOneIsWrittenWhole) {
+  StoredAdapter adapter = Copy();
+  for (const Adapter::AtLinear* const at : adapter.adapter->triplets()) {
+    std::fill_n(adapter.weights.data() + adapter.adapter->tensors()[at->e].offset, 4, 0.0f);
+  }
+  std::string config;
+  EXPECT_EQ(Again(adapter, &config).weights, adapter.weights);
+  EXPECT_TRUE(absl::StrContains(config, "\"rank_pattern\": null")) << config;
 }
 
 }  // namespace
