@@ -14,6 +14,7 @@
 #include "cli/model_folder.h"
 #include "cli/model_source.h"
 #include "common/status.h"
+#include "model/families/decoder.h"
 #include "model/formats/dtype.h"
 
 namespace millrace::cli {
@@ -92,6 +93,11 @@ absl::Status RunExport(Arguments arguments) {
     return Annotate(merged, "--format peft writes it beside the model, which --without-adapter writes");
   }
   if (!gguf) {
+    if (const std::string& family = open->language_model->network().spec().family(); !model::IsDecoder(family)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("Hugging Face has no class for the family ", family,
+                       ": nothing but millrace opens such a model; its checkpoint is a folder that can be copied"));
+    }
     MILLRACE_RETURN_IF_ERROR(WriteModelFolder(*open, out, *dtype, *max_file_bytes));
     std::printf("%s holds the model in Hugging Face's layout.\n", out.c_str());
     return absl::OkStatus();

@@ -31,7 +31,31 @@ absl::Status Divides(absl::string_view divisor_name, uint64_t divisor, absl::str
       absl::StrCat(divisor_name, " (", divisor, ") does not divide ", number_name, " (", number, ")"));
 }
 
+bool IsTransformer(const v1::ModelSpec& model) { return model.family() != "lstm" && model.family() != "cnn"; }
+
 absl::Status CheckModel(const v1::ModelSpec& model) {
+  if (model.has_kernel_size() && model.family() != "cnn") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("model.kernel_size: the family ", model.family(), " has none; cnn has"));
+  }
+  if (!IsTransformer(model)) {
+    const struct {
+      const char* name;
+      bool has;
+    } of_transformers[] = {{"heads", model.has_heads()},
+                           {"kv_heads", model.has_kv_heads()},
+                           {"intermediate_size", model.has_intermediate_size()},
+                           {"sliding_window", model.has_sliding_window()}};
+    for (const auto& field : of_transformers) {
+      if (!field.has) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.", field.name, ": the family ", model.family(), " has none; transformers have"));
+    }
+    return absl::OkStatus();
+  }
+  if (!model.has_heads()) {
+    return absl::InvalidArgumentError(absl::StrCat("model.heads is missing: the family ", model.family(), " needs it"));
+  }
   MILLRACE_RETURN_IF_ERROR(Divides("model.heads", model.heads(), "model.hidden_size", model.hidden_size()));
   if (model.has_sliding_window() && model.family() != "mistral" && model.family() != "qwen2") {
     return absl::InvalidArgumentError(
@@ -358,6 +382,9 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
   const auto wrong = [&path](absl::string_view field, absl::string_view what) {
     return absl::InvalidArgumentError(absl::StrCat(path, field, ": ", what));
   };
+  if (!IsTransformer(job.model())) {
+    return wrong("", absl::StrCat("adapters are for transformers; the family ", job.model().family(), " takes none"));
+  }
   if (StartOfPhase(job, index).empty() && phase.compare().from().empty()) {
     return wrong("", "an adapter goes on a trained model, of an earlier phase or a folder; the phase starts from none");
   }
@@ -505,8 +532,9 @@ void FillDefaults(v1::JobSpec* job) {
   }
   FillRuleDefaults(job);
   v1::ModelSpec& model = *job->mutable_model();
-  if (!model.has_kv_heads() && model.has_heads()) model.set_kv_heads(model.heads());
-  if (!model.has_intermediate_size() && model.has_hidden_size()) {
+  if (model.family() == "cnn" && !model.has_kernel_size()) model.set_kernel_size(3);
+  if (!model.has_kv_heads() && model.has_heads() && IsTransformer(model)) model.set_kv_heads(model.heads());
+  if (!model.has_intermediate_size() && model.has_hidden_size() && IsTransformer(model)) {
     const uint64_t hidden = model.hidden_size();
     model.set_intermediate_size(
         static_cast<uint32_t>(model.family() == "gpt2" ? 4 * hidden : (8 * hidden + 95) / 96 * 32));

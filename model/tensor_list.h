@@ -32,8 +32,8 @@ struct TensorSpec {
   uint32_t group = 0;            // 0 the embeddings, 1 … L the layers, L + 1 the rest
   Start start = Start::kZeros;
   float start_size = 0;  // kNormal: standard deviation; kUniform: the largest magnitude
-  int64_t size = 0;     // elements; set by Add
-  int64_t offset = 0;   // floats from the start of the memory; set by Add
+  int64_t size = 0;      // elements; set by Add
+  int64_t offset = 0;    // floats from the start of the memory; set by Add
 };
 
 // In the order of the forward pass. Memory for them is `floats()` long and aligned to 64 bytes; so is each tensor.
@@ -56,6 +56,19 @@ class TensorList {
   int64_t floats_ = 0;
   int64_t parameters_ = 0;
 };
+
+// Which tensors are trained, by their index in the model's list. Null: all.
+using Trainable = const std::vector<bool>*;
+
+// Where a tensor lies in memory that is laid out as the list; null for index -1.
+inline const float* TensorAt(const TensorList& tensors, const float* weights, int index) {
+  return index < 0 ? nullptr : weights + tensors[index].offset;
+}
+// Null for a tensor that is not trained, too.
+inline float* GradientAt(const TensorList& tensors, float* gradients, int index, Trainable trainable) {
+  if (index < 0 || (trainable != nullptr && !(*trainable)[static_cast<size_t>(index)])) return nullptr;
+  return gradients + tensors[index].offset;
+}
 
 // Fills in a tensor's values [begin, begin + values.size()) at the start of training: a function of seed, index and
 // place alone. Normal deviates are Box and Muller's (1958), computed in f64. Requires begin % 4 == 0 and no kRowNorms.

@@ -20,6 +20,7 @@ v1::ModelSpec TinyModel(const char* family, const char* precision) {
   spec.set_heads(4);
   spec.set_kv_heads(spec.family() == "gpt2" ? 4 : 2);
   if (spec.family() == "mistral") spec.set_sliding_window(9);
+  if (spec.family() == "cnn") spec.set_kernel_size(3);
   spec.set_intermediate_size(40);
   spec.set_context(70);
   spec.set_precision(precision);
@@ -58,7 +59,7 @@ void AddModel(const kernels::Compute& compute, const v1::ModelSpec& spec, Sha256
 std::string ConformanceDigest(const kernels::Compute& compute) {
   Sha256 sum;
   kernels::AddConformance(compute, &sum);
-  for (const char* family : {"gpt2", "llama", "mistral", "qwen2"}) {
+  for (const char* family : {"gpt2", "llama", "mistral", "qwen2", "lstm", "cnn"}) {
     for (const char* precision : {"f32", "bf16"}) AddModel(compute, TinyModel(family, precision), &sum);
   }
   return sum.HexDigest();

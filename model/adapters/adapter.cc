@@ -30,6 +30,10 @@ bool IsTarget(absl::string_view target, absl::string_view path) {
 absl::StatusOr<std::unique_ptr<Adapter>> Adapter::Create(const v1::AdapterSpec& spec, const v1::ModelSpec& model,
                                                          absl::Span<const LinearSite> sites,
                                                          absl::Span<const int64_t> ranks) {
+  if (sites.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("adapters are for transformers; a model of the family ", model.family(), " takes none"));
+  }
   auto adapter = std::unique_ptr<Adapter>(new Adapter);
   adapter->spec_ = spec;
   adapter->linear_.resize(model.layers() * kModules);

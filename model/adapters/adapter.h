@@ -82,7 +82,7 @@ class Adapter {
   };
 
   // `spec` has all defaults of its method (FillAdapterDefaults); `ranks`, unless it is empty, says those of AdaLoRA
-  // that are left at each site in the order of `sites`. INVALID_ARGUMENT names the field that does not fit the model.
+  // that are left at each site in the order of `sites`. INVALID_ARGUMENT names the field that does not fit the model; and a family without sites.
   static absl::StatusOr<std::unique_ptr<Adapter>> Create(const v1::AdapterSpec& spec, const v1::ModelSpec& model,
                                                          absl::Span<const LinearSite> sites,
                                                          absl::Span<const int64_t> ranks = {});

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
+#include "model/families/causal_stack.h"
 #include "model/families/decoder.h"
 
 namespace millrace::model {
@@ -27,8 +28,9 @@ absl::Status CheckSizes(const v1::ModelSpec& spec, uint32_t vocab_size) {
 absl::StatusOr<std::unique_ptr<Network>> CreateNetwork(const v1::ModelSpec& spec, uint32_t vocab_size, Head head) {
   MILLRACE_RETURN_IF_ERROR(CheckSizes(spec, vocab_size));
   if (IsDecoder(spec.family())) return Decoder::Create(spec, vocab_size, head);
-  return absl::InvalidArgumentError(
-      absl::StrCat("model: there is no family '", spec.family(), "'; gpt2, llama, mistral and qwen2 are known"));
+  if (IsCausalStack(spec.family())) return CausalStack::Create(spec, vocab_size, head);
+  return absl::InvalidArgumentError(absl::StrCat("model: there is no family '", spec.family(),
+                                                 "'; gpt2, llama, mistral, qwen2, lstm and cnn are known"));
 }
 
 Network::Network(const v1::ModelSpec& spec, uint32_t vocab_size)

@@ -48,19 +48,6 @@ using GroupHook = absl::FunctionRef<absl::Status(uint32_t group)>;
 // For passes whose weights are there and whose gradients nobody waits for.
 inline absl::Status IgnoreGroup(uint32_t) { return absl::OkStatus(); }
 
-// Which tensors are trained, by their index in the model's list. Null: all.
-using Trainable = const std::vector<bool>*;
-
-// Where a tensor lies in memory that is laid out as the list; null for index -1.
-inline const float* TensorAt(const TensorList& tensors, const float* weights, int index) {
-  return index < 0 ? nullptr : weights + tensors[index].offset;
-}
-// Null for a tensor that is not trained, too.
-inline float* GradientAt(const TensorList& tensors, float* gradients, int index, Trainable trainable) {
-  if (index < 0 || (trainable != nullptr && !(*trainable)[static_cast<size_t>(index)])) return nullptr;
-  return gradients + tensors[index].offset;
-}
-
 // An adapter with its weights, laid out as its tensors.
 struct ActiveAdapter {
   const Adapter* adapter = nullptr;

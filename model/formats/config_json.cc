@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status.h"
+#include "model/families/causal_stack.h"
 #include "nlohmann/json.hpp"
 
 namespace millrace::model {
@@ -20,24 +21,28 @@ using Json = nlohmann::ordered_json;
 // How architectures with a head for labels end.
 constexpr char kClassifier[] = "ForSequenceClassification";
 
-// A family in Hugging Face's words, and its defaults where they differ.
+// A family in Hugging Face's words, and its defaults where they differ. For ours Hugging Face has no words.
 struct Family {
-  const char* model_type;    // our name too
+  const char* name;
+  const char* model_type;
   const char* architecture;  // what its classes begin with
   const char* causal;        // what that of a language model ends with
   uint32_t kv_heads;         // 0: as many as heads
   uint32_t sliding_window;   // 0: knows none
 };
 constexpr Family kFamilies[] = {
-    {"gpt2", "GPT2", "LMHeadModel", 0, 0},
-    {"llama", "Llama", "ForCausalLM", 0, 0},
-    {"mistral", "Mistral", "ForCausalLM", 8, 4096},
-    {"qwen2", "Qwen2", "ForCausalLM", 32, 4096},
+    {"gpt2", "gpt2", "GPT2", "LMHeadModel", 0, 0},
+    {"llama", "llama", "Llama", "ForCausalLM", 0, 0},
+    {"mistral", "mistral", "Mistral", "ForCausalLM", 8, 4096},
+    {"qwen2", "qwen2", "Qwen2", "ForCausalLM", 32, 4096},
+    {"lstm", "millrace_lstm", "MillraceLstm", "ForCausalLM", 0, 0},
+    {"cnn", "millrace_cnn", "MillraceCnn", "ForCausalLM", 0, 0},
 };
 
-const Family* FindFamily(absl::string_view model_type) {
+// Whose `word` this is; null: none's.
+const Family* FindFamily(const char* Family::*word, absl::string_view value) {
   for (const Family& family : kFamilies) {
-    if (family.model_type == model_type) return &family;
+    if (family.*word == value) return &family;
   }
   return nullptr;
 }
@@ -221,13 +226,25 @@ void ReadLlama(Fields* fields, const Json& config, const Family& family, v1::Mod
   }
 }
 
+// lstm and cnn.
+void ReadCausalStack(Fields* fields, v1::ModelSpec* spec) {
+  spec->set_layers(fields->Count("num_hidden_layers"));
+  spec->set_hidden_size(fields->Count("hidden_size"));
+  if (spec->family() == "cnn") spec->set_kernel_size(fields->Count("kernel_size"));
+  spec->set_context(fields->Count("max_position_embeddings"));
+  spec->set_norm_epsilon(fields->Number("layer_norm_eps", 1e-5, 1e-30, 1));
+  spec->set_dropout(fields->Number("dropout", 0, 0, 0.999));
+  spec->set_tied_embeddings(fields->Flag("tie_word_embeddings", true));
+  spec->set_bias(true);
+}
+
 Json IdOrNull(std::optional<uint32_t> token) { return token.has_value() ? Json(*token) : Json(nullptr); }
 
 }  // namespace
 
 std::string PrintConfig(const Configuration& configuration) {
   const v1::ModelSpec& spec = configuration.spec;
-  const Family& family = *FindFamily(spec.family());
+  const Family& family = *FindFamily(&Family::name, spec.family());
   const bool scalar = configuration.head == Head::kScalar;
   Json json;
   json["architectures"] = {absl::StrCat(family.architecture, scalar ? kClassifier : family.causal)};
@@ -246,6 +263,13 @@ std::string PrintConfig(const Configuration& configuration) {
     json["embd_pdrop"] = spec.dropout();
     json["attn_pdrop"] = spec.dropout();
     if (!spec.bias()) json["bias"] = false;
+  } else if (IsCausalStack(spec.family())) {
+    json["max_position_embeddings"] = spec.context();
+    json["hidden_size"] = spec.hidden_size();
+    json["num_hidden_layers"] = spec.layers();
+    if (spec.has_kernel_size()) json["kernel_size"] = spec.kernel_size();
+    json["layer_norm_eps"] = spec.norm_epsilon();
+    json["dropout"] = spec.dropout();
   } else {
     json["max_position_embeddings"] = spec.context();
     json["hidden_size"] = spec.hidden_size();
@@ -310,17 +334,19 @@ absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_v
   const std::string type = config["model_type"].get<std::string>();
   Configuration configuration;
   v1::ModelSpec& spec = configuration.spec;
-  const Family* const family = FindFamily(type);
+  const Family* const family = FindFamily(&Family::model_type, type);
   if (family == nullptr) {
     std::vector<std::string> known;
     for (const Family& each : kFamilies) known.push_back(absl::StrCat("\"", each.model_type, "\""));
     return absl::InvalidArgumentError(absl::StrCat(file, ": model_type \"", type.substr(0, 60), "\" is not supported; ",
                                                    absl::StrJoin(known, ", "), " are"));
   }
-  spec.set_family(family->model_type);
-  if (type == "gpt2") {
-    spec.set_rope_theta(10000);
+  spec.set_family(family->name);
+  spec.set_rope_theta(10000);
+  if (spec.family() == "gpt2") {
     ReadGpt2(&fields, &spec);
+  } else if (IsCausalStack(spec.family())) {
+    ReadCausalStack(&fields, &spec);
   } else {
     ReadLlama(&fields, config, *family, &spec);
   }

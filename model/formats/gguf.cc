@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/status.h"
+#include "model/families/decoder.h"
 #include "model/formats/dtype.h"
 #include "text/bpe.h"
 #include "text/new_file.h"
@@ -367,6 +368,10 @@ absl::Status WriteGguf(const std::string& path, const Configuration& configurati
                        const float* memory, const text::Tokenizer& tokenizer, const GgufAbout& about) {
   if (configuration.head != Head::kLanguage) {
     return absl::InvalidArgumentError("a model with a scalar head (a reward model) has no place in GGUF");
+  }
+  if (!IsDecoder(configuration.spec.family())) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("llama.cpp has no architecture for the family ", configuration.spec.family()));
   }
   Pairs pairs = Architecture(configuration, about);
   MILLRACE_RETURN_IF_ERROR(AddTokenizer(configuration, tokenizer, &pairs));

@@ -68,16 +68,21 @@ INSTANTIATE_TEST_SUITE_P(InstructionSets, AnyCluster,
                          &ShapeName);
 
 // Other layers, optimizers and unit sizes have no digest on record: one cluster is the other's judge.
-class AnyJob : public ::testing::TestWithParam<std::vector<std::string>> {};
+struct Job {
+  std::string name, file;
+  std::vector<std::string> overrides;
+};
+
+class AnyJob : public ::testing::TestWithParam<Job> {};
 
 TEST_P(AnyJob, TrainsTheSameBitsOnOneAndOnManyProcesses) {
-  std::vector<std::string> overrides = GetParam();
+  std::vector<std::string> overrides = GetParam().overrides;
   overrides.push_back("phases.0.stop.max_steps=20");
   std::vector<std::string> digests;
   for (const Cluster::Options& options :
        {Cluster::Options{.workers = 1, .shards = 1}, Cluster::Options{.workers = 3, .shards = 3, .threads = 2}}) {
     Cluster cluster(options);
-    const std::string job = cluster.Submit(kTinyJob, overrides);
+    const std::string job = cluster.Submit(GetParam().file, overrides);
     cluster.AwaitSuccess(job);
     digests.push_back(cluster.LastDigest(job));
   }
@@ -85,20 +90,20 @@ TEST_P(AnyJob, TrainsTheSameBitsOnOneAndOnManyProcesses) {
   EXPECT_NE(digests[0], TinyDigest());
 }
 
-std::string JobName(const ::testing::TestParamInfo<std::vector<std::string>>& info) {
-  const std::vector<std::string> names = {"LlamaMuon", "Adafactor", "LionUntied"};
-  return names[info.index];
-}
-
 INSTANTIATE_TEST_SUITE_P(
     Jobs, AnyJob,
-    ::testing::Values(std::vector<std::string>{"model.family=llama", "model.kv_heads=1",
-                                               "phases.0.optimizer.type=muon"},
-                      std::vector<std::string>{"phases.0.optimizer.type=adafactor", "phases.0.unit_microbatches=2"},
-                      std::vector<std::string>{"phases.0.optimizer.type=lion", "phases.0.optimizer.lr=1e-3",
-                                               "phases.0.optimizer.gradient_bits=32",
-                                               "phases.0.optimizer.weight_bits=16", "model.tied_embeddings=false"}),
-    &JobName);
+    ::testing::Values(
+        Job{"LlamaMuon", kTinyJob, {"model.family=llama", "model.kv_heads=1", "phases.0.optimizer.type=muon"}},
+        Job{"Adafactor", kTinyJob, {"phases.0.optimizer.type=adafactor", "phases.0.unit_microbatches=2"}},
+        Job{"LionUntied",
+            kTinyJob,
+            {"phases.0.optimizer.type=lion", "phases.0.optimizer.lr=1e-3", "phases.0.optimizer.gradient_bits=32",
+             "phases.0.optimizer.weight_bits=16", "model.tied_embeddings=false"}},
+        Job{"Lstm", "examples/tiny-lstm.yaml"},
+        Job{"CnnMuonBf16",
+            "examples/tiny-lstm.yaml",
+            {"model.family=cnn", "model.precision=bf16", "phases.0.optimizer.type=muon"}}),
+    [](const auto& info) { return info.param.name; });
 
 // The digest does depend on what it should depend on: otherwise the tests above would prove nothing.
 TEST(Determinism, AnotherSeedGivesOtherBits) {

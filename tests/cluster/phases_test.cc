@@ -11,6 +11,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "client/ratings_client.h"
 #include "common/safetensors.h"
 #include "gmock/gmock.h"
@@ -369,6 +370,33 @@ TEST_F(Phases, ProcessesKilledWhileAnswersAreLearntFromChangeNothing) {
   cluster.shard(0).Restart();
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), wanted.digest);
+}
+
+TEST_F(Phases, BaselinesAreTrainedAndUsedLikeTransformersButForExports) {
+  for (const char* family : {"family: lstm", "family: cnn, kernel_size: 5"}) {
+    SCOPED_TRACE(family);
+    const std::string yaml = absl::StrReplaceAll(kJob, {{"family: gpt2", family}, {" heads: 2,", ""}});
+    Cluster one({.workers = 1, .shards = 1});
+    const Result alone = Train(&one, yaml);
+    Cluster three({.workers = 3, .shards = 2, .max_isas = InstructionSets()});
+    EXPECT_EQ(Train(&three, yaml).digests, alone.digests);
+    std::vector<double> losses;
+    for (const v1::EvaluationEvent& evaluation : alone.evaluations) {
+      if (evaluation.phase() == "sft") losses.push_back(evaluation.loss());
+    }
+    ASSERT_EQ(losses.size(), 2u);
+    EXPECT_LT(losses[1], losses[0]);
+
+    const std::string model = alone.checkpoints + "/best";
+    const Outcome scored = RunMillrace({"score", "--model", model, "--text", "sort 2 1"});
+    EXPECT_TRUE(scored.ending.well()) << scored.out;
+    const Outcome made = RunMillrace({"generate", "--model", model, "--prompt", "sort", "--max-tokens", "8"});
+    EXPECT_TRUE(made.ending.well()) << made.out;
+    EXPECT_THAT(RunMillrace({"export", "--model", model, "--format", "hf", "--out", folder_ / "hf"}).out,
+                HasSubstr("Hugging Face has no class for the family"));
+    EXPECT_THAT(RunMillrace({"export", "--model", model, "--format", "gguf", "--out", folder_ / "gguf"}).out,
+                HasSubstr("llama.cpp has no architecture for the family"));
+  }
 }
 
 // The loss is a mean over the tokens of the whole step, however it is cut.

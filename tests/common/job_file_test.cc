@@ -476,7 +476,7 @@ TEST(JobFile, AValueOutOfBoundsHasItsLineAndTheBound) {
 
 TEST(JobFile, AMissingFieldIsNamedWithItsMeaning) {
   EXPECT_THAT(Refusal(Changed("name: mine\n", "")), HasSubstr("job.yaml: name is missing: Name of the job"));
-  EXPECT_THAT(Refusal(Changed("  layers: 4\n", "")), HasSubstr("model.layers is missing: Transformer layers."));
+  EXPECT_THAT(Refusal(Changed("  layers: 4\n", "")), HasSubstr("model.layers is missing: Layers."));
   EXPECT_THAT(Refusal(Changed("      max_steps: 1000\n", "      patience: 1\n")),
               HasSubstr("phases.0.stop: max_steps or max_epochs is needed"));
   EXPECT_THAT(Refusal("name: mine\n"), HasSubstr("model.layers is missing"));
@@ -494,6 +494,16 @@ TEST(JobFile, WhatMustHoldBetweenFieldsIsChecked) {
               HasSubstr("model.sliding_window: the family llama has none; mistral and qwen2 have"));
   EXPECT_EQ(Parsed(kJob, {"model.family=mistral", "model.sliding_window=8"}).model().sliding_window(), 8u);
   EXPECT_FALSE(Parsed(kJob, {"model.family=qwen2"}).model().has_sliding_window());
+  const std::string baseline = Changed("  heads: 4\n", "");
+  EXPECT_THAT(Refusal(baseline), HasSubstr("model.heads is missing: the family gpt2 needs it"));
+  EXPECT_FALSE(Parsed(baseline, {"model.family=lstm"}).model().has_kv_heads());
+  EXPECT_FALSE(Parsed(baseline, {"model.family=lstm"}).model().has_intermediate_size());
+  EXPECT_EQ(Parsed(baseline, {"model.family=cnn"}).model().kernel_size(), 3u);
+  EXPECT_THAT(Refusal(kJob, {"model.family=lstm"}),
+              HasSubstr("model.heads: the family lstm has none; transformers have"));
+  EXPECT_THAT(Refusal(baseline, {"model.family=cnn", "model.sliding_window=8"}), HasSubstr("model.sliding_window"));
+  EXPECT_THAT(Refusal(kJob, {"model.kernel_size=3"}),
+              HasSubstr("model.kernel_size: the family gpt2 has none; cnn has"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.microbatch=5"}),
               HasSubstr("phases.0.microbatch (5) does not divide phases.0.global_batch (16)"));
   EXPECT_THAT(Refusal(kJob, {"phases.0.unit_microbatches=3"}), HasSubstr("phases.0.unit_microbatches (3)"));

@@ -54,7 +54,8 @@ class ContinuationScores : public ::testing::TestWithParam<Case> {
   std::vector<float> weights_;
 };
 INSTANTIATE_TEST_SUITE_P(Models, ContinuationScores,
-                         ::testing::Values(Case{"gpt2", "f32"}, Case{"llama", "f32"}, Case{"llama", "bf16"}),
+                         ::testing::Values(Case{"gpt2", "f32"}, Case{"llama", "f32"}, Case{"llama", "bf16"},
+                                           Case{"lstm", "f32"}, Case{"cnn", "f32"}),
                          [](const auto& info) { return info.param.family + "_" + info.param.precision; });
 
 std::vector<uint32_t> Part(const std::vector<uint32_t>& ids, size_t begin, size_t end) {

@@ -14,6 +14,7 @@
 #include "common/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "model/families/decoder.h"
 #include "model/formats/config_json.h"
 #include "model/formats/hugging_face.h"
 #include "model/tiny_models.h"
@@ -36,17 +37,18 @@ json GoldenConfig(const std::string& family) {
 }
 
 TEST(ConfigJson, ComesBackAsItWasWritten) {
-  for (const char* family : {"gpt2", "llama", "mistral", "qwen2"}) {
+  for (const char* family : {"gpt2", "llama", "mistral", "qwen2", "lstm", "cnn"}) {
     for (const bool other : {false, true}) {
       Configuration written;
       written.spec = TinySpec(family, other ? "bf16" : "f32");
       written.spec.set_dropout(other ? 0.25 : 0);
       written.spec.set_norm_epsilon(other ? 1e-6 : 1e-5);
       written.spec.set_tied_embeddings(other);
-      if (written.spec.family() != "gpt2") written.spec.set_rope_theta(other ? 500000 : 10000);
+      if (IsDecoder(family) && written.spec.family() != "gpt2") written.spec.set_rope_theta(other ? 500000 : 10000);
       written.spec.clear_sliding_window();
       if (other && written.spec.family() == "mistral") written.spec.set_sliding_window(5);
       if (other && written.spec.family() == "qwen2") written.spec.set_sliding_window(4096);
+      if (written.spec.has_kernel_size()) written.spec.set_kernel_size(other ? 7 : 1);
       if (other) written.dtype = Dtype::kF16;
       if (written.spec.family() == "gpt2") written.spec.set_bias(other);
       written.vocab_size = 300;
@@ -262,10 +264,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"OtherPrecision", "gpt2", {{"millrace_precision", "f8"}}, "millrace_precision"},
         Refusal{"NoType", "gpt2", {{"model_type", "-"}}, "model_type is missing"},
         Refusal{"TypeOfANumber", "gpt2", {{"model_type", 2}}, "model_type is missing"},
-        Refusal{"Gemma",
-                "llama",
-                {{"model_type", "gemma"}},
-                R"(model_type "gemma" is not supported; "gpt2", "llama", "mistral", "qwen2" are)"},
+        Refusal{
+            "Gemma",
+            "llama",
+            {{"model_type", "gemma"}},
+            R"(model_type "gemma" is not supported; "gpt2", "llama", "mistral", "qwen2", "millrace_lstm", "millrace_cnn" are)"},
         Refusal{"MistralOtherHeadSize", "mistral", {{"head_dim", 8}}, "head_dim is 8"},
         Refusal{"MistralWindowOfText", "mistral", {{"sliding_window", "4"}}, "sliding_window"},
         Refusal{"Qwen2Yarn", "qwen2", {{"rope_parameters", {{"rope_type", "yarn"}}}}, "rope_type is \"yarn\""},
@@ -288,6 +291,9 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"RopeThatIsText", "llama", {{"rope_scaling", "linear"}}, "rope_scaling must be an object"},
         Refusal{"ThetaOfZero", "llama", {{"rope_parameters", {{"rope_theta", 0}}}}, "rope_theta"},
         Refusal{"NoMlp", "llama", {{"intermediate_size", "-"}}, "intermediate_size is missing"},
+        Refusal{"LstmWithoutLayers", "lstm", {{"num_hidden_layers", "-"}}, "num_hidden_layers is missing"},
+        Refusal{"CnnThatSeesNothing", "cnn", {{"kernel_size", 0}}, "kernel_size must be a whole number above 0"},
+        Refusal{"CnnWithoutKernel", "cnn", {{"kernel_size", "-"}}, "kernel_size is missing"},
         Refusal{"NegativeKvHeads", "llama", {{"num_key_value_heads", -2}}, "num_key_value_heads"}),
     [](const auto& info) { return info.param.name; });
 

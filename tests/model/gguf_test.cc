@@ -293,6 +293,7 @@ TEST(Gguf, RefusesWhatLlamaCppWouldTakeForAnotherThing) {
   Made scalar(TinySpec("gpt2"));
   scalar.configuration.head = Head::kScalar;
   EXPECT_THAT(refusal(scalar, *Bpe()), HasSubstr("scalar head"));
+  EXPECT_THAT(refusal(Made(TinySpec("lstm")), *Bpe()), HasSubstr("no architecture for the family lstm"));
 }
 
 }  // namespace

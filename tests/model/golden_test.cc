@@ -57,7 +57,7 @@ Golden Load(const std::string& family) {
 }
 
 class Family : public ::testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Golden, Family, ::testing::Values("gpt2", "llama", "mistral", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Golden, Family, ::testing::Values("gpt2", "llama", "mistral", "qwen2", "lstm", "cnn"),
                          [](const auto& info) { return info.param; });
 
 TEST_P(Family, LogitsAreThoseOfPyTorch) {

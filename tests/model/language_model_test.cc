@@ -101,7 +101,8 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
   std::vector<float> weights_;
   std::unique_ptr<LanguageModel> model_;
 };
-INSTANTIATE_TEST_SUITE_P(Families, LanguageModelTest, ::testing::Values("gpt2", "llama", "mistral", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Families, LanguageModelTest,
+                         ::testing::Values("gpt2", "llama", "mistral", "qwen2", "lstm", "cnn"),
                          [](const auto& info) { return info.param; });
 
 // ---- opening ----

@@ -6,9 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/philox.h"
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
+#include "model/families/causal_stack.h"
 #include "model/families/network.h"
 #include "model/layers/attention.h"
 #include "model/layers/dropout.h"
@@ -719,8 +721,9 @@ struct PlainModel {
   const Doubles& Get(const std::string& name) const { return *Find(name); }
 
   Doubles Norm(const std::string& name, const Doubles& x) const {
-    return NormTruth(spec.family() == "gpt2" ? NormKind::kLayer : NormKind::kRms, x, Get(name + ".weight"),
-                     Find(name + ".bias"), spec.norm_epsilon());
+    const bool layer_norm = spec.family() == "gpt2" || IsCausalStack(spec.family());
+    return NormTruth(layer_norm ? NormKind::kLayer : NormKind::kRms, x, Get(name + ".weight"), Find(name + ".bias"),
+                     spec.norm_epsilon());
   }
   Doubles Product(const std::string& name, const Doubles& x, size_t outputs) const {
     const Doubles& w = Get(name + ".weight");
@@ -741,6 +744,7 @@ struct PlainModel {
 
   // The normalised outputs [rows * columns, hidden].
   Doubles Outputs(const TokenMatrix& tokens) const {
+    if (IsCausalStack(spec.family())) return StackOutputs(tokens);
     const size_t width = Size(hidden());
     const bool gpt2 = spec.family() == "gpt2";
     const Doubles& table = Get(gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight");
@@ -794,6 +798,69 @@ struct PlainModel {
     return Norm(gpt2 ? "transformer.ln_f" : "model.norm", x);
   }
 
+  // The same of lstm and cnn: sequence by sequence, token by token.
+  Doubles StackOutputs(const TokenMatrix& tokens) const {
+    const size_t width = Size(hidden());
+    Doubles all;
+    for (int64_t row = 0; row < tokens.rows; ++row) {
+      std::vector<Doubles> x;
+      for (int64_t column = 0; column < tokens.columns; ++column) {
+        const auto from = Get("embed_tokens.weight").begin() +
+                          static_cast<int64_t>(tokens.ids[row * tokens.row_stride + column] * width);
+        x.emplace_back(from, from + hidden());
+      }
+      for (uint32_t i = 0; i < spec.layers(); ++i) {
+        x = spec.family() == "lstm" ? Lstm(i, x) : GatedConvolution(absl::StrCat("layers.", i, "."), x);
+      }
+      for (const Doubles& token : x) {
+        const Doubles normed = Norm("norm", token);
+        all.insert(all.end(), normed.begin(), normed.end());
+      }
+    }
+    return all;
+  }
+  std::vector<Doubles> Lstm(uint32_t layer, const std::vector<Doubles>& x) const {
+    const size_t width = Size(hidden());
+    const Doubles& of_input = Get(absl::StrCat("lstm.weight_ih_l", layer));
+    const Doubles& of_state = Get(absl::StrCat("lstm.weight_hh_l", layer));
+    const Doubles& bias = Get(absl::StrCat("lstm.bias_l", layer));
+    Doubles h(width), c(width);
+    std::vector<Doubles> y;
+    for (const Doubles& token : x) {
+      Doubles gates = bias;
+      for (size_t o = 0; o < 4 * width; ++o) {
+        for (size_t i = 0; i < width; ++i)
+          gates[o] += token[i] * of_input[o * width + i] + h[i] * of_state[o * width + i];
+      }
+      const auto sigmoid = [&](size_t o) { return 1 / (1 + std::exp(-gates[o])); };
+      for (size_t i = 0; i < width; ++i) {
+        c[i] = sigmoid(width + i) * c[i] + sigmoid(i) * std::tanh(gates[2 * width + i]);
+        h[i] = sigmoid(3 * width + i) * std::tanh(c[i]);
+      }
+      y.push_back(h);
+    }
+    return y;
+  }
+  std::vector<Doubles> GatedConvolution(const std::string& prefix, const std::vector<Doubles>& x) const {
+    const size_t width = Size(hidden()), kernel = spec.kernel_size();
+    const Doubles& weight = Get(prefix + "conv.weight");
+    std::vector<Doubles> normed, y;
+    for (size_t t = 0; t < x.size(); ++t) {
+      normed.push_back(Norm(prefix + "norm", x[t]));
+      Doubles halves = Get(prefix + "conv.bias");
+      for (size_t back = 0; back < std::min(kernel, t + 1); ++back) {
+        for (size_t o = 0; o < 2 * width; ++o) {
+          for (size_t i = 0; i < width; ++i) {
+            halves[o] += normed[t - back][i] * weight[(o * kernel + kernel - 1 - back) * width + i];
+          }
+        }
+      }
+      y.push_back(x[t]);
+      for (size_t i = 0; i < width; ++i) y[t][i] += halves[i] / (1 + std::exp(-halves[width + i]));
+    }
+    return y;
+  }
+
   // log p of each prediction of [rows, columns] ids, the last one of a row a target only.
   Doubles LogProbabilities(const Batch& batch) const {
     const size_t width = Size(hidden());
@@ -801,7 +868,7 @@ struct PlainModel {
     const Doubles outputs = Outputs({batch.ids, batch.rows, columns, batch.columns});
     const Doubles* embedding = Find("lm_head.weight");
     if (embedding == nullptr) {
-      embedding = Find(spec.family() == "gpt2" ? "transformer.wte.weight" : "model.embed_tokens.weight");
+      embedding = &(*tensors)[0];
     }
     Doubles result;
     for (int64_t i = 0; i < batch.rows * columns; ++i) {
@@ -824,7 +891,7 @@ struct PlainModel {
   }
 };
 
-struct DecoderCase {
+struct NetworkCase {
   const char* name;
   const char* family;
   uint32_t layers;
@@ -835,13 +902,13 @@ struct DecoderCase {
   uint32_t window = 0;
 };
 
-class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
+class NetworkLayers : public ::testing::TestWithParam<NetworkCase> {
  protected:
   static constexpr uint32_t kVocab = 11;
   static constexpr int64_t kRows = 2, kColumns = 6;
 
   void SetUp() override {
-    const DecoderCase& about = GetParam();
+    const NetworkCase& about = GetParam();
     v1::ModelSpec& spec = plain_.spec;
     spec.set_family(about.family);
     spec.set_layers(about.layers);
@@ -849,6 +916,7 @@ class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
     spec.set_heads(4);
     spec.set_kv_heads(about.kv_heads);
     spec.set_intermediate_size(20);
+    spec.set_kernel_size(3);
     spec.set_context(9);
     spec.set_precision(about.precision);
     spec.set_dropout(0);
@@ -896,22 +964,26 @@ class DecoderLayers : public ::testing::TestWithParam<DecoderCase> {
   std::vector<uint32_t> ids_;
   Layer layer_;
 };
-INSTANTIATE_TEST_SUITE_P(Layers, DecoderLayers,
-                         ::testing::Values(DecoderCase{"Gpt2", "gpt2", 1, 4, true, true},
-                                           DecoderCase{"Gpt2NoBias", "gpt2", 1, 4, true, false},
-                                           DecoderCase{"Gpt2Untied", "gpt2", 2, 4, false, true},
-                                           DecoderCase{"Llama", "llama", 1, 4, false, false},
-                                           DecoderCase{"LlamaGrouped", "llama", 2, 2, false, false},
-                                           DecoderCase{"LlamaTied", "llama", 1, 1, true, false},
-                                           DecoderCase{"Gpt2Bf16", "gpt2", 1, 4, true, true, "bf16"},
-                                           DecoderCase{"LlamaBf16", "llama", 1, 2, false, false, "bf16"},
-                                           DecoderCase{"Mistral", "mistral", 1, 2, false, false},
-                                           DecoderCase{"MistralWindow", "mistral", 2, 2, false, false, "f32", 3},
-                                           DecoderCase{"Qwen2", "qwen2", 2, 2, true, false},
-                                           DecoderCase{"Qwen2Window", "qwen2", 1, 4, false, false, "f32", 2}),
+INSTANTIATE_TEST_SUITE_P(Layers, NetworkLayers,
+                         ::testing::Values(NetworkCase{"Gpt2", "gpt2", 1, 4, true, true},
+                                           NetworkCase{"Gpt2NoBias", "gpt2", 1, 4, true, false},
+                                           NetworkCase{"Gpt2Untied", "gpt2", 2, 4, false, true},
+                                           NetworkCase{"Llama", "llama", 1, 4, false, false},
+                                           NetworkCase{"LlamaGrouped", "llama", 2, 2, false, false},
+                                           NetworkCase{"LlamaTied", "llama", 1, 1, true, false},
+                                           NetworkCase{"Gpt2Bf16", "gpt2", 1, 4, true, true, "bf16"},
+                                           NetworkCase{"LlamaBf16", "llama", 1, 2, false, false, "bf16"},
+                                           NetworkCase{"Mistral", "mistral", 1, 2, false, false},
+                                           NetworkCase{"MistralWindow", "mistral", 2, 2, false, false, "f32", 3},
+                                           NetworkCase{"Qwen2", "qwen2", 2, 2, true, false},
+                                           NetworkCase{"Qwen2Window", "qwen2", 1, 4, false, false, "f32", 2},
+                                           NetworkCase{"Lstm", "lstm", 2, 0, true, true},
+                                           NetworkCase{"LstmBf16", "lstm", 1, 0, false, true, "bf16"},
+                                           NetworkCase{"Cnn", "cnn", 2, 0, false, true},
+                                           NetworkCase{"CnnBf16", "cnn", 1, 0, true, true, "bf16"}),
                          [](const auto& info) { return info.param.name; });
 
-TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {
+TEST_P(NetworkLayers, OutputsAndTheirGradientsAreThePlainOnes) {
   const TokenMatrix tokens = {ids_.data(), kRows, kColumns, kColumns + 1};
   const auto memory = *network_->NewMemory(tokens.tokens(), kColumns, /*for_training=*/true);
   const size_t count = Size(tokens.tokens()) * 16;
@@ -946,7 +1018,7 @@ TEST_P(DecoderLayers, OutputsAndTheirGradientsAreThePlainOnes) {
   CheckGradient(layer_);
 }
 
-TEST_P(DecoderLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
+TEST_P(NetworkLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
   constexpr float kScale = 0.125f;
   const Batch batch = {ids_.data(), kRows, kColumns + 1};
   CausalLm objective =
@@ -975,7 +1047,7 @@ TEST_P(DecoderLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
   CheckGradient(layer_);
 }
 
-TEST_P(DecoderLayers, LossCountsWhatIsScored) {
+TEST_P(NetworkLayers, LossCountsWhatIsScored) {
   const Batch whole = {ids_.data(), kRows, kColumns + 1};
   std::vector<Floats> values;
   std::vector<Doubles> wide;

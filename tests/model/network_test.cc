@@ -82,7 +82,8 @@ class NetworkTest : public ::testing::TestWithParam<Case> {
 INSTANTIATE_TEST_SUITE_P(Families, NetworkTest,
                          ::testing::Values(Case{"gpt2", "f32"}, Case{"gpt2", "bf16"}, Case{"llama", "f32"},
                                            Case{"llama", "bf16"}, Case{"mistral", "f32"}, Case{"mistral", "bf16"},
-                                           Case{"qwen2", "f32"}),
+                                           Case{"qwen2", "f32"}, Case{"lstm", "f32"}, Case{"lstm", "bf16"},
+                                           Case{"cnn", "f32"}, Case{"cnn", "bf16"}),
                          &CaseName);
 
 // ---- bits ----
@@ -414,6 +415,42 @@ TEST_P(NetworkTest, EveryPlaceDropsOnItsOwn) {
   // 24 draws of 32 have 32 (1 - (31/32)^24) = 17.1 different ones on average; were two places to drop alike, 24 draws
   // of 16 would have 12.6.
   EXPECT_NEAR(static_cast<double>(different) / static_cast<double>(tokens), 17.1, 1);
+}
+
+// ---- what does not go ----
+
+TEST(CreateNetworkTest, SaysWhatThereIs) {
+  EXPECT_THAT(CreateNetwork(TinySpec("rwkv"), kVocab).status().message(),
+              HasSubstr("there is no family 'rwkv'; gpt2, llama, mistral, qwen2, lstm and cnn are known"));
+  v1::ModelSpec wide = TinySpec("cnn");
+  wide.set_kernel_size(65);
+  EXPECT_THAT(CreateNetwork(wide, kVocab).status().message(), HasSubstr("kernel_size must be between 1 and 64"));
+  const std::unique_ptr<Network> lstm = NewNetwork(TinySpec("lstm"), kVocab);
+  v1::AdapterSpec adapter;
+  adapter.set_type("prompt_tuning");
+  EXPECT_THAT(Adapter::Create(adapter, lstm->spec(), lstm->linear_sites()).status().message(),
+              HasSubstr("adapters are for transformers; a model of the family lstm takes none"));
+}
+
+TEST(CausalStackTest, AConvolutionSeesAsFarAsItsLayersReach) {
+  // Two layers of kernel size 3 see 5 tokens, and an LSTM sees all.
+  for (const char* family : {"cnn", "lstm"}) {
+    const std::unique_ptr<Network> network = NewNetwork(TinySpec(family), kVocab);
+    const std::vector<float> weights = RandomWeights(network->tensors(), 1);
+    const kernels::Compute compute(kernels::DetectIsa(), 1);
+    std::vector<uint32_t> ids = RandomIds(2, 9, kVocab);
+    const auto last = [&] {
+      const auto memory = *network->NewMemory(9, 9, /*for_training=*/false);
+      const float* const outputs =
+          *network->Forward(compute, weights.data(), {ids.data(), 1, 9, 9}, {}, &NothingToWaitFor, memory.get());
+      return std::vector<float>(outputs + 8 * network->hidden_size(), outputs + 9 * network->hidden_size());
+    };
+    const std::vector<float> before = last();
+    ids[3] = (ids[3] + 1) % kVocab;
+    EXPECT_EQ(SameBits(last(), before), std::string(family) == "cnn");
+    ids[4] = (ids[4] + 1) % kVocab;
+    EXPECT_FALSE(SameBits(last(), before)) << family;
+  }
 }
 
 // ---- tensors ----

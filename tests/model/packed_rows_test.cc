@@ -91,7 +91,8 @@ class PackedRows : public ::testing::TestWithParam<Case> {
 INSTANTIATE_TEST_SUITE_P(Families, PackedRows,
                          ::testing::Values(Case{"gpt2", "f32"}, Case{"gpt2", "bf16"}, Case{"llama", "f32"},
                                            Case{"llama", "bf16"}, Case{"mistral", "f32"}, Case{"mistral", "bf16"},
-                                           Case{"qwen2", "f32"}),
+                                           Case{"qwen2", "f32"}, Case{"lstm", "f32"}, Case{"lstm", "bf16"},
+                                           Case{"cnn", "f32"}, Case{"cnn", "bf16"}),
                          [](const auto& info) { return info.param.family + "_" + info.param.precision; });
 
 TEST_P(PackedRows, GiveEachSequenceTheBitsThatItHasAlone) {

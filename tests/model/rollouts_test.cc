@@ -59,7 +59,7 @@ class RolloutsTest : public ::testing::TestWithParam<Case> {
 INSTANTIATE_TEST_SUITE_P(Families, RolloutsTest,
                          ::testing::Values(Case{"gpt2", "f32"}, Case{"gpt2", "bf16"}, Case{"llama", "f32"},
                                            Case{"llama", "bf16"}, Case{"mistral", "f32"}, Case{"mistral", "bf16"},
-                                           Case{"qwen2", "f32"}),
+                                           Case{"qwen2", "f32"}, Case{"lstm", "f32"}, Case{"cnn", "bf16"}),
                          [](const auto& info) { return info.param.family + "_" + info.param.precision; });
 
 void ExpectSame(const Answer& one, const Answer& other) {

@@ -17,24 +17,28 @@ namespace millrace::model {
 
 inline absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
 
-// Two layers of four heads; all but GPT-2's share keys and values by two. Mistral's window is shorter than the context.
+// Two layers, of transformers of four heads; all but GPT-2's share keys and values by two. Mistral's window is shorter than the context.
 inline v1::ModelSpec TinySpec(const std::string& family, const std::string& precision = "f32") {
   v1::ModelSpec spec;
   spec.set_family(family);
   spec.set_layers(2);
   spec.set_hidden_size(24);
-  spec.set_heads(4);
-  spec.set_kv_heads(family == "gpt2" ? 4 : 2);
+  const bool transformer = family != "lstm" && family != "cnn";
+  if (transformer) {
+    spec.set_heads(4);
+    spec.set_kv_heads(family == "gpt2" ? 4 : 2);
+    spec.set_intermediate_size(40);
+  }
   if (family == "mistral") spec.set_sliding_window(21);
-  spec.set_intermediate_size(40);
+  if (family == "cnn") spec.set_kernel_size(3);
   spec.set_context(80);
   spec.set_precision(precision);
   spec.set_dropout(0);
-  spec.set_tied_embeddings(family == "gpt2");
+  spec.set_tied_embeddings(family == "gpt2" || family == "lstm");
   spec.set_rope_theta(10000);
   spec.set_norm_epsilon(1e-5);
   spec.set_init_std(0.3);
-  spec.set_bias(family == "gpt2");
+  spec.set_bias(family == "gpt2" || !transformer);
   return spec;
 }
 

@@ -64,7 +64,7 @@ class OverTokens : public ::testing::TestWithParam<const char*> {
   // The second row holds two sequences.
   const std::vector<uint32_t> starts_ = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4};
 };
-INSTANTIATE_TEST_SUITE_P(Families, OverTokens, ::testing::Values("gpt2", "llama", "mistral", "qwen2"),
+INSTANTIATE_TEST_SUITE_P(Families, OverTokens, ::testing::Values("gpt2", "llama", "mistral", "qwen2", "lstm", "cnn"),
                          [](const auto& info) { return std::string(info.param); });
 
 // ---- scores ----
