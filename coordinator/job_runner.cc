@@ -642,8 +642,10 @@ absl::Status JobRun::PlanModel() {
   unit.set_kind(v1::WorkUnit::PLAN);
   unit.set_epoch(epoch);
   parts_.board->Offer({unit});
-  MILLRACE_ASSIGN_OR_RETURN(std::vector<v1::WorkResult> results, Await());
-  v1::WorkResult& plan = results.front();
+  absl::StatusOr<std::vector<v1::WorkResult>> results = Await();
+  // A job may have several phases with such a field.
+  if (!results.ok()) return Annotate(results.status(), absl::StrCat("phase ", phase_->name()));
+  v1::WorkResult& plan = results->front();
   absl::StatusOr<blocks::BlockTable> blocks = blocks::BlockTable::Create(plan.table());
   if (!blocks.ok()) return absl::InternalError(absl::StrCat("the worker's plan: ", blocks.status().message()));
   side_files_.clear();

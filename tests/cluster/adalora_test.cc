@@ -59,7 +59,7 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
     blocks_ = std::make_unique<blocks::BlockTable>(*blocks::BlockTable::Create(table_));
     weights_.resize(static_cast<size_t>(models_->floats()));
     const worker::PhaseModel& model = models_->trained();
-    EXPECT_TRUE(model::ReadWeights(base_, model.decoder->tensors(), weights_.data() + model.offset).ok());
+    EXPECT_TRUE(model::ReadWeights(base_, model.network->tensors(), weights_.data() + model.offset).ok());
     for (const model::TensorSpec& tensor : model.adapter->tensors().tensors()) {
       const std::vector<float> before = Values<float>(*answers_, absl::StrCat("before.", tensor.name));
       EXPECT_EQ(static_cast<int64_t>(before.size()), tensor.size) << tensor.name;
@@ -100,10 +100,10 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
     for (const int64_t token : Values<int64_t>(*answers_, "tokens")) tokens.push_back(static_cast<uint32_t>(token));
     const std::vector<int64_t> shape = answers_->header().Find("tokens")->shape;
     const model::ActiveAdapter active = {model.adapter.get(), weights_.data() + model.adapter_offset};
-    const model::DecoderWeights weights(weights_.data() + model.offset, absl::MakeConstSpan(&active, 1));
+    const model::NetworkWeights weights(weights_.data() + model.offset, absl::MakeConstSpan(&active, 1));
     std::vector<bool> trainable;
     for (const int place : model.places) trainable.push_back(table_.tensors(place).trainable());
-    auto objective = *model::CausalLm::Create(model.decoder.get(), &compute_, shape[0] * (shape[1] - 1), shape[1] - 1,
+    auto objective = *model::CausalLm::Create(model.network.get(), &compute_, shape[0] * (shape[1] - 1), shape[1] - 1,
                                               /*for_training=*/true);
     std::vector<float> gradients(weights_.size(), 0.0f);
     const absl::StatusOr<double> loss =

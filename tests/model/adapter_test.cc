@@ -412,11 +412,11 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
   AdaLora()
       : base_(LoadBase(GetParam())),
         folder_(absl::StrCat(Goldens(), "/adapters/", GetParam(), "/")),
-        stored_(*ReadAdapter(folder_ + "adalora", *base_.decoder)) {}
+        stored_(*ReadAdapter(folder_ + "adalora", *base_.network)) {}
 
   StoredAdapter Copy() const {
     StoredAdapter copy;
-    copy.adapter = *Adapter::Create(stored_.adapter->spec(), base_.decoder->spec(), base_.decoder->linear_sites());
+    copy.adapter = *Adapter::Create(stored_.adapter->spec(), base_.network->spec(), base_.network->linear_sites());
     copy.weights = stored_.weights;
     return copy;
   }
@@ -424,7 +424,7 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
   double Orthogonality(const std::vector<float>& weights, double scale, std::vector<float>* gradients) const {
     gradients->resize(weights.size());
     double sum = 0;
-    for (uint32_t group = base_.decoder->groups(); group-- > 0;) {
+    for (uint32_t group = base_.network->groups(); group-- > 0;) {
       sum += AddOrthogonality(compute_, *stored_.adapter, group, scale, weights.data(), gradients->data());
     }
     return sum;
@@ -433,9 +433,9 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
   StoredAdapter Again(const StoredAdapter& adapter, std::string* config) const {
     const std::string folder = absl::StrCat(::testing::TempDir(), "/pruned-", GetParam());
     std::filesystem::create_directories(folder);
-    EXPECT_TRUE(WriteAdapter(folder, adapter, base_.decoder->spec(), "../base", compute_).ok());
+    EXPECT_TRUE(WriteAdapter(folder, adapter, base_.network->spec(), "../base", compute_).ok());
     *config = *ReadFile(absl::StrCat(folder, "/", kAdapterConfigFile), 1 << 20);
-    absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.decoder);
+    absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.network);
     EXPECT_TRUE(again.ok()) << again.status();
     return *std::move(again);
   }

@@ -1,8 +1,12 @@
 #include "testing/cluster.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
 #include <openssl/evp.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +17,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -20,6 +25,7 @@
 #include "common/job_file.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "testing/http_exchange.h"
 
 namespace millrace::testing {
 namespace {
@@ -38,6 +44,19 @@ std::string ReadAll(const std::string& path) {
 [[noreturn]] void Abandon(const std::string& why) {
   std::fprintf(stderr, "%s\n", why.c_str());
   std::abort();
+}
+
+// HOST:PORT where nobody listens now.
+std::string FreeAddress() {
+  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in where = {};
+  where.sin_family = AF_INET;
+  where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(where);
+  EXPECT_EQ(bind(descriptor, reinterpret_cast<const sockaddr*>(&where), size), 0);
+  EXPECT_EQ(getsockname(descriptor, reinterpret_cast<sockaddr*>(&where), &size), 0);
+  close(descriptor);
+  return absl::StrCat("127.0.0.1:", ntohs(where.sin_port));
 }
 
 }  // namespace
@@ -175,8 +194,28 @@ size_t Cluster::AddWorker(const std::string& max_isa) {
 
 size_t Cluster::AddShard() {
   const std::string name = absl::StrCat("shard-", shards_.size() + 1);
-  shards_.push_back(NewMember(name, {"ps", "--coordinator", coordinator_->address(), "--name", name}, /*serves=*/true));
+  std::vector<std::string> arguments = {"ps", "--coordinator", coordinator_->address(), "--name", name};
+  if (options_.shard_metrics) {
+    shard_metrics_.push_back(FreeAddress());
+    arguments.insert(arguments.end(), {"--metrics", shard_metrics_.back()});
+  }
+  shards_.push_back(NewMember(name, std::move(arguments), /*serves=*/true));
   return shards_.size() - 1;
+}
+
+double Cluster::ShardMetric(const std::string& name) const {
+  double sum = 0;
+  for (const std::string& address : shard_metrics_) {
+    const std::string text = Exchange(address, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    const size_t at = text.find(absl::StrCat("\n", name, " "));
+    double value = 0;
+    if (at == std::string::npos ||
+        !absl::SimpleAtod(text.substr(at + name.size() + 2, text.find('\n', at + 1) - at - name.size() - 2), &value)) {
+      ADD_FAILURE() << name << " is not among the metrics of " << address << ":\n" << text;
+    }
+    sum += value;
+  }
+  return sum;
 }
 
 void Cluster::KillAll() {
@@ -268,20 +307,27 @@ std::string Cluster::Logs() const {
 }
 
 std::string TensorDigest(const std::string& checkpoint) {
-  const std::string bytes = ReadAll(checkpoint + "/model.safetensors");
-  uint64_t header_bytes = 0;
-  if (bytes.size() < sizeof(header_bytes)) return absl::StrCat("no weights in ", checkpoint);
-  std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
-  const std::string data = bytes.substr(8 + header_bytes);
-  const nlohmann::json header = nlohmann::json::parse(bytes.substr(8, header_bytes));
+  std::map<std::string, std::string> tensors;  // data by name, in the order of the names
+  for (const char* const name : {"/model.safetensors", "/adapter_model.safetensors"}) {
+    const std::string bytes = ReadAll(checkpoint + name);
+    uint64_t header_bytes = 0;
+    if (bytes.size() < sizeof(header_bytes)) continue;
+    std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
+    const std::string data = bytes.substr(8 + header_bytes);
+    const nlohmann::json header = nlohmann::json::parse(bytes.substr(8, header_bytes));
+    for (const auto& [tensor_name, tensor] : header.items()) {
+      if (tensor_name == "__metadata__") continue;
+      EXPECT_EQ(tensor["dtype"], "F32") << tensor_name;
+      const size_t begin = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
+      tensors[tensor_name] = data.substr(begin, end - begin);
+    }
+  }
+  if (tensors.empty()) return absl::StrCat("no weights in ", checkpoint);
   EVP_MD_CTX* const sum = EVP_MD_CTX_new();
   EVP_DigestInit_ex(sum, EVP_sha256(), nullptr);
-  for (const auto& [name, tensor] : header.items()) {  // in the order of the names
-    if (name == "__metadata__") continue;
-    EXPECT_EQ(tensor["dtype"], "F32") << name;
-    const size_t begin = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
+  for (const auto& [name, data] : tensors) {
     EVP_DigestUpdate(sum, name.c_str(), name.size() + 1);
-    EVP_DigestUpdate(sum, data.data() + begin, end - begin);
+    EVP_DigestUpdate(sum, data.data(), data.size());
   }
   unsigned char digest[EVP_MAX_MD_SIZE];
   unsigned int size = 0;

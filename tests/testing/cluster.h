@@ -50,10 +50,10 @@ class Member {
   std::string log() const;
   bool running() const { return process_ != nullptr && process_->running(); }
 
-  void Kill();                            // SIGKILL, and waits for the end
-  void Stop();                            // SIGSTOP: alive but silent
-  void Continue();                        // SIGCONT
-  Ending Terminate();                     // SIGTERM, and waits for the end; kills and fails the test after 30 s
+  void Kill();         // SIGKILL, and waits for the end
+  void Stop();         // SIGSTOP: alive but silent
+  void Continue();     // SIGCONT
+  Ending Terminate();  // SIGTERM, and waits for the end; kills and fails the test after 30 s
   std::optional<Ending> AwaitEnd(absl::Duration patience);
   // The same again, under the same name and address if it had one.
   void Restart();
@@ -72,12 +72,13 @@ class Cluster {
   struct Options {
     int workers = 1;
     int shards = 1;
-    int threads = 1;                     // of each worker
-    std::vector<std::string> max_isas;   // of the workers in turn; empty: no limit
-    bool share_memory = true;            // workers with shards
+    int threads = 1;                    // of each worker
+    std::vector<std::string> max_isas;  // of the workers in turn; empty: no limit
+    bool share_memory = true;           // workers with shards
     double lease_seconds = 10;
-    std::string directory;               // of the coordinator; empty: a temporary one
-    bool page = false;                   // the coordinator serves the rating page
+    std::string directory;       // of the coordinator; empty: a temporary one
+    bool page = false;           // the coordinator serves the rating page
+    bool shard_metrics = false;  // shards serve metrics
   };
   explicit Cluster(Options options);
   ~Cluster();
@@ -111,6 +112,8 @@ class Cluster {
   std::string Checkpoint(const std::string& job_id, const std::string& which) const;
   // Of the final checkpoint, by TensorDigest.
   std::string LastDigest(const std::string& job_id) const;
+  // Sum over the shards of a metric's present value, named as in Prometheus' text: "a_total{b=\"c\"}".
+  double ShardMetric(const std::string& name) const;
   // The ends of all logs.
   std::string Logs() const;
 
@@ -124,11 +127,12 @@ class Cluster {
   std::unique_ptr<Member> coordinator_;
   std::vector<std::unique_ptr<Member>> workers_;
   std::vector<std::unique_ptr<Member>> shards_;
+  std::vector<std::string> shard_metrics_;  // their addresses
   std::unique_ptr<client::CoordinatorClient> client_;
 };
 
-// SHA-256 over the tensors of a checkpoint's model.safetensors as docs/formats.md defines it, computed from the file
-// alone, without Millrace's own reader or checksums.
+// SHA-256 over the tensors of a checkpoint's model.safetensors and, if there is one, its adapter, as docs/formats.md
+// defines it, computed from the files alone, without Millrace's own reader or checksums.
 std::string TensorDigest(const std::string& checkpoint);
 
 // Output and status of `millrace ARGUMENTS`.
