@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Trains again what bench/peft.py trained, by Hugging Face's peft, and prints both held-out losses.
+"""Trains again what bench/adaptation.py trained, by Hugging Face's peft, and prints both held-out losses.
 
-  bench/peft_reference.py [--batches build/bin/millrace_batches] [--run runs/peft] [NAME …]
+  bench/peft_reference.py [--batches build/bin/millrace_batches] [--run runs/adaptation] [NAME …]
 
 Run by hand: needs torch, transformers, peft, numpy and PyYAML. The model is the same folder; the tokens, their order
 (millrace_batches), the learning rates and all settings are the job's. Starts are peft's own draws, scaled where Millrace's
@@ -117,7 +117,7 @@ def train(folder, millrace_batches, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", default=HERE / "../build/bin/millrace_batches", type=pathlib.Path)
-    parser.add_argument("--run", default=HERE / "../runs/peft", type=pathlib.Path)
+    parser.add_argument("--run", default=HERE / "../runs/adaptation", type=pathlib.Path)
     parser.add_argument("--seed", default=1, type=int)
     parser.add_argument("--threads", default=2, type=int)
     parser.add_argument("names", nargs="*")
