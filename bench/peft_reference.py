@@ -4,8 +4,8 @@
   bench/peft_reference.py [--batches build/bin/millrace_batches] [--run runs/adaptation] [NAME …]
 
 Run by hand: needs torch, transformers, peft, numpy and PyYAML. The model is the same folder; the tokens, their order
-(millrace_batches), the learning rates and all settings are the job's. Starts are peft's own draws, scaled where Millrace's
-have another deviation. Goal: within 2 %.
+(millrace_batches), the learning rates and all settings are the job's. Starts are peft's own draws, scaled where
+Millrace's have another deviation. Goal: within 2 %.
 """
 import argparse
 import json
@@ -46,7 +46,8 @@ def configuration(adapter):
     if kind in ("prefix_tuning", "p_tuning_v2"):
         return PrefixTuningConfig(prefix_projection=kind == "prefix_tuning", **virtual)
     if kind == "llama_adapter":
-        return AdaptionPromptConfig(adapter_len=virtual["num_virtual_tokens"], adapter_layers=adapter["layers"], **common)
+        return AdaptionPromptConfig(adapter_len=virtual["num_virtual_tokens"], adapter_layers=adapter["layers"],
+                                    **common)
     raise SystemExit(f"no settings of peft for an adapter of type {kind}")
 
 

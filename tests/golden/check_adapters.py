@@ -6,9 +6,9 @@
     tests/golden/check_adapters.py build/bin/millrace build/bin/millrace_batches OUT/gpt2 OUT/llama …
 
 For each model: an adapter trained here, exported, opens in peft with the same log-probabilities (1e-4 in f32) and the
-same greedy text, beside the model and, where that can be, merged into it; two LoRAs together are peft's two active ones;
-an adapter that peft has trained, imported, begins a phase with peft's held-out loss (1e-5), and learns on. Last run with
-torch 2.15, transformers 5.24 and peft 0.21.2.
+same greedy text, beside the model and, where that can be, merged into it; two LoRAs together are peft's two active
+ones; an adapter that peft has made, imported, begins a phase with peft's held-out loss (1e-4), and learns on. Last run
+with torch 2.15, transformers 5.24 and peft 0.21.2: gpt2 whole; llama but for what follows peft's prompt_tuning.
 """
 import json
 import os
