@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "kernels/bfloat16.h"
 #include "kernels/product.h"
+#include "model/families/decoder.h"
 #include "model/formats/hugging_face.h"
 #include "model/objectives/causal_lm.h"
 #include "model/tiny_models.h"
@@ -146,14 +147,17 @@ TEST_P(LanguageModelTest, NamesWhatIsWrongWithAFolder) {
   folder_.Write("tokenizer.json", Characters()->ToJson());
   std::filesystem::remove(folder_ / "model.safetensors");
   EXPECT_THAT(message(), HasSubstr("model.safetensors"));
-  // An architecture that cannot be: 24 numbers for 7 heads.
+  // An architecture that cannot be: 24 numbers for 7 heads, or more layers than there may be.
   std::string config = folder_.Read("config.json");
-  const std::string field = GetParam() == "gpt2" ? "\"n_head\": 4" : "\"num_attention_heads\": 4";
+  const bool heads = IsDecoder(GetParam());
+  const std::string field = !heads                 ? "\"num_hidden_layers\": 2"
+                            : GetParam() == "gpt2" ? "\"n_head\": 4"
+                                                   : "\"num_attention_heads\": 4";
   ASSERT_NE(config.find(field), std::string::npos);
-  config.replace(config.find(field) + field.size() - 1, 1, "7");
-  if (GetParam() != "gpt2") config.replace(config.find("\"head_dim\": 6") + 12, 1, "3");
+  config.replace(config.find(field) + field.size() - 1, 1, heads ? "7" : "513");
+  if (heads && GetParam() != "gpt2") config.replace(config.find("\"head_dim\": 6") + 12, 1, "3");
   folder_.Write("config.json", config);
-  EXPECT_THAT(message(), AllOf(HasSubstr("config.json"), HasSubstr("heads 7")));
+  EXPECT_THAT(message(), AllOf(HasSubstr("config.json"), HasSubstr(heads ? "heads 7" : "a size is beyond")));
   std::filesystem::remove(folder_ / "config.json");
   EXPECT_THAT(message(), HasSubstr("config.json"));
 }
