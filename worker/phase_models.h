@@ -81,7 +81,7 @@ class PhaseModels {
  private:
   // Where a trained model's adapter's tensor lies in the table.
   static uint32_t PlaceOf(const PhaseModel& model, int tensor) {
-    return static_cast<uint32_t>(model.places[static_cast<size_t>(model.decoder->tensors().size() + tensor)]);
+    return static_cast<uint32_t>(model.places[static_cast<size_t>(model.network->tensors().size() + tensor)]);
   }
 
   // A tensor of a model, or of its adapter.

@@ -925,13 +925,18 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
       EXPECT_EQ(result_.loss_sum(), Direct(unit, &gradients));
       for (size_t at = 0; at < sum.size(); ++at) sum[at] += static_cast<double>(gradients[at]);
     }
-    const auto norms = group.Norms(version);
+    v1::NormsRequest of_version;
+    of_version.set_version(version);
+    const auto norms = group.Norms(of_version);
     ASSERT_TRUE(norms.ok()) << norms.status();
     double squared = 0, expected = 0;
     for (const double norm : norms->squared) squared += norm;
     for (const double value : sum) expected += value * value;
     EXPECT_NEAR(squared, expected, 1e-3 * expected) << version;
-    ASSERT_TRUE(group.Commit(version, 1).ok());
+    v1::CommitRequest commit;
+    commit.set_version(version);
+    commit.set_clip_factor(1);
+    ASSERT_TRUE(group.Commit(commit).ok());
     // Both see the next version, whose loss is lower.
     evaluation.set_version(version + 1);
     double losses[2];
