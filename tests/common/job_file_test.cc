@@ -296,7 +296,7 @@ TEST(JobFile, AdaptersThatCannotBeAreRefusedBeforeAnythingIsTrained) {
               HasSubstr("phases.0.adapter: an adapter goes on a trained model"));
   EXPECT_THAT(refusal("phases.1.adapter={type: lorra}"), HasSubstr("did you mean 'lora'?"));
   EXPECT_THAT(refusal("phases.1.adapter={type: ia3, rank: 4}"),
-              HasSubstr("phases.1.adapter.rank: only for lora, not ia3"));
+              HasSubstr("phases.1.adapter.rank: only for lora and adalora, not ia3"));
   EXPECT_THAT(refusal("phases.1.adapter={type: lora, virtual_tokens: 4}"),
               HasSubstr("phases.1.adapter.virtual_tokens: only for those that have virtual tokens, not lora"));
   EXPECT_THAT(refusal("phases.1.adapter={type: p_tuning, init_text: x}"),
