@@ -135,14 +135,16 @@ absl::Status EvaluateTasks(const std::string& path, const std::vector<std::strin
     MILLRACE_ASSIGN_OR_RETURN(questions.emplace_back(), evaluation::MakeQuestions(task, options.folder));
   }
   // A model that is not there is not found out after hours with the first one.
-  for (const std::string& name : absl::MakeConstSpan(models).subspan(1)) {
-    MILLRACE_RETURN_IF_ERROR(ModelSource::Find(name, model_flags.where).status());
+  std::vector<ModelSource> sources;
+  for (const std::string& name : models) {
+    MILLRACE_ASSIGN_OR_RETURN(ModelSource source, ModelSource::Find(name, model_flags.where));
+    sources.push_back(std::move(source));
   }
   std::vector<evaluation::ModelResults> results;
-  for (const std::string& name : models) {
-    ModelFlags one = model_flags;
-    one.model = name;
-    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, one.Open());
+  for (size_t index = 0; index < models.size(); ++index) {
+    const std::string& name = models[index];
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open,
+                              model_flags.Open(sources[index], model::Weights::kComputed));
     const evaluation::ModelInUse model = {open->language_model.get(), &open->compute,
                                           open->chat_template.ok() ? &*open->chat_template : nullptr};
     evaluation::ModelResults& of_model = results.emplace_back();

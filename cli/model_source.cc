@@ -136,6 +136,10 @@ void ModelFlags::DeclareUse(Flags* flags) {
 
 absl::StatusOr<std::unique_ptr<OpenModel>> ModelFlags::Open(model::Weights weights) const {
   MILLRACE_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Find(model, where));
+  return Open(source, weights);
+}
+
+absl::StatusOr<std::unique_ptr<OpenModel>> ModelFlags::Open(const ModelSource& source, model::Weights weights) const {
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<OpenModel> open, OpenModelFolder(source.directory(), threads, weights));
   for (const std::string& adapter : adapters) MILLRACE_RETURN_IF_ERROR(open->language_model->AddAdapter(adapter));
   return open;

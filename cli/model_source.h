@@ -60,6 +60,8 @@ struct ModelFlags {
   // For subcommands that take several, one after another: `models` has what `model` of a copy is to be.
   void DeclareForSeveral(Flags* flags, std::vector<std::string>* models);
   absl::StatusOr<std::unique_ptr<OpenModel>> Open(model::Weights weights = model::Weights::kComputed) const;
+  // With the adapters, of one of several that has been found.
+  absl::StatusOr<std::unique_ptr<OpenModel>> Open(const ModelSource& source, model::Weights weights) const;
 
  private:
   void DeclareUse(Flags* flags);

@@ -135,24 +135,19 @@ absl::Status RunServe(Arguments arguments) {
     sequence_bytes = std::max(sequence_bytes, served.back().network->SequenceBytes());
   }
   model::LanguageModel& base = *open.front()->language_model;
-  const std::vector<size_t> own(base.used_adapters().begin(), base.used_adapters().end());
   for (const std::string& argument : adapters) {
     const NamedModel named = SplitName(argument);
     if (named.name.empty() || named.model.empty()) {
       return UsageError(absl::StrCat("--adapter ", argument, ": name a folder, as NAME=FOLDER or FOLDER"));
     }
-    MILLRACE_RETURN_IF_ERROR(base.UseAdapters({}));
-    MILLRACE_RETURN_IF_ERROR(base.AddAdapter(named.model));
-    active.push_back(base.weights().adapters.front());
+    MILLRACE_ASSIGN_OR_RETURN(const size_t number, base.LoadAdapter(named.model));
+    active.push_back(base.adapter(number).active());
     computes.push_back(
         std::make_unique<kernels::Compute>(open.front()->compute.isa(), open.front()->compute.threads()));
     served.push_back(Served(named.name, *open.front(), computes.back().get(),
                             {base.weights().base, absl::MakeConstSpan(&active.back(), 1)}));
     names.push_back(named.name);
   }
-  // The first model's own adapters were put where the others are.
-  MILLRACE_RETURN_IF_ERROR(base.UseAdapters(own));
-  served.front().weights = base.weights();
   const uint64_t fitting = AvailableMemory() / kMemoryShare / served.size() / sequence_bytes;
   options.engine.sequences =
       sequences > 0 ? sequences : static_cast<int64_t>(std::clamp<uint64_t>(fitting, 1, kDefaultSequences));

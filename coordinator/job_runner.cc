@@ -200,7 +200,7 @@ class JobRun {
   absl::Status PlanModel();
   absl::Status ConfigureShards();
   absl::StatusOr<uint64_t> Restore();
-  std::string StartOf(const v1::ModelPart& part) const;
+  std::string StartOf(const std::string& from) const;
   absl::StatusOr<std::unique_ptr<CheckpointReader>> OpenStart(const v1::ModelPart& part);
   absl::StatusOr<std::string> StartFolder(const std::string& from) const;
   void FillContents();
@@ -535,7 +535,7 @@ absl::StatusOr<JobOutcome> JobRun::SamplingCourse(const std::string& id) {
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::WorkResult> results, Await());
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<Planner::ComparedPair> sampled, planner_->Compared(results));
   const auto& from = phase_->compare().from();
-  const std::string first = from.empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : from[0];
+  const std::string first = StartOf(from.empty() ? "" : from[0]);
   std::vector<v1::RatingPair> pairs;
   for (const Planner::ComparedPair& pair : sampled) {
     // Nobody can prefer one of two that are equal, or that say nothing.
@@ -609,7 +609,7 @@ absl::Status JobRun::FindAdapters() {
   for (const std::string& from : phase_->compare().from()) froms.insert(from);
   adapters_.clear();
   for (const std::string& from : froms) {
-    const std::string start = from.empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : from;
+    const std::string start = StartOf(from);
     if (start.empty()) continue;
     if (const std::optional<PhaseStart> named = ParsePhaseStart(start); named.has_value()) {
       for (const v1::PhaseSpec& phase : spec_.phases()) {
@@ -772,7 +772,7 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
     }
     MILLRACE_RETURN_IF_ERROR(LoadShards(version, reader.get()));
     Tell(Severity::kInfo, absl::StrCat("goes on from checkpoint ", from->name));
-  } else if (StartOf(parts_of_model_[0]).empty()) {
+  } else if (StartOf(parts_of_model_[0].from()).empty()) {
     MILLRACE_RETURN_IF_ERROR(Initialize());
     Tell(Severity::kInfo, absl::StrCat("phase ", phase_->name(), " starts from new weights"));
   } else {
@@ -790,16 +790,16 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
   return version;
 }
 
-// Where a part comes from at the beginning of the phase; empty: new weights.
-std::string JobRun::StartOf(const v1::ModelPart& part) const {
-  return part.from().empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : part.from();
+// What ModelPart.from stands for; empty: new weights.
+std::string JobRun::StartOf(const std::string& from) const {
+  return from.empty() ? StartOfPhase(spec_, static_cast<int>(phase_index_)) : from;
 }
 
 // Says what the models begin with, by its sums, so that workers keep what is frozen and known. Of a model that cannot
 // be opened nothing is said: LoadShards says why.
 void JobRun::FillContents() {
   for (v1::ModelPart& part : parts_of_model_) {
-    const std::string from = StartOf(part);
+    const std::string from = StartOf(part.from());
     const absl::StatusOr<std::string> folder = StartFolder(from);
     part.clear_content();
     if (from.empty() || !folder.ok()) continue;
@@ -817,7 +817,7 @@ void JobRun::FillContents() {
 
 // What a part begins with, checked.
 absl::StatusOr<std::unique_ptr<CheckpointReader>> JobRun::OpenStart(const v1::ModelPart& part) {
-  const std::string from = StartOf(part);
+  const std::string from = StartOf(part.from());
   const std::string what = absl::StrCat(part.prefix(), part.prefix().empty() ? "phase " : " of phase ", phase_->name());
   MILLRACE_ASSIGN_OR_RETURN(const std::string folder, StartFolder(from));
   const bool is_phase = ParsePhaseStart(from).has_value();
@@ -902,7 +902,7 @@ absl::StatusOr<std::string> JobRun::FrozenModel() const {
     absl::string_view name = tensor.name;
     if (tensor.trainable && InPart(parts_of_model_[0].prefix(), &name)) return "";
   }
-  MILLRACE_ASSIGN_OR_RETURN(const std::string folder, StartFolder(StartOf(parts_of_model_[0])));
+  MILLRACE_ASSIGN_OR_RETURN(const std::string folder, StartFolder(StartOf(parts_of_model_[0].from())));
   return absl::StrCat(folder, "/", kModelFile);
 }
 

@@ -77,17 +77,6 @@ void Fill(text::PromptOrder::Prompt from, uint64_t index, v1::Prompt* prompt) {
   prompt->set_answer(std::move(from.answer));
 }
 
-// White space around the answer is the template's; bytes that are no characters become U+FFFD.
-std::string WellFormed(absl::string_view text) {
-  std::string good;
-  while (!text.empty()) {
-    const text::Character character = text::FirstCharacter(text);
-    good += character.valid ? std::string(text.substr(0, character.bytes)) : "\uFFFD";
-    text.remove_prefix(character.bytes);
-  }
-  return std::string(absl::StripAsciiWhitespace(good));
-}
-
 text::BatchOptions OptionsOf(const v1::JobSpec& job, uint32_t phase_index) {
   const v1::PhaseSpec& phase = job.phases(static_cast<int>(phase_index));
   text::BatchOptions options;
@@ -271,7 +260,8 @@ absl::StatusOr<std::vector<Planner::ComparedPair>> Planner::Compared(absl::Span<
       std::memcpy(ids.data(), experience.tokens().data() + size_t{experience.prompt_tokens()} * sizeof(uint32_t),
                   ids.size() * sizeof(uint32_t));
       if (ids.back() == impl_->store->end_of_turn()) ids.pop_back();
-      answers.push_back(WellFormed(impl_->store->tokenizer().Decode(ids)));
+      // White space around the answer is the template's.
+      answers.emplace_back(absl::StripAsciiWhitespace(text::WellFormed(impl_->store->tokenizer().Decode(ids))));
     }
   }
   const uint32_t prompts = impl_->phase.rollout().prompts();

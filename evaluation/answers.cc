@@ -50,7 +50,7 @@ std::optional<std::string> AnswerRule::Extract(absl::string_view generated) cons
 }
 
 std::string AnswerRule::Normalize(absl::string_view answer) const {
-  std::string text = WellFormed(answer);
+  std::string text = text::WellFormed(answer);
   if (lowercase_) {
     v1::CleanSpec lower;
     lower.set_unicode("none");
@@ -71,20 +71,6 @@ absl::string_view BeforeStop(absl::string_view text, const google::protobuf::Rep
   size_t end = text.size();
   for (const std::string& one : stop) end = std::min(end, text.find(one));
   return text.substr(0, end);
-}
-
-std::string WellFormed(absl::string_view bytes) {
-  std::string text;
-  while (!bytes.empty()) {
-    const text::Character next = text::FirstCharacter(bytes);
-    if (next.valid) {
-      absl::StrAppend(&text, bytes.substr(0, next.bytes));
-    } else {
-      text::AppendUtf8(0xFFFD, &text);
-    }
-    bytes.remove_prefix(next.bytes);
-  }
-  return text;
 }
 
 uint64_t CountWords(absl::string_view text) {

@@ -43,9 +43,6 @@ class AnswerRule {
 // What comes before the first place at which one of `stop` begins; all of it if there is none.
 absl::string_view BeforeStop(absl::string_view text, const google::protobuf::RepeatedPtrField<std::string>& stop);
 
-// With U+FFFD for bytes that are part of no character.
-std::string WellFormed(absl::string_view bytes);
-
 // One more than there are runs of white space, also at the ends: lm-evaluation-harness counts so (re.split(r"\s+")),
 // and perplexities are comparable only if words are. Requires UTF-8.
 uint64_t CountWords(absl::string_view text);

@@ -301,7 +301,7 @@ class Runner {
     for (size_t i = 0; i < questions_.size(); ++i) {
       Json& record = result_.records[i];
       RecordPrompt(questions_[i], &record);
-      const std::string text = WellFormed(generated[i].text);
+      const std::string text = text::WellFormed(generated[i].text);
       record["generated"] = text;
       record["tokens"] = generated[i].tokens;
       record["ended_by"] = generated[i].ending;
@@ -340,7 +340,7 @@ class Runner {
       uint64_t passed = 0;
       for (uint64_t sample = 0; sample < samples; ++sample) {
         const Generated& one = generated[i * samples + sample];
-        const std::string text = WellFormed(one.text);
+        const std::string text = text::WellFormed(one.text);
         absl::StatusOr<TrialOutcome> outcome = Judge(questions_[i], text, arguments, source);
         if (!outcome.ok()) return Annotate(outcome.status(), questions_[i].where);
         passed += outcome->passed ? 1 : 0;
@@ -349,7 +349,7 @@ class Runner {
                                      {"ended_by", one.ending},
                                      {"passed", outcome->passed},
                                      {"ending", outcome->ending},
-                                     {"output", WellFormed(outcome->output)}});
+                                     {"output", text::WellFormed(outcome->output)}});
       }
       record["passed"] = passed;
       for (const uint32_t k : task_.pass_at()) {

@@ -66,15 +66,19 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
   return model;
 }
 
-absl::Status LanguageModel::AddAdapter(const std::string& directory) {
+absl::StatusOr<size_t> LanguageModel::LoadAdapter(const std::string& directory) {
   MILLRACE_ASSIGN_OR_RETURN(StoredAdapter stored, ReadAdapter(directory, *network_));
   if (kind_ == Weights::kComputed && network_->precision() == kernels::Precision::kBf16) {
     kernels::KeepBf16(stored.weights.data(), static_cast<int64_t>(stored.weights.size()));
   }
   network_->ReserveVirtualTokens(stored.adapter->virtual_tokens());
   adapters_.push_back(std::make_unique<StoredAdapter>(std::move(stored)));
+  return adapters_.size() - 1;
+}
+
+absl::Status LanguageModel::AddAdapter(const std::string& directory) {
   std::vector<size_t> numbers = numbers_;
-  numbers.push_back(adapters_.size() - 1);
+  MILLRACE_ASSIGN_OR_RETURN(numbers.emplace_back(), LoadAdapter(directory));
   const absl::Status used = UseAdapters(numbers);
   if (!used.ok()) adapters_.pop_back();
   return Annotate(used, directory);

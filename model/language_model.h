@@ -46,10 +46,11 @@ class LanguageModel {
   // Tokens that a prediction can look back on.
   int64_t context() const { return network_->spec().context() - weights().virtual_tokens(); }
 
-  // Reads an adapter in peft's layout, to be used behind those that are used already. Its number is how many there were
-  // before. INVALID_ARGUMENT if it does not fit the model or those.
+  // Reads an adapter in peft's layout, which is not used yet, and returns its number. INVALID_ARGUMENT if it does not
+  // fit the model.
+  absl::StatusOr<size_t> LoadAdapter(const std::string& directory);
+  // The same, and uses it behind those that are used already. INVALID_ARGUMENT if it does not go together with those.
   absl::Status AddAdapter(const std::string& directory);
-  size_t adapters() const { return adapters_.size(); }
   // Numbers of those that are used.
   absl::Span<const size_t> used_adapters() const { return numbers_; }
   const StoredAdapter& adapter(size_t number) const { return *adapters_[number]; }

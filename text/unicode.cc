@@ -95,6 +95,20 @@ void AppendUtf8(uint32_t code, std::string* out) {
   }
 }
 
+std::string WellFormed(absl::string_view text) {
+  std::string good;
+  while (!text.empty()) {
+    const Character next = FirstCharacter(text);
+    if (next.valid) {
+      good.append(text.data(), next.bytes);
+    } else {
+      AppendUtf8(0xFFFD, &good);
+    }
+    text.remove_prefix(next.bytes);
+  }
+  return good;
+}
+
 CharacterClass Classify(uint32_t code) {
   static const std::vector<CharacterClass>& classes = Classes();
   return code < kCodes ? classes[code] : CharacterClass::kOther;

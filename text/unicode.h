@@ -28,6 +28,9 @@ uint64_t CountCharacters(absl::string_view text);
 
 void AppendUtf8(uint32_t code, std::string* out);
 
+// With U+FFFD for each byte that is part of no character.
+std::string WellFormed(absl::string_view text);
+
 // What GPT-2's pre-tokenizer tells apart.
 enum class CharacterClass : uint8_t { kOther = 0, kLetter = 1, kNumber = 2, kSpace = 3 };
 

@@ -11,12 +11,10 @@
 #include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "model/families/causal_stack.h"
-#include "nlohmann/json.hpp"
+#include "model/formats/json_fields.h"
 
 namespace millrace::model {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 // How architectures with a head for labels end.
 constexpr char kClassifier[] = "ForSequenceClassification";
@@ -51,74 +49,7 @@ const char* DtypeName(Dtype dtype) {
   return dtype == Dtype::kF16 ? "float16" : dtype == Dtype::kBf16 ? "bfloat16" : "float32";
 }
 
-// Reads fields of one object; the first mistake is kept.
-class Fields {
- public:
-  Fields(const Json& object, absl::string_view file) : object_(object), file_(file) {}
-
-  bool Has(const char* name) const { return object_.contains(name) && !object_[name].is_null(); }
-
-  uint32_t Count(const char* name, uint32_t fallback = 0) {
-    if (!Has(name)) {
-      if (fallback == 0) Wrong(name, "is missing");
-      return fallback;
-    }
-    const Json& value = object_[name];
-    if (!value.is_number_integer() || value < 1 || value > std::numeric_limits<int32_t>::max()) {
-      Wrong(name, absl::StrCat("must be a whole number above 0, not ", Shown(value)));
-      return 1;
-    }
-    return value.get<uint32_t>();
-  }
-  double Number(const char* name, double fallback, double min, double max) {
-    if (!Has(name)) return fallback;
-    const Json& value = object_[name];
-    if (!value.is_number() || !(value.get<double>() >= min) || !(value.get<double>() <= max)) {
-      Wrong(name, absl::StrCat("must be a number between ", min, " and ", max, ", not ", Shown(value)));
-      return fallback;
-    }
-    return value.get<double>();
-  }
-  bool Flag(const char* name, bool fallback) {
-    if (!Has(name)) return fallback;
-    if (!object_[name].is_boolean()) {
-      Wrong(name, absl::StrCat("must be true or false, not ", Shown(object_[name])));
-      return fallback;
-    }
-    return object_[name].get<bool>();
-  }
-  // Nothing where no single token is named.
-  std::optional<uint32_t> Token(const char* name) const {
-    if (!Has(name)) return std::nullopt;
-    const Json& value = object_[name];
-    if (!value.is_number_integer() || value < 0 || value >= std::numeric_limits<int32_t>::max()) return std::nullopt;
-    return value.get<uint32_t>();
-  }
-  // What changes the computation in a way that is not supported.
-  void MustBe(const char* name, const Json& only) {
-    if (Has(name) && object_[name] != only) {
-      Wrong(name, absl::StrCat("is ", Shown(object_[name]), ", which is not supported; ", Shown(only), " is"));
-    }
-  }
-  void MustBeAbsent(const char* name) {
-    if (Has(name)) Wrong(name, absl::StrCat("is ", Shown(object_[name]), ", which is not supported"));
-  }
-  void Wrong(absl::string_view name, absl::string_view what) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(absl::StrCat(file_, ": ", name, " ", what));
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  static std::string Shown(const Json& value) {
-    return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60);
-  }
-
-  const Json& object_;
-  const std::string file_;
-  absl::Status status_;
-};
-
-Head ReadHead(Fields* fields, const Json& config) {
+Head ReadHead(JsonFields* fields, const Json& config) {
   if (!fields->Has("architectures") || !config["architectures"].is_array() || config["architectures"].empty() ||
       !config["architectures"][0].is_string() ||
       !absl::EndsWith(config["architectures"][0].get<std::string>(), kClassifier)) {
@@ -134,7 +65,7 @@ Head ReadHead(Fields* fields, const Json& config) {
   return Head::kScalar;
 }
 
-void ReadGpt2(Fields* fields, v1::ModelSpec* spec) {
+void ReadGpt2(JsonFields* fields, v1::ModelSpec* spec) {
   spec->set_layers(fields->Count("n_layer"));
   spec->set_hidden_size(fields->Count("n_embd"));
   spec->set_heads(fields->Count("n_head"));
@@ -153,7 +84,7 @@ void ReadGpt2(Fields* fields, v1::ModelSpec* spec) {
 
 // Sliding windows are Mistral's in all layers if there is one, and Qwen2's in those from max_window_layers on if
 // use_sliding_window says so.
-void ReadSlidingWindow(Fields* fields, const Json& config, const Family& family, v1::ModelSpec* spec) {
+void ReadSlidingWindow(JsonFields* fields, const Json& config, const Family& family, v1::ModelSpec* spec) {
   const bool qwen2 = spec->family() == "qwen2";
   if (family.sliding_window == 0 || (qwen2 && !fields->Flag("use_sliding_window", false))) return;
   // Null means none; absent, the default.
@@ -183,7 +114,7 @@ void ReadSlidingWindow(Fields* fields, const Json& config, const Family& family,
   spec->set_sliding_window(window);
 }
 
-void ReadLlama(Fields* fields, const Json& config, const Family& family, v1::ModelSpec* spec) {
+void ReadLlama(JsonFields* fields, const Json& config, const Family& family, v1::ModelSpec* spec) {
   spec->set_layers(fields->Count("num_hidden_layers"));
   spec->set_hidden_size(fields->Count("hidden_size"));
   spec->set_heads(fields->Count("num_attention_heads"));
@@ -213,7 +144,7 @@ void ReadLlama(Fields* fields, const Json& config, const Family& family, v1::Mod
       fields->Wrong(name, "must be an object");
       continue;
     }
-    Fields rope(config[name], name);
+    JsonFields rope(config[name], name);
     rope.MustBe("rope_type", "default");
     rope.MustBe("type", "default");
     rope.MustBe("partial_rotary_factor", 1);
@@ -227,7 +158,7 @@ void ReadLlama(Fields* fields, const Json& config, const Family& family, v1::Mod
 }
 
 // lstm and cnn.
-void ReadCausalStack(Fields* fields, v1::ModelSpec* spec) {
+void ReadCausalStack(JsonFields* fields, v1::ModelSpec* spec) {
   spec->set_layers(fields->Count("num_hidden_layers"));
   spec->set_hidden_size(fields->Count("hidden_size"));
   if (spec->family() == "cnn") spec->set_kernel_size(fields->Count("kernel_size"));
@@ -323,11 +254,8 @@ std::string PrintGenerationConfig(const Configuration& configuration) {
 }
 
 absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_view file) {
-  // Objects within objects are few here; a deep nest would exhaust the parser's stack.
-  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth < 32; };
-  const Json config = Json::parse(json.begin(), json.end(), shallow, /*allow_exceptions=*/false);
-  if (!config.is_object()) return absl::InvalidArgumentError(absl::StrCat(file, " is not a JSON object"));
-  Fields fields(config, file);
+  MILLRACE_ASSIGN_OR_RETURN(const Json config, ParseJsonObject(json, file));
+  JsonFields fields(config, file);
   if (!fields.Has("model_type") || !config["model_type"].is_string()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": model_type is missing"));
   }

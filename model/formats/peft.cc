@@ -15,138 +15,83 @@
 #include "common/status.h"
 #include "model/adapters/linear_adapter.h"
 #include "model/adapters/virtual_tokens.h"
+#include "model/formats/json_fields.h"
 #include "model/formats/tensor_values.h"
-#include "nlohmann/json.hpp"
 
 namespace millrace::model {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr size_t kMaxConfigBytes = 16 << 20;
-constexpr int kMostTargets = 4096;
+constexpr uint32_t kMostCount = 1 << 20;
+constexpr size_t kMostTargets = 4096;
 
-// Reads fields of the object; the first mistake is kept.
-class Config {
- public:
-  Config(const Json& object, absl::string_view file) : object_(object), file_(file) {}
-
-  bool Has(const char* name) const { return object_.contains(name) && !object_[name].is_null(); }
-  uint32_t Count(const char* name, uint32_t fallback) {
-    if (!Has(name)) {
-      if (fallback == 0) Wrong(name, "is missing");
-      return fallback;
-    }
-    const Json& value = object_[name];
-    if (!value.is_number_integer() || value < 1 || value > (1 << 20)) {
-      Wrong(name, absl::StrCat("must be a whole number between 1 and ", 1 << 20));
-      return 1;
-    }
-    return value.get<uint32_t>();
+// A list of names, or all-linear.
+void ReadNames(const Json& object, const char* name, JsonFields* fields,
+               google::protobuf::RepeatedPtrField<std::string>* names) {
+  if (!fields->Has(name)) return;
+  const Json& value = object[name];
+  if (value == "all-linear") {
+    names->Add("all-linear");
+    return;
   }
-  double Number(const char* name, double fallback, double min, double max) {
-    if (!Has(name)) return fallback;
-    const Json& value = object_[name];
-    if (!value.is_number() || !(value.get<double>() >= min) || !(value.get<double>() <= max)) {
-      Wrong(name, absl::StrCat("must be a number between ", min, " and ", max));
-      return fallback;
-    }
-    return value.get<double>();
+  if (value.is_string()) {
+    return fields->Wrong(name, "is a regular expression, which is not supported; a list of names is");
   }
-  bool Flag(const char* name) {
-    if (!Has(name)) return false;
-    if (!object_[name].is_boolean()) Wrong(name, "must be true or false");
-    return object_[name] == true;
-  }
-  std::string Text(const char* name) {
-    if (!Has(name)) return "";
-    if (!object_[name].is_string()) Wrong(name, "must be a string");
-    return object_[name].is_string() ? object_[name].get<std::string>() : "";
-  }
-  // A list of names, or all-linear.
-  void Names(const char* name, google::protobuf::RepeatedPtrField<std::string>* names) {
-    if (!Has(name)) return;
-    const Json& value = object_[name];
-    if (value == "all-linear") {
-      names->Add("all-linear");
-      return;
-    }
-    if (value.is_string()) {
-      Wrong(name, "is a regular expression, which is not supported; a list of names is");
-      return;
-    }
-    if (!value.is_array() || value.size() > kMostTargets) return Wrong(name, "must be a list of names");
-    for (const Json& item : value) {
-      if (!item.is_string()) return Wrong(name, "must be a list of names");
-      names->Add(item.get<std::string>());
-    }
-  }
-  // What changes the computation, or the files, in a way that is not supported.
-  void MustBeAbsent(const char* name) {
-    if (!Has(name)) return;
-    const Json& value = object_[name];
-    const bool nothing = value == false || ((value.is_object() || value.is_array()) && value.empty());
-    if (!nothing) Wrong(name, absl::StrCat("is ", Shown(value), ", which is not supported"));
-  }
-  void MustBe(const char* name, const Json& only) {
-    if (Has(name) && object_[name] != only) {
-      Wrong(name, absl::StrCat("is ", Shown(object_[name]), ", which is not supported; ", Shown(only), " is"));
-    }
-  }
-  void Wrong(absl::string_view name, absl::string_view what) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(absl::StrCat(file_, ": ", name, " ", what));
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  static std::string Shown(const Json& value) {
-    return value.dump(-1, ' ', false, Json::error_handler_t::replace).substr(0, 60);
-  }
-
-  const Json& object_;
-  const std::string file_;
-  absl::Status status_;
-};
-
-void ReadLowRank(Config* config, bool svd, v1::AdapterSpec* spec) {
-  spec->set_type(svd ? "adalora" : "lora");
-  spec->set_rank(svd ? config->Count("init_r", 12) : config->Count("r", 8));
-  spec->set_alpha(config->Number("lora_alpha", 8, 1e-6, 1e6));
-  spec->set_dropout(config->Number("lora_dropout", 0, 0, 0.999));
-  config->Names("target_modules", spec->mutable_targets());
-  if (!svd) {
-    spec->set_rank_stabilized(config->Flag("use_rslora"));
-    spec->set_dora(config->Flag("use_dora"));
-    config->MustBeAbsent("rank_pattern");
-  } else {
-    constexpr double kMostSteps = 1e9;
-    spec->set_target_rank(std::min(config->Count("target_r", 8), spec->rank()));
-    spec->set_warmup_steps(static_cast<uint32_t>(config->Number("tinit", 0, 0, kMostSteps)));
-    spec->set_final_steps(static_cast<uint32_t>(config->Number("tfinal", 0, 0, kMostSteps)));
-    spec->set_allocate_every(config->Count("deltaT", 1));
-    spec->add_importance_decay(config->Number("beta1", 0.85, 0, 1));
-    spec->add_importance_decay(config->Number("beta2", 0.85, 0, 1));
-    spec->set_orthogonality(config->Number("orth_reg_weight", 0.5, 0, 1e6));
-  }
-  config->MustBe("bias", "none");
-  for (const char* name : {"alpha_pattern", "lora_bias", "modules_to_save", "layers_to_transform", "layer_replication",
-                           "exclude_modules", "target_parameters", "trainable_token_indices", "use_qalora",
-                           "use_bdlora", "alora_invocation_tokens", "arrow_config"}) {
-    config->MustBeAbsent(name);
+  if (!value.is_array() || value.size() > kMostTargets) return fields->Wrong(name, "must be a list of names");
+  for (const Json& item : value) {
+    if (!item.is_string()) return fields->Wrong(name, "must be a list of names");
+    names->Add(item.get<std::string>());
   }
 }
 
-void ReadPrompt(Config* config, const v1::ModelSpec& model, absl::string_view type, v1::AdapterSpec* spec) {
-  spec->set_virtual_tokens(config->Count("num_virtual_tokens", 0));
-  config->MustBe("num_transformer_submodules", 1);
-  config->MustBe("task_type", "CAUSAL_LM");
-  config->MustBeAbsent("modules_to_save");
-  config->MustBe("num_layers", model.layers());
+// What changes the computation, or the files, in a way that is not supported; peft writes it even where it is not used.
+void MustBeUnused(const Json& object, const char* name, JsonFields* fields) {
+  if (!fields->Has(name)) return;
+  const Json& value = object[name];
+  const bool nothing = value == false || ((value.is_object() || value.is_array()) && value.empty());
+  if (!nothing) fields->MustBeAbsent(name);
+}
+
+void ReadLowRank(const Json& object, JsonFields* fields, bool svd, v1::AdapterSpec* spec) {
+  spec->set_type(svd ? "adalora" : "lora");
+  spec->set_rank(svd ? fields->Count("init_r", 12, kMostCount) : fields->Count("r", 8, kMostCount));
+  spec->set_alpha(fields->Number("lora_alpha", 8, 1e-6, 1e6));
+  spec->set_dropout(fields->Number("lora_dropout", 0, 0, 0.999));
+  ReadNames(object, "target_modules", fields, spec->mutable_targets());
+  if (!svd) {
+    spec->set_rank_stabilized(fields->Flag("use_rslora", false));
+    spec->set_dora(fields->Flag("use_dora", false));
+    MustBeUnused(object, "rank_pattern", fields);
+  } else {
+    constexpr double kMostSteps = 1e9;
+    spec->set_target_rank(std::min(fields->Count("target_r", 8, kMostCount), spec->rank()));
+    spec->set_warmup_steps(static_cast<uint32_t>(fields->Number("tinit", 0, 0, kMostSteps)));
+    spec->set_final_steps(static_cast<uint32_t>(fields->Number("tfinal", 0, 0, kMostSteps)));
+    spec->set_allocate_every(fields->Count("deltaT", 1, kMostCount));
+    spec->add_importance_decay(fields->Number("beta1", 0.85, 0, 1));
+    spec->add_importance_decay(fields->Number("beta2", 0.85, 0, 1));
+    spec->set_orthogonality(fields->Number("orth_reg_weight", 0.5, 0, 1e6));
+  }
+  fields->MustBe("bias", "none");
+  for (const char* name : {"alpha_pattern", "lora_bias", "modules_to_save", "layers_to_transform", "layer_replication",
+                           "exclude_modules", "target_parameters", "trainable_token_indices", "use_qalora",
+                           "use_bdlora", "alora_invocation_tokens", "arrow_config"}) {
+    MustBeUnused(object, name, fields);
+  }
+}
+
+void ReadPrompt(const Json& object, JsonFields* fields, const v1::ModelSpec& model, absl::string_view type,
+                v1::AdapterSpec* spec) {
+  spec->set_virtual_tokens(fields->Count("num_virtual_tokens", 0, kMostCount));
+  fields->MustBe("num_transformer_submodules", 1);
+  fields->MustBe("task_type", "CAUSAL_LM");
+  MustBeUnused(object, "modules_to_save", fields);
+  fields->MustBe("num_layers", model.layers());
   if (type == "PROMPT_TUNING") {
     spec->set_type("prompt_tuning");
     return;
   }
-  spec->set_encoder_hidden_size(config->Count("encoder_hidden_size", model.hidden_size()));
+  spec->set_encoder_hidden_size(fields->Count("encoder_hidden_size", model.hidden_size(), kMostCount));
   const bool keys = type == "PREFIX_TUNING";
   // As peft stores it: what the network made.
   spec->set_type(keys ? "p_tuning_v2" : "prompt_tuning");
@@ -220,32 +165,30 @@ std::vector<int64_t> RanksOf(const SafetensorsHeader& header, absl::Span<const L
 
 absl::StatusOr<v1::AdapterSpec> ParseAdapterConfig(absl::string_view json, absl::string_view file,
                                                    const v1::ModelSpec& model) {
-  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth < 32; };
-  const Json object = Json::parse(json.begin(), json.end(), shallow, /*allow_exceptions=*/false);
-  if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(file, " is not a JSON object"));
-  Config config(object, file);
+  MILLRACE_ASSIGN_OR_RETURN(const Json object, ParseJsonObject(json, file));
+  JsonFields fields(object, file);
   v1::AdapterSpec spec;
-  const std::string type = config.Text("peft_type");
+  const std::string type = fields.Text("peft_type");
   if (type == "LORA" || type == "ADALORA") {
-    ReadLowRank(&config, type == "ADALORA", &spec);
+    ReadLowRank(object, &fields, type == "ADALORA", &spec);
   } else if (type == "IA3") {
     spec.set_type("ia3");
-    config.Names("target_modules", spec.mutable_targets());
-    config.Names("feedforward_modules", spec.mutable_feedforward_targets());
-    config.MustBeAbsent("modules_to_save");
-    config.MustBeAbsent("exclude_modules");
+    ReadNames(object, "target_modules", &fields, spec.mutable_targets());
+    ReadNames(object, "feedforward_modules", &fields, spec.mutable_feedforward_targets());
+    MustBeUnused(object, "modules_to_save", &fields);
+    MustBeUnused(object, "exclude_modules", &fields);
   } else if (type == "PROMPT_TUNING" || type == "P_TUNING" || type == "PREFIX_TUNING") {
-    ReadPrompt(&config, model, type, &spec);
+    ReadPrompt(object, &fields, model, type, &spec);
   } else if (type == "ADAPTION_PROMPT") {
     spec.set_type("llama_adapter");
-    spec.set_virtual_tokens(config.Count("adapter_len", 0));
-    spec.set_layers(config.Count("adapter_layers", 0));
-  } else if (config.status().ok()) {
+    spec.set_virtual_tokens(fields.Count("adapter_len", 0, kMostCount));
+    spec.set_layers(fields.Count("adapter_layers", 0, kMostCount));
+  } else if (fields.status().ok()) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": peft_type \"", type.substr(0, 60),
                                                    "\" is not supported; LORA, ADALORA, IA3, PROMPT_TUNING, P_TUNING, ",
                                                    "PREFIX_TUNING and ADAPTION_PROMPT are"));
   }
-  MILLRACE_RETURN_IF_ERROR(config.status());
+  MILLRACE_RETURN_IF_ERROR(fields.status());
   FillAdapterDefaults(model, &spec);
   return spec;
 }
@@ -322,12 +265,10 @@ std::string PrintAdapterConfig(const Adapter& adapter, const v1::ModelSpec& mode
 absl::StatusOr<std::string> BaseOfAdapter(const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/", kAdapterConfigFile);
   MILLRACE_ASSIGN_OR_RETURN(const std::string json, ReadFile(path, kMaxConfigBytes));
-  const auto shallow = [](int depth, Json::parse_event_t, Json&) { return depth < 32; };
-  const Json object = Json::parse(json.begin(), json.end(), shallow, /*allow_exceptions=*/false);
-  if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat(path, " is not a JSON object"));
-  Config config(object, path);
-  const std::string base = config.Text("base_model_name_or_path");
-  MILLRACE_RETURN_IF_ERROR(config.status());
+  MILLRACE_ASSIGN_OR_RETURN(const Json object, ParseJsonObject(json, path));
+  JsonFields fields(object, path);
+  const std::string base = fields.Text("base_model_name_or_path");
+  MILLRACE_RETURN_IF_ERROR(fields.status());
   if (base.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(
         path, ": base_model_name_or_path is missing: name the model as --model and the adapter as --adapter"));
