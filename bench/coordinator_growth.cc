@@ -32,6 +32,7 @@
 #include "common/status.h"
 #include "kernels/compute.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "proto/millrace/v1/jobs.grpc.pb.h"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
 #include "ps/conformance.h"
 #include "worker/conformance.h"

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "common/progress.h"
-#include "proto/millrace/v1/coordinator.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::cli {
 

@@ -23,6 +23,7 @@
 #include "common/grpc_status.h"
 #include "common/status.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "proto/millrace/v1/jobs.grpc.pb.h"
 
 namespace millrace::client {
 namespace {

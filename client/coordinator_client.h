@@ -14,6 +14,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "proto/millrace/v1/coordinator.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::client {
 

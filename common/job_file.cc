@@ -33,6 +33,22 @@ absl::Status Divides(absl::string_view divisor_name, uint64_t divisor, absl::str
 
 bool IsTransformer(const v1::ModelSpec& model) { return model.family() != "lstm" && model.family() != "cnn"; }
 
+absl::Status CheckLabels(const v1::JobSpec& job) {
+  constexpr int kMaxLabels = 64;
+  constexpr size_t kMaxLabelBytes = 64;
+  if (job.labels_size() > kMaxLabels) {
+    return absl::InvalidArgumentError(absl::StrCat("labels: there are ", job.labels_size(), "; at most ", kMaxLabels));
+  }
+  for (const auto& [name, value] : job.labels()) {
+    MILLRACE_RETURN_IF_ERROR(CheckName("labels", name));
+    if (value.size() > kMaxLabelBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("labels.", name, ": ", Shown(value), " has more than ", kMaxLabelBytes, " bytes"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckModel(const v1::ModelSpec& model) {
   if (model.has_kernel_size() && model.family() != "cnn") {
     return absl::InvalidArgumentError(
@@ -574,6 +590,7 @@ void FillDefaults(v1::JobSpec* job) {
 absl::Status ValidateJob(const v1::JobSpec& job) {
   MILLRACE_RETURN_IF_ERROR(CheckRules(job, ""));
   MILLRACE_RETURN_IF_ERROR(CheckName("name", job.name()));
+  MILLRACE_RETURN_IF_ERROR(CheckLabels(job));
   MILLRACE_RETURN_IF_ERROR(CheckModel(job.model()));
   if (!job.has_data() && !job.tokenizer().has_path()) {
     return absl::InvalidArgumentError(

@@ -177,6 +177,7 @@ class Mapper {
       return is_message ? Map(node, path, reflection.MutableMessage(message, &field))
                         : Scalar(node, path, field, message);
     }
+    if (field.is_map()) return Words(node, path, field, message);
     if (!node.IsSequence()) return place_.Error(node, absl::StrCat(path, " must be a list, as in [a, b]"));
     if (node.size() > kMaxListItems) return place_.Error(node, absl::StrCat(path, " has too many items"));
     reflection.ClearField(message, &field);
@@ -195,6 +196,28 @@ class Mapper {
     if (bytes > bytes_left_)
       return place_.Error(node, absl::StrCat("with all that its aliases repeat, the ", holds_, " is too large"));
     bytes_left_ -= bytes;
+    return absl::OkStatus();
+  }
+
+  // Names with a text each.
+  absl::Status Words(const YAML::Node& node, const std::string& path, const FieldDescriptor& field, Message* message) {
+    if (!node.IsMap()) return place_.Error(node, absl::StrCat(path, " must be names with values, as in {name: value}"));
+    if (node.size() > kMaxListItems) return place_.Error(node, absl::StrCat(path, " has too many names"));
+    const Reflection& reflection = *message->GetReflection();
+    const Descriptor& entry_type = *field.message_type();
+    reflection.ClearField(message, &field);
+    std::set<std::string> seen;
+    for (const auto& entry : node) {
+      if (!entry.first.IsScalar()) return place_.Error(entry.first, absl::StrCat(path, ": a name must be one word"));
+      const std::string& name = entry.first.Scalar();
+      if (!seen.insert(name).second) {
+        return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given twice"));
+      }
+      if (entry.second.IsNull()) return place_.Error(entry.first, absl::StrCat(Join(path, name), " is given no value"));
+      Message* const added = reflection.AddMessage(message, &field);
+      MILLRACE_RETURN_IF_ERROR(Scalar(entry.first, path, *entry_type.map_key(), added));
+      MILLRACE_RETURN_IF_ERROR(Scalar(entry.second, Join(path, name), *entry_type.map_value(), added));
+    }
     return absl::OkStatus();
   }
 
@@ -326,10 +349,11 @@ absl::Status ApplyYamlOverride(absl::string_view override_text, const std::strin
       if (field == nullptr) return place.Error(YAML::Node(), UnknownField(*message->GetDescriptor(), parts[i], path));
       path = Join(path, parts[i]);
       if (i + 1 == parts.size()) return Mapper(place, holds).Set(value, path, *field, message);
-      if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
-        return place.Error(YAML::Node(),
-                           absl::StrCat(path, " has no fields; ",
-                                        field->is_repeated() ? "give the whole list" : "it is a single value"));
+      if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE || field->is_map()) {
+        return place.Error(YAML::Node(), absl::StrCat(path, " has no fields; ",
+                                                      field->is_map()        ? "give all its names, as in {name: value}"
+                                                      : field->is_repeated() ? "give the whole list"
+                                                                             : "it is a single value"));
       }
       const Reflection& reflection = *message->GetReflection();
       if (!field->is_repeated()) {

@@ -18,7 +18,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "coordinator/job_store.h"
-#include "proto/millrace/v1/coordinator.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::coordinator {
 

@@ -12,7 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "coordinator/job_book.h"
 #include "coordinator/job_control.h"
-#include "proto/millrace/v1/coordinator.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::coordinator {
 

@@ -23,7 +23,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "coordinator/sqlite.h"
-#include "proto/millrace/v1/coordinator.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::coordinator {
 

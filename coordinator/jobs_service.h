@@ -8,7 +8,7 @@
 
 #include "coordinator/job_book.h"
 #include "coordinator/job_queue.h"
-#include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "proto/millrace/v1/jobs.grpc.pb.h"
 
 namespace millrace::coordinator {
 

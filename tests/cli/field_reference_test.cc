@@ -24,6 +24,7 @@ using ::google::protobuf::Descriptor;
 using ::google::protobuf::FieldDescriptor;
 
 std::string TypeOf(const FieldDescriptor& field) {
+  if (field.is_map()) return "names with values";
   std::string type;
   switch (field.cpp_type()) {
     case FieldDescriptor::CPPTYPE_MESSAGE: {
@@ -61,18 +62,21 @@ std::string BoundsOf(const v1::FieldRule& rule) {
 
 void AppendTables(const Descriptor& message, std::set<std::string>* done, std::string* out) {
   if (!done->insert(message.name()).second) return;
-  absl::StrAppend(out, "### ", message.name(), "\n\n| field | type | default | allowed | meaning |\n|---|---|---|---|---|\n");
+  absl::StrAppend(out, "### ", message.name(),
+                  "\n\n| field | type | default | allowed | meaning |\n|---|---|---|---|---|\n");
   for (int i = 0; i < message.field_count(); ++i) {
     const FieldDescriptor& field = *message.field(i);
     const v1::FieldRule& rule = field.options().GetExtension(v1::rule);
-    const std::string fallback =
-        rule.required() ? "required" : rule.default_value().empty() ? "" : absl::StrCat("`", rule.default_value(), "`");
+    const std::string fallback = rule.required()                ? "required"
+                                 : rule.default_value().empty() ? ""
+                                                                : absl::StrCat("`", rule.default_value(), "`");
     absl::StrAppend(out, "| `", field.name(), "` | ", TypeOf(field), " | ", fallback, " | ", BoundsOf(rule), " | ",
                     absl::StrReplaceAll(rule.doc(), {{"|", "\\|"}}), " |\n");
   }
   absl::StrAppend(out, "\n");
   for (int i = 0; i < message.field_count(); ++i) {
-    if (message.field(i)->message_type() != nullptr) AppendTables(*message.field(i)->message_type(), done, out);
+    if (message.field(i)->message_type() != nullptr && !message.field(i)->is_map())
+      AppendTables(*message.field(i)->message_type(), done, out);
   }
 }
 
@@ -96,7 +100,9 @@ class FieldReference : public ::testing::TestWithParam<Reference> {
 INSTANTIATE_TEST_SUITE_P(Documents, FieldReference,
                          ::testing::Values(Reference{"job-file", v1::JobSpec::descriptor(), 12},
                                            Reference{"evaluation", v1::TasksFile::descriptor(), 2}),
-                         [](const auto& info) { return absl::StrReplaceAll(info.param.document, {{"-", "_"}}); });
+                         [](const auto& info) {
+                           return absl::StrReplaceAll(info.param.document, {{"-", "_"}});
+                         });
 
 TEST_P(FieldReference, TablesAreTheFieldRules) {
   size_t messages = 0;

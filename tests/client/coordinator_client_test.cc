@@ -21,6 +21,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "proto/millrace/v1/jobs.grpc.pb.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::client {

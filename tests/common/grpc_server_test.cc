@@ -17,7 +17,7 @@
 #include "common/grpc_status.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "proto/millrace/v1/jobs.grpc.pb.h"
 #include "testing/certificates.h"
 #include "text/temporary_folder.h"
 

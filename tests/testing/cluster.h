@@ -20,7 +20,7 @@
 #include "absl/time/time.h"
 #include "client/coordinator_client.h"
 #include "common/process.h"
-#include "proto/millrace/v1/coordinator.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::testing {
 
