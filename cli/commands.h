@@ -49,7 +49,13 @@ absl::Status RunCancel(Arguments arguments);
 absl::Status RunPause(Arguments arguments);
 absl::Status RunResume(Arguments arguments);
 absl::Status RunDelete(Arguments arguments);
+absl::Status RunUpdate(Arguments arguments);
+absl::Status RunCurves(Arguments arguments);
+absl::Status RunMembers(Arguments arguments);
 absl::Status RunCheckpoints(Arguments arguments);
+
+// `sweep start`, `sweep show`, `sweep list` and `sweep cancel`.
+absl::Status RunSweep(Arguments arguments);
 
 // A trained model.
 absl::Status RunGenerate(Arguments arguments);

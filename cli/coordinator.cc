@@ -17,7 +17,7 @@ namespace millrace::cli {
 absl::Status RunCoordinatorRole(Arguments arguments) {
   std::string directory;
   PageFlags page;
-  int64_t shards = 1, units_per_call = 1;
+  int64_t shards = 1, units_per_call = 1, jobs_per_user = 0;
   double lease = 10;
   ServerFlags server;
   Flags flags("coordinator", "Runs the coordinator: takes jobs, leases their work to the members of its cluster.",
@@ -26,6 +26,8 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   flags.Integer("shards", "M", "a job starts when so many shards are there", &shards, 1, 1024);
   flags.Number("lease", "SECONDS", "silence after which a member counts as lost", &lease, 0.1, 3600);
   flags.Integer("units-per-call", "N", "work units that a worker gets at once at most", &units_per_call, 1, 1024);
+  flags.Integer("jobs-per-user", "N", "unfinished jobs that a user may have; 0: any number", &jobs_per_user, 0,
+                1'000'000);
   page.Declare(&flags);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
@@ -40,6 +42,7 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   options.http_listen = page.http;
   options.http_token_file = page.token_file;
   options.shards = static_cast<uint32_t>(shards);
+  options.jobs_per_user = static_cast<uint32_t>(jobs_per_user);
   options.units_per_call = static_cast<uint32_t>(units_per_call);
   options.lease = absl::Seconds(lease);
   options.heartbeat = absl::Seconds(lease / 10);

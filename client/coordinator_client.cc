@@ -106,6 +106,12 @@ absl::StatusOr<Reply> Call(Impl* impl, const std::string& address, Method method
   return reply;
 }
 
+v1::SweepRequest ForSweep(absl::string_view sweep_id) {
+  v1::SweepRequest request;
+  request.set_sweep_id(std::string(sweep_id));
+  return request;
+}
+
 v1::JobRequest ForJob(absl::string_view job_id) {
   v1::JobRequest request;
   request.set_job_id(std::string(job_id));
@@ -118,12 +124,50 @@ absl::StatusOr<v1::Job> CoordinatorClient::SubmitJob(const v1::SubmitJobRequest&
   return Call<v1::Job>(impl_.get(), address_, &v1::Jobs::Stub::SubmitJob, request);
 }
 
-absl::StatusOr<std::vector<v1::Job>> CoordinatorClient::ListJobs() {
+absl::StatusOr<std::vector<v1::Job>> CoordinatorClient::ListJobs(v1::ListJobsRequest request, size_t limit) {
+  std::vector<v1::Job> jobs;
+  request.set_page_size(static_cast<uint32_t>(std::min<size_t>(limit, 1000)));
+  do {
+    MILLRACE_ASSIGN_OR_RETURN(v1::ListJobsReply reply,
+                              (Call<v1::ListJobsReply>(impl_.get(), address_, &v1::Jobs::Stub::ListJobs, request)));
+    for (v1::Job& job : *reply.mutable_jobs()) {
+      if (jobs.size() < limit) jobs.push_back(std::move(job));
+    }
+    request.set_page_token(reply.next_page_token());
+  } while (!request.page_token().empty() && jobs.size() < limit);
+  return jobs;
+}
+
+absl::StatusOr<v1::Job> CoordinatorClient::UpdateJob(const v1::UpdateJobRequest& request) {
+  return Call<v1::Job>(impl_.get(), address_, &v1::Jobs::Stub::UpdateJob, request);
+}
+
+absl::StatusOr<v1::GetCurvesReply> CoordinatorClient::GetCurves(const v1::GetCurvesRequest& request) {
+  return Call<v1::GetCurvesReply>(impl_.get(), address_, &v1::Jobs::Stub::GetCurves, request);
+}
+
+absl::StatusOr<v1::ListMembersReply> CoordinatorClient::ListMembers() {
+  return Call<v1::ListMembersReply>(impl_.get(), address_, &v1::Jobs::Stub::ListMembers, v1::ListMembersRequest());
+}
+
+absl::StatusOr<v1::Sweep> CoordinatorClient::StartSweep(const v1::StartSweepRequest& request) {
+  return Call<v1::Sweep>(impl_.get(), address_, &v1::Jobs::Stub::StartSweep, request);
+}
+
+absl::StatusOr<v1::Sweep> CoordinatorClient::GetSweep(absl::string_view sweep_id) {
+  return Call<v1::Sweep>(impl_.get(), address_, &v1::Jobs::Stub::GetSweep, ForSweep(sweep_id));
+}
+
+absl::StatusOr<std::vector<v1::Sweep>> CoordinatorClient::ListSweeps() {
   MILLRACE_ASSIGN_OR_RETURN(
-      v1::ListJobsReply reply,
-      (Call<v1::ListJobsReply>(impl_.get(), address_, &v1::Jobs::Stub::ListJobs, v1::ListJobsRequest())));
-  return std::vector<v1::Job>(std::make_move_iterator(reply.mutable_jobs()->begin()),
-                              std::make_move_iterator(reply.mutable_jobs()->end()));
+      v1::ListSweepsReply reply,
+      (Call<v1::ListSweepsReply>(impl_.get(), address_, &v1::Jobs::Stub::ListSweeps, v1::ListSweepsRequest())));
+  return std::vector<v1::Sweep>(std::make_move_iterator(reply.mutable_sweeps()->begin()),
+                                std::make_move_iterator(reply.mutable_sweeps()->end()));
+}
+
+absl::StatusOr<v1::Sweep> CoordinatorClient::CancelSweep(absl::string_view sweep_id) {
+  return Call<v1::Sweep>(impl_.get(), address_, &v1::Jobs::Stub::CancelSweep, ForSweep(sweep_id));
 }
 
 absl::StatusOr<v1::Job> CoordinatorClient::GetJob(absl::string_view job_id) {

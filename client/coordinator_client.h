@@ -31,12 +31,20 @@ class CoordinatorClient {
 
   // ---- for users ----
   absl::StatusOr<v1::Job> SubmitJob(const v1::SubmitJobRequest& request);
-  absl::StatusOr<std::vector<v1::Job>> ListJobs();
+  // All that fit the filters, page after page; up to `limit`.
+  absl::StatusOr<std::vector<v1::Job>> ListJobs(v1::ListJobsRequest request = {}, size_t limit = SIZE_MAX);
   absl::StatusOr<v1::Job> GetJob(absl::string_view job_id);
   absl::StatusOr<v1::Job> CancelJob(absl::string_view job_id);
   absl::StatusOr<v1::Job> PauseJob(absl::string_view job_id);
   absl::StatusOr<v1::Job> ResumeJob(absl::string_view job_id);
   absl::Status DeleteJob(absl::string_view job_id);
+  absl::StatusOr<v1::Job> UpdateJob(const v1::UpdateJobRequest& request);
+  absl::StatusOr<v1::GetCurvesReply> GetCurves(const v1::GetCurvesRequest& request);
+  absl::StatusOr<v1::ListMembersReply> ListMembers();
+  absl::StatusOr<v1::Sweep> StartSweep(const v1::StartSweepRequest& request);
+  absl::StatusOr<v1::Sweep> GetSweep(absl::string_view sweep_id);
+  absl::StatusOr<std::vector<v1::Sweep>> ListSweeps();
+  absl::StatusOr<v1::Sweep> CancelSweep(absl::string_view sweep_id);
   // Gives every event after `after_sequence` to `each`, in order, each once, until the job has ended or `each` returns
   // false (both OK). A broken connection is made again from the last event for up to `patience`.
   absl::Status WatchJob(absl::string_view job_id, uint64_t after_sequence,

@@ -30,6 +30,7 @@
 #include "coordinator/ratings_http.h"
 #include "coordinator/ratings_service.h"
 #include "coordinator/remote_fleet.h"
+#include "coordinator/sweeps.h"
 #include "coordinator/work_board.h"
 
 namespace millrace::coordinator {
@@ -75,7 +76,7 @@ class Coordinator {
     MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> page, ServePage());
 
     JobQueue queue(
-        directory_, book_.get(),
+        directory_, book_.get(), options_.jobs_per_user,
         [this](const StoredJob& job, const JobControl& control) { return RunJob(job, Parts(), control); },
         [this](const std::string& job_id) { return ratings_->RemoveSetsOf(job_id); },
         [this] {
@@ -84,7 +85,15 @@ class Coordinator {
         });
     ClusterService cluster(&members_, &board_, options_.units_per_call);
     cluster_ = &cluster;
-    JobsService jobs(directory_, &queue, book_.get());
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Sweeps> sweeps, Sweeps::Open(store_.get(), book_.get(), &queue));
+    JobsService::Parts served;
+    served.directory = directory_;
+    served.queue = &queue;
+    served.book = book_.get();
+    served.sweeps = sweeps.get();
+    served.members = &members_;
+    served.wanted_shards = options_.shards;
+    JobsService jobs(served);
     RatingsService ratings(ratings_.get(), page_address_);
     GrpcServerOptions serving;
     serving.listen = options_.listen;
@@ -94,7 +103,7 @@ class Coordinator {
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 
     absl::Notification ended;
-    std::thread ticker([&] { Tick(&ended); });
+    std::thread ticker([&] { Tick(sweeps.get(), &ended); });
     std::thread stopper([&] {
       options_.stop->WaitForNotification();
       queue.Stop();
@@ -177,7 +186,7 @@ class Coordinator {
   }
 
   // Until `ended`: what only time tells.
-  void Tick(const absl::Notification* ended) {
+  void Tick(Sweeps* sweeps, const absl::Notification* ended) {
     absl::Time next_flush = absl::Now() + kFlush;
     while (!ended->WaitForNotificationWithTimeout(kTick)) {
       const absl::Time now = absl::Now();
@@ -185,6 +194,7 @@ class Coordinator {
       board_.Tick();
       if (now < next_flush) continue;
       next_flush = now + kFlush;
+      sweeps->Tick();
       if (const absl::Status flushed = book_->Flush(); !flushed.ok()) {
         Log(Severity::kError, "events could not be written", {{"error", std::string(flushed.message())}});
       }

@@ -27,6 +27,7 @@ struct CoordinatorOptions {
   std::string http_listen;             // HOST:PORT of the rating page; empty: none
   std::string http_token_file;         // the secret that the page's requests must bring; empty: none
   uint32_t shards = 1;                 // a job starts when so many shards are there
+  uint32_t jobs_per_user = 0;          // unfinished ones that a user may have; 0: any number
   uint32_t units_per_call = 1;         // work units that one NextWork call hands out at most
   // What this build computes (worker/ and ps/ define them): members that report another digest are refused.
   std::string worker_conformance_digest;

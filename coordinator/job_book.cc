@@ -15,6 +15,12 @@ namespace {
 constexpr uint64_t kSequenceGap = 1000;
 constexpr size_t kMostPending = 20'000;
 
+// Of two jobs that wait.
+bool GoesFirst(const StoredJob& a, const StoredJob& b) {
+  const uint32_t a_priority = a.job.spec().priority(), b_priority = b.job.spec().priority();
+  return a_priority != b_priority ? a_priority > b_priority : a.place < b.place;
+}
+
 }  // namespace
 
 bool HasEnded(v1::Job::State state) {
@@ -69,7 +75,14 @@ absl::StatusOr<v1::Job> JobBook::Get(absl::string_view job_id) const {
   absl::MutexLock lock(&mutex_);
   const auto entry = jobs_.find(job_id);
   if (entry == jobs_.end()) return NotFound(job_id);
-  return entry->second.stored.job;
+  v1::Job job = entry->second.stored.job;
+  if (job.state() != v1::Job::QUEUED) return job;
+  uint32_t position = 1;
+  for (const auto& [id, other] : jobs_) {
+    position += other.stored.job.state() == v1::Job::QUEUED && GoesFirst(other.stored, entry->second.stored);
+  }
+  job.set_queue_position(position);
+  return job;
 }
 
 absl::StatusOr<StoredJob> JobBook::GetStored(absl::string_view job_id) const {
@@ -80,15 +93,32 @@ absl::StatusOr<StoredJob> JobBook::GetStored(absl::string_view job_id) const {
 }
 
 std::vector<v1::Job> JobBook::List() const {
-  std::vector<std::pair<uint64_t, v1::Job>> places;
+  std::vector<StoredJob> stored;
   {
     absl::MutexLock lock(&mutex_);
-    for (const auto& [id, entry] : jobs_) places.emplace_back(entry.stored.place, entry.stored.job);
+    for (const auto& [id, entry] : jobs_) {
+      StoredJob& job = stored.emplace_back();
+      job.job = entry.stored.job;
+      job.place = entry.stored.place;
+    }
   }
-  std::sort(places.begin(), places.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<StoredJob*> waiting;
+  for (StoredJob& job : stored) {
+    if (job.job.state() == v1::Job::QUEUED) waiting.push_back(&job);
+  }
+  std::sort(waiting.begin(), waiting.end(), [](const StoredJob* a, const StoredJob* b) { return GoesFirst(*a, *b); });
+  for (size_t i = 0; i < waiting.size(); ++i) waiting[i]->job.set_queue_position(static_cast<uint32_t>(i + 1));
+  std::sort(stored.begin(), stored.end(), [](const StoredJob& a, const StoredJob& b) { return a.place < b.place; });
   std::vector<v1::Job> jobs;
-  for (auto& [place, job] : places) jobs.push_back(std::move(job));
+  jobs.reserve(stored.size());
+  for (StoredJob& job : stored) jobs.push_back(std::move(job.job));
   return jobs;
+}
+
+uint64_t JobBook::Rewrites(absl::string_view job_id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto entry = jobs_.find(job_id);
+  return entry == jobs_.end() ? 0 : entry->second.rewrites;
 }
 
 absl::Status JobBook::Delete(absl::string_view job_id) {
@@ -104,14 +134,14 @@ absl::Status JobBook::Delete(absl::string_view job_id) {
 std::optional<std::string> JobBook::Next() const {
   absl::MutexLock lock(&mutex_);
   const Entry* next = nullptr;
-  const auto rank = [](const Entry& entry) {
-    const bool ran = entry.stored.job.state() != v1::Job::QUEUED;
-    return std::make_pair(ran ? 0 : 1, entry.stored.place);
+  const auto goes_first = [](const StoredJob& a, const StoredJob& b) {
+    const bool a_ran = a.job.state() != v1::Job::QUEUED, b_ran = b.job.state() != v1::Job::QUEUED;
+    return a_ran != b_ran ? a_ran : a_ran ? a.place < b.place : GoesFirst(a, b);
   };
   for (const auto& [id, entry] : jobs_) {
     const v1::Job::State state = entry.stored.job.state();
     if (state != v1::Job::QUEUED && state != v1::Job::PREPARING && state != v1::Job::RUNNING) continue;
-    if (next == nullptr || rank(entry) < rank(*next)) next = &entry;
+    if (next == nullptr || goes_first(entry.stored, next->stored)) next = &entry;
   }
   if (next == nullptr) return std::nullopt;
   return next->stored.job.id();
@@ -207,6 +237,7 @@ absl::Status JobBook::Supersede(absl::string_view job_id, absl::string_view phas
              (event.has_checkpoint() && event.checkpoint().phase() == phase && event.checkpoint().step() > step);
     };
     std::erase_if(entry->pending, happens_again);
+    ++entry->rewrites;
   }
   return store_->Supersede(job_id, phase, step);
 }

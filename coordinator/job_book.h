@@ -30,13 +30,18 @@ class JobBook {
   // Loads what the store has. `store` must outlive the book.
   static absl::StatusOr<std::unique_ptr<JobBook>> Open(JobStore* store, Now now = &absl::Now);
 
-  // Adds a job as QUEUED, under an id made of its name.
+  // Adds a job as QUEUED, under an id made of its name. Jobs are told their position in the queue where they are
+  // returned.
   absl::StatusOr<v1::Job> Add(StoredJob job);
   absl::StatusOr<v1::Job> Get(absl::string_view job_id) const;  // NOT_FOUND names the jobs there are
   absl::StatusOr<StoredJob> GetStored(absl::string_view job_id) const;
-  std::vector<v1::Job> List() const;  // in the order of their places
+  // All, in the order of their places.
+  std::vector<v1::Job> List() const;
+  // How often events of the job have been forgotten.
+  uint64_t Rewrites(absl::string_view job_id) const;
   absl::Status Delete(absl::string_view job_id);
-  // The first job that is to run: one that ran when the coordinator ended, or the first in the queue.
+  // The first job that is to run: one that ran when the coordinator ended, or the one in the queue with the highest
+  // priority, of equals the first.
   std::optional<std::string> Next() const;
 
   // Changes the job's state, and whatever else `change` does to it; adds the state event; durable. If the store cannot
@@ -69,6 +74,7 @@ class JobBook {
     uint64_t last_sequence = 0;
     std::vector<v1::JobEvent> pending;  // not in the store yet; last of all sequences
     bool dirty = false;
+    uint64_t rewrites = 0;
   };
   JobBook(JobStore* store, Now now) : store_(store), now_(std::move(now)) {}
   Entry* Find(absl::string_view job_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -1,7 +1,9 @@
 #include "coordinator/job_queue.h"
 
 #include <google/protobuf/util/json_util.h>
+#include <google/protobuf/util/message_differencer.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <optional>
 #include <system_error>
@@ -14,6 +16,7 @@
 #include "common/job_file.h"
 #include "common/log.h"
 #include "common/status.h"
+#include "common/yaml_message.h"
 #include "coordinator/checkpoint_manifest.h"
 
 namespace millrace::coordinator {
@@ -21,33 +24,18 @@ namespace {
 
 constexpr size_t kMaxJobBytes = 1 << 20;
 constexpr size_t kMaxNameBytes = 64;
+constexpr size_t kMaxKeyBytes = 128;
 
-absl::Status CheckName(absl::string_view what, absl::string_view name) {
-  if (IsPlainName(name, kMaxNameBytes)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(what, " '", absl::CHexEscape(name.substr(0, 2 * kMaxNameBytes)),
-                                                 "' is not a name: letters, digits, '-', '_' and '.', at most ",
-                                                 kMaxNameBytes, ", not starting with '.'"));
-}
-
-absl::StatusOr<v1::JobSpec> CheckedSpec(const v1::SubmitJobRequest& request) {
-  if (request.job_yaml().size() > kMaxJobBytes || request.spec().ByteSizeLong() > kMaxJobBytes) {
+absl::Status CheckSize(const v1::SubmitJobRequest& request) {
+  size_t bytes = std::max(request.job_yaml().size(), request.spec().ByteSizeLong());
+  for (const std::string& text : request.overrides()) bytes += text.size();
+  if (bytes > kMaxJobBytes) {
     return absl::InvalidArgumentError(absl::StrCat("the job is larger than ", kMaxJobBytes, " bytes"));
   }
-  v1::JobSpec spec = request.spec();
-  if (!request.has_spec()) {
-    if (request.job_yaml().empty()) return absl::InvalidArgumentError("the request holds no job");
-    MILLRACE_ASSIGN_OR_RETURN(spec, ParseJob(request.job_yaml(), "job_yaml", {}));
+  if (request.idempotency_key().size() > kMaxKeyBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("idempotency_key has more than ", kMaxKeyBytes, " bytes"));
   }
-  FillDefaults(&spec);
-  MILLRACE_RETURN_IF_ERROR(ValidateJob(spec));
-  // The names become parts of paths.
-  MILLRACE_RETURN_IF_ERROR(CheckName("name", spec.name()));
-  for (const v1::PhaseSpec& phase : spec.phases()) MILLRACE_RETURN_IF_ERROR(CheckName("phases.name", phase.name()));
-  if (!request.base_directory().empty() && !std::filesystem::path(request.base_directory()).is_absolute()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "base_directory '", absl::CHexEscape(request.base_directory().substr(0, 200)), "' is not an absolute path"));
-  }
-  return spec;
+  return absl::OkStatus();
 }
 
 absl::Status PlaceFiles(const std::string& directory, const StoredJob& job) {
@@ -73,19 +61,91 @@ std::string JobDirectory(absl::string_view directory, absl::string_view job_id) 
   return absl::StrCat(directory, "/jobs/", job_id);
 }
 
-JobQueue::JobQueue(std::string directory, JobBook* book, RunJob run, ForgetJob forget, std::function<void()> wake)
+JobQueue::JobQueue(std::string directory, JobBook* book, uint32_t jobs_per_user, RunJob run, ForgetJob forget,
+                   std::function<void()> wake)
     : directory_(std::move(directory)),
       book_(book),
+      jobs_per_user_(jobs_per_user),
       run_(std::move(run)),
       forget_(std::move(forget)),
       wake_(std::move(wake)) {}
 
-absl::StatusOr<v1::Job> JobQueue::Submit(const v1::SubmitJobRequest& request) {
-  StoredJob job;
-  MILLRACE_ASSIGN_OR_RETURN(*job.job.mutable_spec(), CheckedSpec(request));
-  job.base_directory = request.base_directory();
-  job.job_yaml = request.job_yaml();
+absl::StatusOr<StoredJob> JobQueue::Read(const v1::SubmitJobRequest& request) const {
+  MILLRACE_RETURN_IF_ERROR(CheckSize(request));
+  StoredJob read;
+  v1::Job& job = read.job;
+  read.base_directory = request.base_directory();
+  read.job_yaml = request.job_yaml();
+  *job.mutable_spec() = request.spec();
+  if (request.job_yaml().empty() && !request.has_spec()) {
+    if (request.template_job_id().empty()) {
+      return absl::InvalidArgumentError("the request holds no job: job_yaml, spec or template_job_id is wanted");
+    }
+    MILLRACE_ASSIGN_OR_RETURN(const StoredJob model, book_->GetStored(request.template_job_id()));
+    read.job_yaml = model.job_yaml;
+    *job.mutable_spec() = model.job.spec();
+    *job.mutable_overrides() = model.job.overrides();
+    if (read.base_directory.empty()) read.base_directory = model.base_directory;
+  }
+  job.mutable_overrides()->MergeFrom(request.overrides());
+  const std::vector<std::string> overrides(job.overrides().begin(), job.overrides().end());
+  if (!read.job_yaml.empty()) {
+    MILLRACE_ASSIGN_OR_RETURN(*job.mutable_spec(), ParseJob(read.job_yaml, "job_yaml", overrides));
+  } else {
+    for (const std::string& override_text : overrides) {
+      MILLRACE_RETURN_IF_ERROR(ApplyYamlOverride(override_text, "job", job.mutable_spec()));
+    }
+    FillDefaults(job.mutable_spec());
+  }
+  for (const auto& [name, value] : request.labels()) (*job.mutable_spec()->mutable_labels())[name] = value;
+  MILLRACE_RETURN_IF_ERROR(ValidateJob(job.spec()));
+  if (!read.base_directory.empty() && !std::filesystem::path(read.base_directory).is_absolute()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "base_directory '", absl::CHexEscape(read.base_directory.substr(0, 200)), "' is not an absolute path"));
+  }
+  job.set_idempotency_key(request.idempotency_key());
+  return read;
+}
+
+absl::StatusOr<std::optional<v1::Job>> JobQueue::MadeBefore(const StoredJob& wanted,
+                                                            const std::vector<v1::Job>& jobs) const {
+  const std::string& key = wanted.job.idempotency_key();
+  if (key.empty()) return std::nullopt;
+  for (const v1::Job& job : jobs) {
+    if (job.idempotency_key() != key || job.user() != wanted.job.user()) continue;
+    // Labels and priority may have been changed since.
+    v1::JobSpec was = job.spec(), is = wanted.job.spec();
+    for (v1::JobSpec* const spec : {&was, &is}) {
+      spec->clear_labels();
+      spec->clear_priority();
+    }
+    MILLRACE_ASSIGN_OR_RETURN(const StoredJob stored, book_->GetStored(job.id()));
+    if (google::protobuf::util::MessageDifferencer::Equals(was, is) && stored.base_directory == wanted.base_directory) {
+      return job;
+    }
+    return absl::AlreadyExistsError(absl::StrCat("the idempotency key '", absl::CHexEscape(key), "' has made the job ",
+                                                 job.id(), ", which is another than this one"));
+  }
+  return std::nullopt;
+}
+
+absl::StatusOr<v1::Job> JobQueue::Submit(const v1::SubmitJobRequest& request, const std::string& user,
+                                         const std::string& sweep_id) {
+  MILLRACE_ASSIGN_OR_RETURN(StoredJob job, Read(request));
+  job.job.set_user(user);
+  job.job.set_sweep_id(sweep_id);
   absl::MutexLock changing(&changing_);
+  const std::vector<v1::Job> jobs = book_->List();
+  MILLRACE_ASSIGN_OR_RETURN(const std::optional<v1::Job> before, MadeBefore(job, jobs));
+  if (before.has_value()) return *before;
+  const auto unfinished = std::count_if(
+      jobs.begin(), jobs.end(), [&](const v1::Job& other) { return !HasEnded(other.state()) && other.user() == user; });
+  if (jobs_per_user_ > 0 && unfinished >= jobs_per_user_) {
+    return absl::ResourceExhaustedError(absl::StrCat(user.empty() ? "there are" : absl::StrCat(user, " has"), " ",
+                                                     unfinished, " unfinished jobs, of at most ", jobs_per_user_,
+                                                     "; wait for one to end or cancel it"));
+  }
+  if (request.validate_only()) return job.job;
   // The id, and so the folder, is known once the job is in the book; RunOne cannot start it before changing_ is free.
   MILLRACE_ASSIGN_OR_RETURN(const v1::Job added, book_->Add(job));
   job.job = added;
@@ -100,6 +160,24 @@ absl::StatusOr<v1::Job> JobQueue::Submit(const v1::SubmitJobRequest& request) {
   book_->Update(added.id(), [&](v1::Job* entry) { entry->set_directory(directory); });
   MILLRACE_RETURN_IF_ERROR(book_->Flush());
   return book_->Get(added.id());
+}
+
+absl::StatusOr<v1::Job> JobQueue::Update(const v1::UpdateJobRequest& request) {
+  absl::MutexLock changing(&changing_);
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(request.job_id()));
+  v1::JobSpec spec = job.spec();
+  if (request.has_priority()) spec.set_priority(request.priority());
+  for (const std::string& name : request.remove_labels()) {
+    if (spec.mutable_labels()->erase(name) == 0) {
+      return absl::NotFoundError(
+          absl::StrCat("job ", job.id(), " has no label '", absl::CHexEscape(name.substr(0, kMaxNameBytes)), "'"));
+    }
+  }
+  for (const auto& [name, value] : request.set_labels()) (*spec.mutable_labels())[name] = value;
+  MILLRACE_RETURN_IF_ERROR(ValidateJob(spec));
+  book_->Update(job.id(), [&](v1::Job* entry) { *entry->mutable_spec() = spec; });
+  MILLRACE_RETURN_IF_ERROR(book_->Flush());
+  return book_->Get(job.id());
 }
 
 bool JobQueue::AskRunning(absl::string_view job_id, Wish wish) {
@@ -144,7 +222,7 @@ absl::StatusOr<v1::Job> JobQueue::Resume(absl::string_view job_id) {
   return book_->Get(job_id);
 }
 
-absl::StatusOr<v1::Job> JobQueue::Cancel(absl::string_view job_id) {
+absl::StatusOr<v1::Job> JobQueue::Cancel(absl::string_view job_id, const std::string& stop_reason) {
   absl::MutexLock changing(&changing_);
   MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
   if (job.state() == v1::Job::SUCCEEDED || job.state() == v1::Job::FAILED) {
@@ -153,7 +231,7 @@ absl::StatusOr<v1::Job> JobQueue::Cancel(absl::string_view job_id) {
   }
   if (job.state() != v1::Job::CANCELLED && !AskRunning(job_id, Wish::kCancel)) {
     MILLRACE_RETURN_IF_ERROR(
-        book_->SetState(job_id, v1::Job::CANCELLED, [](v1::Job* entry) { entry->set_stop_reason("cancelled"); }));
+        book_->SetState(job_id, v1::Job::CANCELLED, [&](v1::Job* entry) { entry->set_stop_reason(stop_reason); }));
   }
   return book_->Get(job_id);
 }

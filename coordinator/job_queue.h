@@ -3,7 +3,9 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -35,17 +37,22 @@ class JobQueue {
   using RunJob = std::function<absl::StatusOr<JobOutcome>(const StoredJob& job, const JobControl& control)>;
   // Removes what is kept of a job elsewhere than in its folder and the book.
   using ForgetJob = std::function<absl::Status(const std::string& job_id)>;
-  // `directory` is the coordinator's; `wake` wakes whatever RunJob may wait in.
-  JobQueue(std::string directory, JobBook* book, RunJob run, ForgetJob forget, std::function<void()> wake);
+  // `directory` is the coordinator's; `wake` wakes whatever RunJob may wait in; a user has up to `jobs_per_user`
+  // unfinished jobs (0: any number).
+  JobQueue(std::string directory, JobBook* book, uint32_t jobs_per_user, RunJob run, ForgetJob forget,
+           std::function<void()> wake);
 
-  // Checks the job (every field again: clients are not trusted), makes its folder and puts it in the queue.
-  // INVALID_ARGUMENT says what is wrong with it.
-  absl::StatusOr<v1::Job> Submit(const v1::SubmitJobRequest& request);
+  // Checks the job (every field again: clients are not trusted), makes its folder and puts it in the queue, as the
+  // service's SubmitJob says; of a request that only validates it returns a job without an id. `sweep_id`: whose trial
+  // it is; may be empty.
+  absl::StatusOr<v1::Job> Submit(const v1::SubmitJobRequest& request, const std::string& user = "",
+                                 const std::string& sweep_id = "");
+  absl::StatusOr<v1::Job> Update(const v1::UpdateJobRequest& request);
   // These return the job as it is right after the request: a running job first finishes what it has to.
   // FAILED_PRECONDITION says why the job's state does not allow it; asking again for what is so already is fine.
   absl::StatusOr<v1::Job> Pause(absl::string_view job_id);
   absl::StatusOr<v1::Job> Resume(absl::string_view job_id);  // also a failed or cancelled one, from its last checkpoint
-  absl::StatusOr<v1::Job> Cancel(absl::string_view job_id);
+  absl::StatusOr<v1::Job> Cancel(absl::string_view job_id, const std::string& stop_reason = "cancelled");
   absl::Status Delete(absl::string_view job_id);  // with all its files; not while it is to run
 
   // Runs jobs until Stop.
@@ -56,11 +63,16 @@ class JobQueue {
 
  private:
   void RunOne(const std::string& job_id);
+  // The job of the request, and what is kept beside it.
+  absl::StatusOr<StoredJob> Read(const v1::SubmitJobRequest& request) const;
+  // The job that the user's key has made; empty: none. ALREADY_EXISTS if it is another than `wanted`.
+  absl::StatusOr<std::optional<v1::Job>> MadeBefore(const StoredJob& wanted, const std::vector<v1::Job>& jobs) const;
   // Asks the job for `wish` if it is the one that runs.
   bool AskRunning(absl::string_view job_id, Wish wish);
 
   const std::string directory_;
   JobBook* const book_;
+  const uint32_t jobs_per_user_;
   const RunJob run_;
   const ForgetJob forget_;
   const std::function<void()> wake_;

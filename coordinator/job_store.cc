@@ -18,6 +18,7 @@ constexpr char kTables[] = R"(
   CREATE TABLE IF NOT EXISTS events(job TEXT NOT NULL, sequence INTEGER NOT NULL, kind INTEGER NOT NULL,
       phase TEXT NOT NULL, step INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY(job, sequence)) WITHOUT ROWID;
   CREATE TABLE IF NOT EXISTS counters(name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+  CREATE TABLE IF NOT EXISTS sweeps(id TEXT PRIMARY KEY, record BLOB NOT NULL);
   PRAGMA user_version = 1;
 )";
 
@@ -132,6 +133,26 @@ absl::StatusOr<std::vector<StoredJob>> JobStore::Load() {
     job.place = static_cast<uint64_t>(query.Int(1));
     job.base_directory = query.Text(3);
     job.job_yaml = query.Text(4);
+  }
+}
+
+absl::Status JobStore::PutSweep(const v1::Sweep& sweep) {
+  absl::MutexLock lock(&mutex_);
+  MILLRACE_ASSIGN_OR_RETURN(Statement put,
+                            database_->Prepare("INSERT OR REPLACE INTO sweeps(id, record) VALUES(?1, ?2)"));
+  return put.Bind(1, sweep.id()).BindBlob(2, sweep.SerializeAsString()).Run();
+}
+
+absl::StatusOr<std::vector<v1::Sweep>> JobStore::LoadSweeps() {
+  absl::MutexLock lock(&mutex_);
+  std::vector<v1::Sweep> sweeps;
+  MILLRACE_ASSIGN_OR_RETURN(Statement query, database_->Prepare("SELECT id, record FROM sweeps"));
+  for (;;) {
+    MILLRACE_ASSIGN_OR_RETURN(const bool row, query.Step());
+    if (!row) return sweeps;
+    if (!sweeps.emplace_back().ParseFromString(query.Text(1)) || sweeps.back().id() != query.Text(0)) {
+      return absl::DataLossError(absl::StrCat("job store: the record of sweep '", query.Text(0), "' is damaged"));
+    }
   }
 }
 

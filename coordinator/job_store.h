@@ -8,6 +8,8 @@
 //       kind: the field number of JobEvent's oneof; phase and step of steps, evaluations and checkpoints, else '' and 0
 //   counters(name TEXT PRIMARY KEY, value INTEGER)
 //       "epoch": the last one used; "place": the last one given
+//   sweeps(id TEXT PRIMARY KEY, record BLOB)
+//       record: Sweep
 // Evaluations and checkpoints are events here; what training goes on from is in the checkpoints' manifests.
 #pragma once
 
@@ -48,6 +50,11 @@ class JobStore {
   absl::Status Delete(absl::string_view job_id);
   // All, in the order of their places.
   absl::StatusOr<std::vector<StoredJob>> Load();
+
+  // Adds or replaces the sweep of this id.
+  absl::Status PutSweep(const v1::Sweep& sweep);
+  // All, in no order.
+  absl::StatusOr<std::vector<v1::Sweep>> LoadSweeps();
 
   // An epoch above every earlier one and at least `least`.
   absl::StatusOr<uint64_t> NextEpoch(uint64_t least = 1);

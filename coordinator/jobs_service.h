@@ -1,4 +1,4 @@
-// Serves users: jobs, their events and their checkpoints.
+// Serves users: jobs, their events, curves and checkpoints, sweeps, and who is in the cluster.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -6,21 +6,38 @@
 #include <atomic>
 #include <string>
 
+#include "coordinator/curves.h"
 #include "coordinator/job_book.h"
 #include "coordinator/job_queue.h"
+#include "coordinator/members.h"
+#include "coordinator/sweeps.h"
 #include "proto/millrace/v1/jobs.grpc.pb.h"
 
 namespace millrace::coordinator {
 
 class JobsService : public v1::Jobs::Service {
  public:
-  // `queue` and `book` must outlive the server; `directory` is the coordinator's.
-  JobsService(std::string directory, JobQueue* queue, JobBook* book)
-      : directory_(std::move(directory)), queue_(queue), book_(book) {}
+  // What it serves from; all must outlive the server.
+  struct Parts {
+    std::string directory;  // the coordinator's
+    JobQueue* queue = nullptr;
+    JobBook* book = nullptr;
+    Sweeps* sweeps = nullptr;
+    const Members* members = nullptr;
+    uint32_t wanted_shards = 1;
+  };
+  explicit JobsService(const Parts& parts) : parts_(parts), curves_(parts.book) {}
 
   grpc::Status SubmitJob(grpc::ServerContext*, const v1::SubmitJobRequest*, v1::Job*) override;
   grpc::Status ListJobs(grpc::ServerContext*, const v1::ListJobsRequest*, v1::ListJobsReply*) override;
   grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest*, v1::Job*) override;
+  grpc::Status UpdateJob(grpc::ServerContext*, const v1::UpdateJobRequest*, v1::Job*) override;
+  grpc::Status GetCurves(grpc::ServerContext*, const v1::GetCurvesRequest*, v1::GetCurvesReply*) override;
+  grpc::Status ListMembers(grpc::ServerContext*, const v1::ListMembersRequest*, v1::ListMembersReply*) override;
+  grpc::Status StartSweep(grpc::ServerContext*, const v1::StartSweepRequest*, v1::Sweep*) override;
+  grpc::Status GetSweep(grpc::ServerContext*, const v1::SweepRequest*, v1::Sweep*) override;
+  grpc::Status ListSweeps(grpc::ServerContext*, const v1::ListSweepsRequest*, v1::ListSweepsReply*) override;
+  grpc::Status CancelSweep(grpc::ServerContext*, const v1::SweepRequest*, v1::Sweep*) override;
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*, grpc::ServerWriter<v1::JobEvent>*) override;
   grpc::Status CancelJob(grpc::ServerContext*, const v1::JobRequest*, v1::Job*) override;
   grpc::Status PauseJob(grpc::ServerContext*, const v1::JobRequest*, v1::Job*) override;
@@ -33,13 +50,12 @@ class JobsService : public v1::Jobs::Service {
   // Ends the streams, before the server shuts down.
   void Close() {
     closed_ = true;
-    book_->Wake();
+    parts_.book->Wake();
   }
 
  private:
-  const std::string directory_;
-  JobQueue* const queue_;
-  JobBook* const book_;
+  const Parts parts_;
+  Curves curves_;
   std::atomic<bool> closed_ = false;
 };
 

@@ -141,6 +141,7 @@ TEST(JobFile, EveryDefaultKeepsItsOwnRule) {
   ExpectDefaultsFilled(Parsed(Changed("    global_batch: 16\n", R"(    global_batch: 16
     data: {sources: [{path: other.txt}]}
     trainable: {learning_rates: [{pattern: "*", multiplier: 2}]}
+labels: {team: search}
 )")));
   EXPECT_FALSE(Parsed(kJob).phases(0).has_data());
   // What only some objectives have.
