@@ -86,6 +86,7 @@ class Coordinator {
     ClusterService cluster(&members_, &board_, options_.units_per_call);
     cluster_ = &cluster;
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Sweeps> sweeps, Sweeps::Open(store_.get(), book_.get(), &queue));
+    sweeps_ = sweeps.get();
     JobsService::Parts served;
     served.directory = directory_;
     served.queue = &queue;
@@ -103,7 +104,7 @@ class Coordinator {
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 
     absl::Notification ended;
-    std::thread ticker([&] { Tick(sweeps.get(), &ended); });
+    std::thread ticker([&] { Tick(&ended); });
     std::thread stopper([&] {
       options_.stop->WaitForNotification();
       queue.Stop();
@@ -178,6 +179,7 @@ class Coordinator {
     parts.connect = [this](uint64_t epoch, const std::vector<std::string>& addresses) {
       return fleets_.Connect(epoch, addresses);
     };
+    parts.on_evaluation = [this] { sweeps_->Tick(); };
     parts.announce = [this](uint64_t epoch) { cluster_->Announce(epoch); };
     parts.metrics = &metrics_;
     parts.ratings = ratings_.get();
@@ -186,7 +188,7 @@ class Coordinator {
   }
 
   // Until `ended`: what only time tells.
-  void Tick(Sweeps* sweeps, const absl::Notification* ended) {
+  void Tick(const absl::Notification* ended) {
     absl::Time next_flush = absl::Now() + kFlush;
     while (!ended->WaitForNotificationWithTimeout(kTick)) {
       const absl::Time now = absl::Now();
@@ -194,7 +196,7 @@ class Coordinator {
       board_.Tick();
       if (now < next_flush) continue;
       next_flush = now + kFlush;
-      sweeps->Tick();
+      sweeps_->Tick();
       if (const absl::Status flushed = book_->Flush(); !flushed.ok()) {
         Log(Severity::kError, "events could not be written", {{"error", std::string(flushed.message())}});
       }
@@ -229,6 +231,7 @@ class Coordinator {
   std::string page_address_;  // of the rating page; empty: not served
   std::unique_ptr<RatingsHttp> page_;
   ClusterService* cluster_ = nullptr;
+  Sweeps* sweeps_ = nullptr;
 };
 
 }  // namespace

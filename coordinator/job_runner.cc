@@ -1080,6 +1080,7 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
     job->set_best_step(rules_->best_step());
     job->set_best_held_out_loss(rules_->best_loss());
   });
+  if (parts_.on_evaluation) parts_.on_evaluation();
   parts_.metrics->held_out_loss->Set(evaluation.loss);
   parts_.metrics->SetHeldOutStatistics(evaluation.statistics);
   Log(Severity::kInfo, "evaluated",

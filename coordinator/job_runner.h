@@ -28,6 +28,8 @@ struct RunnerParts {
   WorkBoard* board = nullptr;
   FleetConnector connect;
   std::function<void(uint64_t epoch)> announce;  // an epoch begins
+  // The job has been evaluated, as the book says: called before the job goes on, which may be asked not to.
+  std::function<void()> on_evaluation;
   CoordinatorMetrics* metrics = nullptr;
   RatingStore* ratings = nullptr;
   std::string rating_page;  // HOST:PORT where people compare answers; empty: not served

@@ -46,8 +46,8 @@ class Sweeps {
   std::vector<v1::Sweep> List();  // in the order in which they came
   absl::StatusOr<v1::Sweep> Cancel(absl::string_view sweep_id);
 
-  // Looks what has become of the trials, pauses those that have reached a comparison, compares. Called every second
-  // or so.
+  // Looks what has become of the trials, pauses those that have reached a comparison, compares. Called after each
+  // evaluation, and every second or so.
   void Tick();
 
  private:

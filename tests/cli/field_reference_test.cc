@@ -1,4 +1,4 @@
-// Holds the tables of docs/job-file.md and docs/evaluation.md to the rules beside the fields of their messages.
+// Holds the tables of docs/job-file.md, docs/evaluation.md and docs/sweeps.md to the rules beside the fields of their messages.
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -16,6 +16,7 @@
 #include "proto/millrace/v1/evaluation.pb.h"
 #include "proto/millrace/v1/field_options.pb.h"
 #include "proto/millrace/v1/job.pb.h"
+#include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace {
 namespace {
@@ -99,7 +100,8 @@ class FieldReference : public ::testing::TestWithParam<Reference> {
 };
 INSTANTIATE_TEST_SUITE_P(Documents, FieldReference,
                          ::testing::Values(Reference{"job-file", v1::JobSpec::descriptor(), 12},
-                                           Reference{"evaluation", v1::TasksFile::descriptor(), 2}),
+                                           Reference{"evaluation", v1::TasksFile::descriptor(), 2},
+                                           Reference{"sweeps", v1::SweepSpec::descriptor(), 3}),
                          [](const auto& info) {
                            return absl::StrReplaceAll(info.param.document, {{"-", "_"}});
                          });
