@@ -23,7 +23,7 @@ absl::Status RunCheckpoints(Arguments arguments) {
   flags.Switch("json", "prints a list of objects", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::Checkpoint> checkpoints, coordinator.ListCheckpoints(job_id));
   if (json) {

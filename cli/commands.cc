@@ -47,6 +47,7 @@ constexpr Command kCommands[] = {
     {kRoles, "coordinator", "plans, leases work, decides on evaluation, checkpoint and stop", &RunCoordinatorRole},
     {kRoles, "ps", "holds a share of the parameters", &RunShardRole},
     {kRoles, "worker", "computes gradients and evaluations", &RunWorkerRole},
+    {kRoles, "certs", "makes certificates for all roles, and tokens for people", &RunCerts},
 };
 
 }  // namespace

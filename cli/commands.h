@@ -79,4 +79,7 @@ absl::Status RunCoordinatorRole(Arguments arguments);
 absl::Status RunShardRole(Arguments arguments);
 absl::Status RunWorkerRole(Arguments arguments);
 
+// `certs` and `certs token`.
+absl::Status RunCerts(Arguments arguments);
+
 }  // namespace millrace::cli

@@ -1,6 +1,9 @@
 // millrace coordinator: the role that plans.
 #include "coordinator/coordinator.h"
 
+#include <string>
+#include <vector>
+
 #include "absl/time/time.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
@@ -19,19 +22,27 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   PageFlags page;
   int64_t shards = 1, units_per_call = 1, jobs_per_user = 0;
   double lease = 10;
+  std::string tokens;
+  std::vector<std::string> data_roots;
   ServerFlags server;
   Flags flags("coordinator", "Runs the coordinator: takes jobs, leases their work to the members of its cluster.",
-              "--dir runs/cluster --listen 0.0.0.0:7400 --shards 2");
+              "--dir runs/cluster --listen 0.0.0.0:7400 --shards 2 --tls certs/coordinator --data-root /data");
   flags.Text("dir", "DIR", "jobs, their state and their checkpoints", &directory).Required();
   flags.Integer("shards", "M", "a job starts when so many shards are there", &shards, 1, 1024);
   flags.Number("lease", "SECONDS", "silence after which a member counts as lost", &lease, 0.1, 3600);
   flags.Integer("units-per-call", "N", "work units that a worker gets at once at most", &units_per_call, 1, 1024);
   flags.Integer("jobs-per-user", "N", "unfinished jobs that a user may have; 0: any number", &jobs_per_user, 0,
                 1'000'000);
+  flags.Text("tokens", "FILE", "who may come with a token, as lines of `millrace certs token`; needs --tls", &tokens);
+  flags.List("data-root", "DIR", "jobs may read what lies in it, and nothing outside; several may be given",
+             &data_roots);
   page.Declare(&flags);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   MILLRACE_RETURN_IF_ERROR(page.Check());
+  if (!tokens.empty() && server.tls.directory.empty()) {
+    return UsageError("--tokens: tokens come under TLS only; --tls DIR names the coordinator's certificates");
+  }
   server.SetLog();
   StopSignal stop;
   coordinator::CoordinatorOptions options;
@@ -48,6 +59,10 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   options.heartbeat = absl::Seconds(lease / 10);
   options.worker_conformance_digest = worker::ConformanceDigest(kernels::Compute(kernels::DetectIsa(), 1));
   options.shard_conformance_digest = ps::ConformanceDigest();
+  options.tokens_file = tokens;
+  options.data_roots = data_roots;
+  MILLRACE_ASSIGN_OR_RETURN(options.tls, server.tls.Open());
+  options.plaintext = server.plaintext;
   options.stop = stop.notification();
   return coordinator::RunCoordinator(options);
 }

@@ -32,7 +32,7 @@ absl::Status RunCurves(Arguments arguments) {
   for (const std::string& other : also) request.add_job_ids(other);
   for (const std::string& metric : metrics) request.add_metrics(metric);
   request.set_max_points(static_cast<uint32_t>(points));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const v1::GetCurvesReply reply, coordinator.GetCurves(request));
   if (json) {

@@ -30,7 +30,7 @@ absl::Status Ask(
   flags.Positional("JOB", "the job's id, as `millrace jobs` lists it", &job_id).Required();
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const std::string answer, ask(&coordinator, job_id));
   std::printf("%s\n", answer.c_str());
@@ -93,7 +93,7 @@ absl::Status RunUpdate(Arguments arguments) {
   if (!request.has_priority() && labels.empty() && removed.empty()) {
     return UsageError("update changes what? --priority, --label or --unlabel");
   }
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, coordinator.UpdateJob(request));
   std::vector<std::string> now;

@@ -48,7 +48,7 @@ absl::Status RunJobs(Arguments arguments) {
   request.set_user(user);
   request.set_sweep_id(sweep);
   request.set_newest_first(last > 0);
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(std::vector<v1::Job> jobs,
                             coordinator.ListJobs(request, last > 0 ? static_cast<size_t>(last) : SIZE_MAX));

@@ -153,6 +153,8 @@ absl::Status LocalCluster::Impl::StartPlace(Place* place) {
     child.arguments.push_back("--name");
     child.arguments.push_back(place->lives == 1 ? place->name : absl::StrCat(place->name, ".", place->lives));
   }
+  // The environment may name certificates for another cluster: this one stays on this machine.
+  child.arguments.push_back("--tls=");
   child.log_file = place->log;
   MILLRACE_ASSIGN_OR_RETURN(place->child, ChildProcess::Start(child));
   place->started = absl::Now();
@@ -186,6 +188,8 @@ void LocalCluster::Impl::StartCoordinator() {
                      "--listen",       options.listen, "--address-file", address_file,
                      "--shards",       absl::StrCat(options.shards),
                      "--lease",        absl::StrCat(options.lease_seconds)};
+  if (options.plaintext) place.arguments.push_back("--plaintext");
+  for (const std::string& root : options.data_roots) place.arguments.push_back(absl::StrCat("--data-root=", root));
   if (!options.http.empty()) {
     place.arguments.insert(place.arguments.end(), {"--http", options.http});
     if (!options.http_token_file.empty()) {

@@ -30,6 +30,8 @@ struct LocalClusterOptions {
   std::string listen = "127.0.0.1:0";  // of the coordinator
   std::string http;                    // where it serves the rating page; empty: nowhere
   std::string http_token_file;         // empty: none
+  bool plaintext = false;               // it may listen to other machines
+  std::vector<std::string> data_roots;  // outside of which its jobs may read nothing; empty: no bounds
   double lease_seconds = 10;
   // Told what happens to processes, from the supervising thread.
   std::function<void(absl::string_view)> say;

@@ -41,7 +41,7 @@ absl::Status RunLogs(Arguments arguments) {
   flags.Switch("json", "prints each note as a line of JSON", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   const auto print = [json](const v1::JobEvent& event) {
     if (!Belongs(event)) return true;

@@ -21,7 +21,7 @@ absl::Status RunMembers(Arguments arguments) {
   flags.Switch("json", "prints an object", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const v1::ListMembersReply reply, coordinator.ListMembers());
   if (json) {

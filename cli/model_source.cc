@@ -65,23 +65,20 @@ absl::StatusOr<ModelSource> ModelSource::Find(const std::string& model, const Co
   if (!coordinator::IsPlainName(job)) return absl::NotFoundError(absl::StrCat("there is no folder ", model));
   if (which.empty()) return absl::InvalidArgumentError(absl::StrCat(model, ": name JOB@best, JOB@last or JOB@STEP"));
 
-  std::string address = where.coordinator;
-  if (address.empty()) {
-    const absl::StatusOr<RunningCluster> cluster = FindRunningCluster(where.directory);
-    if (!cluster.ok() && !absl::IsNotFound(cluster.status())) return cluster.status();
-    if (cluster.ok()) address = cluster->coordinator;
-  }
-  if (address.empty()) {
+  const absl::StatusOr<Endpoint> address = where.Address();
+  const bool down = where.coordinator.empty() && absl::IsNotFound(address.status());
+  if (!address.ok() && !down) return address.status();
+  if (down) {
     MILLRACE_ASSIGN_OR_RETURN(source.directory_, FindOnShelf(where.directory, job, which));
   } else {
     const fs::path temporary = fs::temp_directory_path(error);
     if (error) return absl::FailedPreconditionError("there is no folder for temporary files; TMPDIR names one");
     MILLRACE_ASSIGN_OR_RETURN(source.fetched_, NewFolder::Make((temporary / "millrace-model-").string(), 0700));
     source.directory_ = absl::StrCat(source.fetched_->path(), "/checkpoint");
-    client::CoordinatorClient coordinator(address);
+    client::CoordinatorClient coordinator(*address);
     MILLRACE_RETURN_IF_ERROR(
         Annotate(coordinator.FetchCheckpoint(job, which, /*with_optimizer=*/false, source.directory_),
-                 absl::StrCat("there is no folder '", model, "', and asking the coordinator at ", address, " for it")));
+                 absl::StrCat("there is no folder '", model, "', and asking the coordinator at ", address->address, " for it")));
   }
   MILLRACE_RETURN_IF_ERROR(CheckModelFolder(source.directory_));
   return source;

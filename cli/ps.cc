@@ -14,7 +14,7 @@ absl::Status RunShardRole(Arguments arguments) {
   int64_t threads = 1;
   ServerFlags server;
   Flags flags("ps", "Runs a parameter-server shard: holds parameters, sums gradients, applies the optimizer.",
-              "--coordinator coordinator:7400 --listen 10.0.0.5:7401");
+              "--coordinator coordinator:7400 --listen 10.0.0.5:7401 --tls certs/shard");
   flags.Text("coordinator", "HOST:PORT", "the cluster to join", &coordinator).Required();
   flags.Text("name", "NAME", "unique among the living shards; default HOST:PID", &name);
   flags.Integer("threads", "T", "for the optimizer", &threads, 1, 1024);
@@ -29,6 +29,8 @@ absl::Status RunShardRole(Arguments arguments) {
   options.address_file = server.address_file;
   options.metrics_listen = server.metrics;
   options.threads = static_cast<int>(threads);
+  MILLRACE_ASSIGN_OR_RETURN(options.tls, server.tls.Open());
+  options.plaintext = server.plaintext;
   options.stop = stop.notification();
   return ps::RunShard(options);
 }

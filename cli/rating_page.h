@@ -4,10 +4,11 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "common/grpc_channel.h"
 
 namespace millrace::cli {
 
-// "http://HOST:PORT/"; empty if the coordinator at this address serves none.
-absl::StatusOr<std::string> RatingPage(const std::string& coordinator);
+// "http://HOST:PORT/"; empty if the coordinator serves none.
+absl::StatusOr<std::string> RatingPage(const Endpoint& coordinator);
 
 }  // namespace millrace::cli

@@ -23,7 +23,7 @@
 namespace millrace::cli {
 namespace {
 
-absl::Status TellPage(const std::string& coordinator) {
+absl::Status TellPage(const Endpoint& coordinator) {
   MILLRACE_ASSIGN_OR_RETURN(const std::string page, RatingPage(coordinator));
   if (page.empty()) {
     std::printf("No page is served: start the coordinator with --http HOST:PORT.\n");
@@ -40,7 +40,7 @@ absl::Status RunRatingsList(Arguments arguments) {
   flags.Switch("json", "prints an object", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   MILLRACE_ASSIGN_OR_RETURN(const v1::ListRatingSetsReply reply, client::RatingsClient(address).ListRatingSets());
   if (json) {
     std::printf("%s\n", ToJson(reply).dump(2).c_str());
@@ -102,7 +102,7 @@ absl::Status RunRatingsImport(Arguments arguments) {
   MILLRACE_RETURN_IF_ERROR(coordinator::CheckRatingSetId(set.id()));
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::RatingPair> pairs, ReadPairs(path));
   set.set_raters(static_cast<uint32_t>(raters));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   MILLRACE_ASSIGN_OR_RETURN(const v1::RatingSet stored, client::RatingsClient(address).CreateRatingSet(set, pairs));
   std::printf("%s: %s pairs, %s of them done\n", stored.id().c_str(), absl::StrCat(stored.pairs()).c_str(),
               absl::StrCat(stored.done()).c_str());
@@ -120,7 +120,7 @@ absl::Status RunRatingsExport(Arguments arguments) {
   flags.Switch("json", "prints the counts as an object", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   std::unique_ptr<text::NewFile> file;
   const auto sink = [&](absl::string_view lines) -> absl::Status {
     if (file != nullptr) return file->Append(lines);

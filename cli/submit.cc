@@ -46,7 +46,7 @@ absl::Status RunSubmit(Arguments arguments) {
   MILLRACE_RETURN_IF_ERROR(AddLabels(labels, "label", request.mutable_labels()));
   request.set_idempotency_key(key);
   request.set_validate_only(dry_run);
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, coordinator.SubmitJob(request));
   if (watch) return WatchToEnd(&coordinator, job.id(), json);

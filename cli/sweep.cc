@@ -55,7 +55,7 @@ absl::Status RunSweepStart(Arguments arguments) {
   MILLRACE_ASSIGN_OR_RETURN(const std::string yaml, ReadFile(sweep_file, kMaxYamlBytes));
   MILLRACE_RETURN_IF_ERROR(ParseYaml(yaml, {sweep_file, "sweep"}, request.mutable_sweep()));
   MILLRACE_ASSIGN_OR_RETURN(*request.mutable_job(), ReadSubmission(job_file, overrides));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const v1::Sweep sweep, coordinator.StartSweep(request));
   Print(sweep, json);
@@ -69,7 +69,7 @@ absl::Status RunSweepList(Arguments arguments) {
   flags.Switch("json", "prints a list of objects", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::Sweep> sweeps, coordinator.ListSweeps());
   if (json) {
@@ -96,7 +96,7 @@ absl::Status ShowOrCancel(Arguments arguments, const char* command, const char* 
   flags.Switch("json", "prints the sweep as JSON", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   MILLRACE_ASSIGN_OR_RETURN(const v1::Sweep sweep, (coordinator.*call)(sweep_id));
   Print(sweep, json);

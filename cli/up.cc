@@ -68,7 +68,8 @@ absl::Status RunUp(Arguments arguments) {
   std::string directory = kDefaultClusterDirectory, listen = "127.0.0.1:0", max_isa;
   int64_t workers = 1, shards = 1, threads = 0;
   double lease = 10;
-  bool detach = false;
+  bool detach = false, plaintext = false;
+  std::vector<std::string> data_roots;
   PageFlags page;
   Flags flags("up", "Starts a local cluster that stays, for jobs submitted to it. Ctrl-C or `millrace down` stops it.",
               "--workers 2 --shards 2 --detach");
@@ -80,6 +81,9 @@ absl::Status RunUp(Arguments arguments) {
   flags.Text("max-isa", "ISA[,ISA…]", "instruction sets to hold the workers to, in turn: scalar, avx2, avx512, avx512_bf16",
              &max_isa);
   flags.Number("lease", "SECONDS", "silence after which a process counts as lost", &lease, 0.1, 3600);
+  flags.Switch("plaintext", "lets others than this machine come: nothing is encrypted, nobody is asked who they are",
+               &plaintext);
+  flags.List("data-root", "DIR", "jobs may read what lies in it, and nothing outside; several may be given", &data_roots);
   page.Declare(&flags);
   flags.Switch("detach", "returns once the cluster stands", &detach);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
@@ -102,6 +106,8 @@ absl::Status RunUp(Arguments arguments) {
   options.listen = listen;
   options.http = page.http;
   options.http_token_file = page.token_file;
+  options.plaintext = plaintext;
+  options.data_roots = data_roots;
   options.lease_seconds = lease;
   options.say = [](absl::string_view text) { std::fprintf(stderr, "%s\n", std::string(text).c_str()); };
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCluster> cluster, LocalCluster::Start(std::move(options)));

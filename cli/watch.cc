@@ -45,7 +45,7 @@ absl::Status RunWatch(Arguments arguments) {
   flags.Switch("json", "prints each event as a line of JSON", &json);
   where.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
-  MILLRACE_ASSIGN_OR_RETURN(const std::string address, where.Address());
+  MILLRACE_ASSIGN_OR_RETURN(const Endpoint address, where.Address());
   client::CoordinatorClient coordinator(address);
   return WatchToEnd(&coordinator, job_id, json);
 }

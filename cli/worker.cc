@@ -18,7 +18,7 @@ absl::Status RunWorkerRole(Arguments arguments) {
   int64_t threads = 0;
   ServerFlags server;
   Flags flags("worker", "Runs a worker: takes units of work, computes gradients, evaluates.",
-              "--coordinator coordinator:7400 --threads 8");
+              "--coordinator coordinator:7400 --threads 8 --tls certs/worker");
   flags.Text("coordinator", "HOST:PORT", "the cluster to join", &coordinator).Required();
   flags.Text("name", "NAME", "unique among the living workers; default HOST:PID", &name);
   flags.Integer("threads", "T", "that compute; 0: one for each core", &threads, 0, 1024);
@@ -47,6 +47,7 @@ absl::Status RunWorkerRole(Arguments arguments) {
   options.name = name.empty() ? ProcessName() : name;
   options.threads = threads > 0 ? static_cast<int>(threads) : Cores();
   options.metrics_listen = server.metrics;
+  MILLRACE_ASSIGN_OR_RETURN(options.tls, server.tls.Open());
   options.stop = stop.notification();
   return worker::RunWorker(options);
 }

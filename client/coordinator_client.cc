@@ -21,6 +21,7 @@
 #include "common/files.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_status.h"
+#include "common/log.h"
 #include "common/status.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
 #include "proto/millrace/v1/jobs.grpc.pb.h"
@@ -76,14 +77,15 @@ struct CoordinatorClient::Impl {
       if (channel->WaitForConnected(absl::ToChronoTime(std::min(deadline, absl::Now() + kLook)))) {
         return absl::OkStatus();
       }
+      if (const std::string trouble = HandshakeTrouble(channel); !trouble.empty()) return NotTrusted(address, trouble);
     } while (absl::Now() < deadline);
     return NoCoordinator(address, patience);
   }
 };
 
-CoordinatorClient::CoordinatorClient(std::string address, absl::Duration patience)
-    : address_(std::move(address)), impl_(std::make_unique<Impl>()) {
-  impl_->channel = NewChannel(address_);
+CoordinatorClient::CoordinatorClient(Endpoint coordinator, absl::Duration patience)
+    : address_(coordinator.address), impl_(std::make_unique<Impl>()) {
+  impl_->channel = NewChannel(coordinator);
   impl_->jobs = v1::Jobs::NewStub(impl_->channel);
   impl_->cluster = v1::Cluster::NewStub(impl_->channel);
   impl_->patience = patience;
@@ -466,6 +468,7 @@ void Membership::Impl::Run() {
   absl::Duration delay = kShortestDelay;
   const absl::Time started = absl::Now();
   bool ever_joined = false;
+  std::string trouble;
   for (;;) {
     const absl::StatusOr<v1::JoinReply> joined = JoinOnce();
     if (joined.ok()) {
@@ -473,8 +476,14 @@ void Membership::Impl::Run() {
       delay = kShortestDelay;
       Attend(*joined);
     } else if (absl::IsPermissionDenied(joined.status()) || absl::IsInvalidArgument(joined.status()) ||
+               absl::IsUnauthenticated(joined.status()) ||
                (absl::IsAlreadyExists(joined.status()) && !ever_joined && absl::Now() - started > kNamePatience)) {
-      return End(Annotate(joined.status(), absl::StrCat("coordinator ", options.coordinator)));
+      return End(Annotate(joined.status(), absl::StrCat("coordinator ", options.coordinator.address)));
+    }
+    if (!joined.ok() && options.coordinator.credentials != nullptr && trouble != joined.status().message()) {
+      // Without TLS there is but one reason: it is not there yet.
+      trouble = std::string(joined.status().message());
+      Log(Severity::kWarning, "cannot join", {{"coordinator", options.coordinator.address}, {"error", trouble}});
     }
     if (!Pause(delay)) return End(absl::CancelledError("left"));
     delay = std::min(2 * delay, kLongestDelay);
@@ -555,7 +564,7 @@ absl::StatusOr<std::unique_ptr<Membership>> Membership::Join(Options options, co
     }
     if (stop != nullptr && stop->HasBeenNotified()) {
       return absl::CancelledError(
-          absl::StrCat("stopped before a coordinator answered at ", inside->options.coordinator));
+          absl::StrCat("stopped before a coordinator answered at ", inside->options.coordinator.address));
     }
   }
 }

@@ -13,16 +13,18 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "common/grpc_channel.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 #include "proto/millrace/v1/jobs.pb.h"
 
 namespace millrace::client {
 
 // One connection to a coordinator. Thread-safe. Calls fail with UNAVAILABLE naming the address when nobody answers
-// there within `patience` (they wait so long for the connection; NextWork does not wait).
+// there within `patience` (they wait so long for the connection; NextWork does not wait), and with UNAUTHENTICATED where
+// TLS finds that it must not be trusted.
 class CoordinatorClient {
  public:
-  explicit CoordinatorClient(std::string address, absl::Duration patience = absl::Seconds(10));
+  explicit CoordinatorClient(Endpoint coordinator, absl::Duration patience = absl::Seconds(10));
   ~CoordinatorClient();
   CoordinatorClient(const CoordinatorClient&) = delete;
   CoordinatorClient& operator=(const CoordinatorClient&) = delete;
@@ -79,14 +81,14 @@ class CoordinatorClient {
 class Membership {
  public:
   struct Options {
-    std::string coordinator;                       // HOST:PORT
+    Endpoint coordinator;
     v1::JoinRequest join;                          // as the member introduces itself
     std::function<void(uint64_t epoch)> on_epoch;  // drop what belongs to an epoch below; from the own thread
     std::function<void()> on_leave;                // the coordinator asks the member to leave
     std::function<uint64_t()> resident_bytes;      // for heartbeats; may be empty
   };
   // Returns once joined; waits for a coordinator that is not there yet until `*stop` is notified (CANCELLED).
-  // PERMISSION_DENIED and INVALID_ARGUMENT are returned at once.
+  // PERMISSION_DENIED, UNAUTHENTICATED and INVALID_ARGUMENT are returned at once.
   static absl::StatusOr<std::unique_ptr<Membership>> Join(Options options, const absl::Notification* stop);
   // Leaves: ends the stream, which frees whatever the member holds.
   ~Membership();

@@ -1,4 +1,4 @@
-// Says that nobody answers where a coordinator is looked for.
+// Says why there is no coordinator where one is looked for.
 #pragma once
 
 #include <string>
@@ -13,6 +13,12 @@ inline absl::Status NoCoordinator(const std::string& address, absl::Duration wai
   return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, " (waited ",
                                              absl::FormatDuration(waited),
                                              "); is it running, and is this its address?"));
+}
+
+// What was found there is not trusted, or does not trust us.
+inline absl::Status NotTrusted(const std::string& address, const std::string& trouble) {
+  return absl::UnauthenticatedError(absl::StrCat("no trusted connection with a coordinator at ", address, ": ", trouble,
+                                                 "; --tls DIR names the certificates to use"));
 }
 
 }  // namespace millrace::client

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,8 @@ namespace {
 // A set of the largest size takes a minute or so.
 constexpr absl::Duration kCallDeadline = absl::Minutes(10);
 constexpr size_t kMessageBytes = 1 << 20;
+// How often a wait for a connection looks whether there is trouble with it.
+constexpr absl::Duration kLook = absl::Milliseconds(100);
 
 }  // namespace
 
@@ -27,14 +30,20 @@ struct RatingsClient::Impl {
   absl::Duration patience;
 
   absl::Status Connect(const std::string& address) const {
-    if (channel->WaitForConnected(absl::ToChronoTime(absl::Now() + patience))) return absl::OkStatus();
+    const absl::Time deadline = absl::Now() + patience;
+    do {
+      if (channel->WaitForConnected(absl::ToChronoTime(std::min(deadline, absl::Now() + kLook)))) {
+        return absl::OkStatus();
+      }
+      if (const std::string trouble = HandshakeTrouble(channel); !trouble.empty()) return NotTrusted(address, trouble);
+    } while (absl::Now() < deadline);
     return NoCoordinator(address, patience);
   }
 };
 
-RatingsClient::RatingsClient(std::string address, absl::Duration patience)
-    : address_(std::move(address)), impl_(std::make_unique<Impl>()) {
-  impl_->channel = NewChannel(address_);
+RatingsClient::RatingsClient(Endpoint coordinator, absl::Duration patience)
+    : address_(coordinator.address), impl_(std::make_unique<Impl>()) {
+  impl_->channel = NewChannel(coordinator);
   impl_->stub = v1::Ratings::NewStub(impl_->channel);
   impl_->patience = patience;
 }

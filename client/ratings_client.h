@@ -10,6 +10,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "common/grpc_channel.h"
 #include "proto/millrace/v1/ratings.pb.h"
 
 namespace millrace::client {
@@ -18,7 +19,7 @@ namespace millrace::client {
 // there within `patience`.
 class RatingsClient {
  public:
-  explicit RatingsClient(std::string address, absl::Duration patience = absl::Seconds(10));
+  explicit RatingsClient(Endpoint coordinator, absl::Duration patience = absl::Seconds(10));
   ~RatingsClient();
   RatingsClient(const RatingsClient&) = delete;
   RatingsClient& operator=(const RatingsClient&) = delete;

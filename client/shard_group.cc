@@ -224,12 +224,13 @@ void ShardGroup::Shard::Detach(const std::shared_ptr<Attachment>& of) {
   if (attachment == of) dropped = std::move(attachment);
 }
 
-ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory)
+ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory,
+                       const std::shared_ptr<grpc::ChannelCredentials>& credentials)
     : epoch_(epoch), addresses_(std::move(addresses)), share_memory_(share_memory) {
   for (const std::string& address : addresses_) {
     auto shard = std::make_unique<Shard>();
     shard->address = address;
-    shard->stub = v1::ParameterServer::NewStub(NewChannel(address));
+    shard->stub = v1::ParameterServer::NewStub(NewChannel(address, credentials));
     shards_.push_back(std::move(shard));
   }
 }

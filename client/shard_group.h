@@ -16,6 +16,10 @@
 #include "blocks/fixed_point.h"
 #include "proto/millrace/v1/parameter_server.pb.h"
 
+namespace grpc {
+class ChannelCredentials;
+}  // namespace grpc
+
 namespace millrace::client {
 
 // One unit's coded gradients on their way to the shards, block by block, while the caller computes on. A sending
@@ -47,7 +51,9 @@ class ShardGroup {
  public:
   // Connects on first use. `addresses` in the order of the shards' indices, not empty. With `share_memory`, blocks are
   // pulled and pushed through memory that is shared with those shards that are on this machine.
-  ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory = false);
+  // `credentials`: null for plain TCP.
+  ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory = false,
+             const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr);
   ~ShardGroup();
   ShardGroup(const ShardGroup&) = delete;
   ShardGroup& operator=(const ShardGroup&) = delete;

@@ -1,9 +1,14 @@
 #include "common/grpc_channel.h"
 
 #include <grpc/grpc.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
 #include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 
 namespace millrace {
 
@@ -32,6 +37,32 @@ std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
   // Large frames: fewer of them for a tensor, less work for each byte.
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
   return grpc::CreateCustomChannel(address, std::move(credentials), arguments);
+}
+
+std::string HandshakeTrouble(const std::shared_ptr<grpc::Channel>& channel) {
+  if (channel->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_TRANSIENT_FAILURE) return "";
+  // A call that does not wait for the connection fails with what the last attempt failed with.
+  grpc::GenericStub stub(channel);
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Seconds(1)));
+  grpc::CompletionQueue queue;
+  const grpc::ByteBuffer nothing;
+  grpc::ByteBuffer reply;
+  const auto call = stub.PrepareUnaryCall(&context, "/grpc.health.v1.Health/Check", nothing, &queue);
+  call->StartCall();
+  grpc::Status status;
+  call->Finish(&reply, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  queue.Next(&tag, &ok);
+  queue.Shutdown();
+  while (queue.Next(&tag, &ok)) {
+  }
+  const std::string message = status.error_message();
+  for (const char* const sign : {"andshake", "verification", "SSL_", "WRONG_VERSION_NUMBER"}) {
+    if (absl::StrContains(message, sign)) return message;
+  }
+  return "";
 }
 
 }  // namespace millrace

@@ -41,6 +41,10 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
   }
   grpc::ServerBuilder builder;
   int port = 0;
+  if (options.access != nullptr) {
+    if (options.credentials != nullptr) options.credentials->SetAuthMetadataProcessor(options.access->Processor());
+    builder.experimental().SetInterceptorCreators(options.access->Interceptors());
+  }
   builder.AddListeningPort(
       options.listen, options.credentials != nullptr ? options.credentials : grpc::InsecureServerCredentials(), &port);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);

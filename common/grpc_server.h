@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/access.h"
 
 namespace grpc {
 class Server;
@@ -21,6 +22,7 @@ struct GrpcServerOptions {
   std::string address_file;                              // written with the bound HOST:PORT once serving; empty: none
   std::vector<grpc::Service*> services;                  // outlive the server
   std::shared_ptr<grpc::ServerCredentials> credentials;  // null: plain TCP
+  Access* access = nullptr;                              // who may call what; outlives the server; null: all may
 };
 
 class GrpcServer {

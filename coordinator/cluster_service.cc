@@ -1,6 +1,7 @@
 #include "coordinator/cluster_service.h"
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/access.h"
 #include "common/grpc_status.h"
 #include "common/status.h"
 
@@ -16,6 +18,17 @@ namespace {
 
 constexpr uint32_t kLongestWaitMs = 60'000;
 constexpr int kMostResults = 1024;
+
+// Under TLS a member joins as what its certificate says: a worker must not be taken for a shard.
+absl::Status CheckRole(const grpc::ServerContext& context, v1::MemberRole wanted) {
+  const std::shared_ptr<const grpc::AuthContext> connection = context.auth_context();
+  if (connection == nullptr || !IsEncrypted(*connection)) return absl::OkStatus();
+  const absl::StatusOr<Role> role = CertificateRole(*connection);
+  if (!role.ok()) return role.status();
+  if (*role == (wanted == v1::SHARD ? Role::kShard : Role::kWorker)) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      absl::StrCat("a ", RoleName(*role), "'s certificate does not let it join as ", v1::MemberRole_Name(wanted)));
+}
 
 }  // namespace
 
@@ -105,7 +118,8 @@ class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat,
 
 ClusterService::~ClusterService() = default;
 
-grpc::Status ClusterService::Join(grpc::ServerContext*, const v1::JoinRequest* request, v1::JoinReply* reply) {
+grpc::Status ClusterService::Join(grpc::ServerContext* context, const v1::JoinRequest* request, v1::JoinReply* reply) {
+  if (absl::Status fits = CheckRole(*context, request->role()); !fits.ok()) return ToGrpc(fits);
   absl::StatusOr<v1::JoinReply> joined = members_->Join(*request, absl::Now());
   if (!joined.ok()) return ToGrpc(joined.status());
   *reply = *std::move(joined);

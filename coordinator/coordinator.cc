@@ -12,14 +12,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/access.h"
+#include "common/audit_log.h"
 #include "common/files.h"
 #include "common/grpc_server.h"
 #include "common/http_server.h"
 #include "common/log.h"
 #include "common/metrics.h"
 #include "common/status.h"
+#include "common/tokens.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/coordinator_metrics.h"
+#include "coordinator/data_roots.h"
 #include "coordinator/job_book.h"
 #include "coordinator/job_queue.h"
 #include "coordinator/job_runner.h"
@@ -64,9 +68,14 @@ class DirectoryLock {
 class Coordinator {
  public:
   explicit Coordinator(const CoordinatorOptions& options)
-      : options_(options), metrics_(&registry_), members_(MembersOptions()) {}
+      : options_(options),
+        metrics_(&registry_),
+        fleets_(options.tls == nullptr ? nullptr : options.tls->ForChannels(Role::kShard)),
+        members_(MembersOptions()) {}
 
   absl::Status Run() {
+    MILLRACE_RETURN_IF_ERROR(CheckListen(options_.listen, options_.tls != nullptr, options_.plaintext));
+    MILLRACE_ASSIGN_OR_RETURN(const DataRoots roots, OpenRoots());
     MILLRACE_RETURN_IF_ERROR(MakeDirectories(directory_));
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<DirectoryLock> lock, DirectoryLock::Take(directory_));
     MILLRACE_ASSIGN_OR_RETURN(store_, JobStore::Open(absl::StrCat(directory_, "/coordinator.sqlite")));
@@ -75,14 +84,24 @@ class Coordinator {
     MILLRACE_RETURN_IF_ERROR(registry_.Serve(options_.metrics_listen));
     MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> page, ServePage());
 
-    JobQueue queue(
-        directory_, book_.get(), options_.jobs_per_user,
-        [this](const StoredJob& job, const JobControl& control) { return RunJob(job, Parts(), control); },
-        [this](const std::string& job_id) { return ratings_->RemoveSetsOf(job_id); },
-        [this] {
-          members_.Wake();
-          board_.Wake();
-        });
+    JobQueue::Options queueing;
+    queueing.directory = directory_;
+    queueing.book = book_.get();
+    queueing.jobs_per_user = options_.jobs_per_user;
+    queueing.run = [this, &roots](const StoredJob& job, const JobControl& control) -> absl::StatusOr<JobOutcome> {
+      // Again: what paths lead to may have changed since the job came, and only now are all files looked for.
+      MILLRACE_RETURN_IF_ERROR(roots.Check(job.job.spec(), job.base_directory, DataRoots::Depth::kFiles));
+      return RunJob(job, Parts(), control);
+    };
+    queueing.forget = [this](const std::string& job_id) { return ratings_->RemoveSetsOf(job_id); };
+    queueing.wake = [this] {
+      members_.Wake();
+      board_.Wake();
+    };
+    queueing.check = [&roots](const StoredJob& job) {
+      return roots.Check(job.job.spec(), job.base_directory, DataRoots::Depth::kPaths);
+    };
+    JobQueue queue(std::move(queueing));
     ClusterService cluster(&members_, &board_, options_.units_per_call);
     cluster_ = &cluster;
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Sweeps> sweeps, Sweeps::Open(store_.get(), book_.get(), &queue));
@@ -100,6 +119,10 @@ class Coordinator {
     serving.listen = options_.listen;
     serving.address_file = options_.address_file;
     serving.services = {&cluster, &jobs, &ratings};
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Access> access, OpenAccess());
+    serving.access = access.get();
+    if (options_.tls != nullptr) serving.credentials = options_.tls->ForServers();
+    TellExpiry(options_.tls.get(), &registry_);
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 
@@ -147,6 +170,26 @@ class Coordinator {
       board_.Wake();
     };
     return options;
+  }
+
+  absl::StatusOr<DataRoots> OpenRoots() const {
+    if (options_.data_roots.empty() && !IsLoopback(options_.listen)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("--listen ", options_.listen,
+                       " lets others send jobs, which could read all files that this "
+                       "process may: give --data-root DIR for what they may read (/ for everything)"));
+    }
+    return DataRoots::Open(options_.data_roots, directory_);
+  }
+
+  absl::StatusOr<std::unique_ptr<Access>> OpenAccess() {
+    AccessOptions options;
+    options.metrics = &registry_;
+    if (!options_.tokens_file.empty()) {
+      MILLRACE_ASSIGN_OR_RETURN(options.tokens, Tokens::Open(options_.tokens_file));
+    }
+    MILLRACE_ASSIGN_OR_RETURN(options.audit, AuditLog::Open(absl::StrCat(directory_, "/audit.jsonl")));
+    return std::make_unique<Access>(std::move(options));
   }
 
   // Null if no page is wanted.
@@ -201,6 +244,7 @@ class Coordinator {
         Log(Severity::kError, "events could not be written", {{"error", std::string(flushed.message())}});
       }
       CountUp();
+      TellExpiry(options_.tls.get(), &registry_);
     }
   }
 

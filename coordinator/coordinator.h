@@ -4,6 +4,7 @@
 // Directory layout, every file written atomically:
 //   DIR/coordinator.sqlite                         jobs, events, evaluations, checkpoints (job_store.h)
 //   DIR/ratings.sqlite                             pairs of answers and what people said of them (rating_store.h)
+//   DIR/audit.jsonl                                who changed what, and who was refused (common/audit_log.h)
 //   DIR/jobs/JOB/job.yaml, job.json                as submitted, and with every default filled in
 //   DIR/jobs/JOB/data/                             tokenizer and token stores (text/token_store.h)
 //   DIR/jobs/JOB/checkpoints/PHASE-STEP/           one checkpoint (checkpoint_manifest.h)
@@ -11,11 +12,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "common/credentials.h"
 
 namespace millrace::coordinator {
 
@@ -34,6 +38,12 @@ struct CoordinatorOptions {
   std::string shard_conformance_digest;
   absl::Duration heartbeat = absl::Seconds(1);  // how often members speak
   absl::Duration lease = absl::Seconds(10);     // silence after which a member is gone
+  std::shared_ptr<const Tls> tls;               // null: plain TCP, on this machine alone
+  bool plaintext = false;                       // plain TCP for others too
+  std::string tokens_file;                      // who may come with a token (common/tokens.h); empty: nobody
+  // Jobs may read what lies in these folders and nothing else; empty: what the process may. Required of a coordinator
+  // that others reach.
+  std::vector<std::string> data_roots;
   absl::Notification* stop = nullptr;           // required; notified: finish the step, checkpoint, return
 };
 

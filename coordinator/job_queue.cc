@@ -61,15 +61,6 @@ std::string JobDirectory(absl::string_view directory, absl::string_view job_id) 
   return absl::StrCat(directory, "/jobs/", job_id);
 }
 
-JobQueue::JobQueue(std::string directory, JobBook* book, uint32_t jobs_per_user, RunJob run, ForgetJob forget,
-                   std::function<void()> wake)
-    : directory_(std::move(directory)),
-      book_(book),
-      jobs_per_user_(jobs_per_user),
-      run_(std::move(run)),
-      forget_(std::move(forget)),
-      wake_(std::move(wake)) {}
-
 absl::StatusOr<StoredJob> JobQueue::Read(const v1::SubmitJobRequest& request) const {
   MILLRACE_RETURN_IF_ERROR(CheckSize(request));
   StoredJob read;
@@ -81,7 +72,7 @@ absl::StatusOr<StoredJob> JobQueue::Read(const v1::SubmitJobRequest& request) co
     if (request.template_job_id().empty()) {
       return absl::InvalidArgumentError("the request holds no job: job_yaml, spec or template_job_id is wanted");
     }
-    MILLRACE_ASSIGN_OR_RETURN(const StoredJob model, book_->GetStored(request.template_job_id()));
+    MILLRACE_ASSIGN_OR_RETURN(const StoredJob model, options_.book->GetStored(request.template_job_id()));
     read.job_yaml = model.job_yaml;
     *job.mutable_spec() = model.job.spec();
     *job.mutable_overrides() = model.job.overrides();
@@ -119,7 +110,7 @@ absl::StatusOr<std::optional<v1::Job>> JobQueue::MadeBefore(const StoredJob& wan
       spec->clear_labels();
       spec->clear_priority();
     }
-    MILLRACE_ASSIGN_OR_RETURN(const StoredJob stored, book_->GetStored(job.id()));
+    MILLRACE_ASSIGN_OR_RETURN(const StoredJob stored, options_.book->GetStored(job.id()));
     if (google::protobuf::util::MessageDifferencer::Equals(was, is) && stored.base_directory == wanted.base_directory) {
       return job;
     }
@@ -134,37 +125,38 @@ absl::StatusOr<v1::Job> JobQueue::Submit(const v1::SubmitJobRequest& request, co
   MILLRACE_ASSIGN_OR_RETURN(StoredJob job, Read(request));
   job.job.set_user(user);
   job.job.set_sweep_id(sweep_id);
+  if (options_.check != nullptr) MILLRACE_RETURN_IF_ERROR(options_.check(job));
   absl::MutexLock changing(&changing_);
-  const std::vector<v1::Job> jobs = book_->List();
+  const std::vector<v1::Job> jobs = options_.book->List();
   MILLRACE_ASSIGN_OR_RETURN(const std::optional<v1::Job> before, MadeBefore(job, jobs));
   if (before.has_value()) return *before;
   const auto unfinished = std::count_if(
       jobs.begin(), jobs.end(), [&](const v1::Job& other) { return !HasEnded(other.state()) && other.user() == user; });
-  if (jobs_per_user_ > 0 && unfinished >= jobs_per_user_) {
+  if (options_.jobs_per_user > 0 && unfinished >= options_.jobs_per_user) {
     return absl::ResourceExhaustedError(absl::StrCat(user.empty() ? "there are" : absl::StrCat(user, " has"), " ",
-                                                     unfinished, " unfinished jobs, of at most ", jobs_per_user_,
-                                                     "; wait for one to end or cancel it"));
+                                                     unfinished, " unfinished jobs, of at most ",
+                                                     options_.jobs_per_user, "; wait for one to end or cancel it"));
   }
   if (request.validate_only()) return job.job;
   // The id, and so the folder, is known once the job is in the book; RunOne cannot start it before changing_ is free.
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job added, book_->Add(job));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job added, options_.book->Add(job));
   job.job = added;
-  const std::string directory = JobDirectory(directory_, added.id());
+  const std::string directory = JobDirectory(options_.directory, added.id());
   std::error_code ignored;
   std::filesystem::remove_all(directory, ignored);  // what a deletion cut short may have left
   if (absl::Status placed = PlaceFiles(directory, job); !placed.ok()) {
-    book_->Delete(added.id()).IgnoreError();
+    options_.book->Delete(added.id()).IgnoreError();
     std::filesystem::remove_all(directory, ignored);
     return placed;
   }
-  book_->Update(added.id(), [&](v1::Job* entry) { entry->set_directory(directory); });
-  MILLRACE_RETURN_IF_ERROR(book_->Flush());
-  return book_->Get(added.id());
+  options_.book->Update(added.id(), [&](v1::Job* entry) { entry->set_directory(directory); });
+  MILLRACE_RETURN_IF_ERROR(options_.book->Flush());
+  return options_.book->Get(added.id());
 }
 
 absl::StatusOr<v1::Job> JobQueue::Update(const v1::UpdateJobRequest& request) {
   absl::MutexLock changing(&changing_);
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(request.job_id()));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, options_.book->Get(request.job_id()));
   v1::JobSpec spec = job.spec();
   if (request.has_priority()) spec.set_priority(request.priority());
   for (const std::string& name : request.remove_labels()) {
@@ -175,9 +167,9 @@ absl::StatusOr<v1::Job> JobQueue::Update(const v1::UpdateJobRequest& request) {
   }
   for (const auto& [name, value] : request.set_labels()) (*spec.mutable_labels())[name] = value;
   MILLRACE_RETURN_IF_ERROR(ValidateJob(spec));
-  book_->Update(job.id(), [&](v1::Job* entry) { *entry->mutable_spec() = spec; });
-  MILLRACE_RETURN_IF_ERROR(book_->Flush());
-  return book_->Get(job.id());
+  options_.book->Update(job.id(), [&](v1::Job* entry) { *entry->mutable_spec() = spec; });
+  MILLRACE_RETURN_IF_ERROR(options_.book->Flush());
+  return options_.book->Get(job.id());
 }
 
 bool JobQueue::AskRunning(absl::string_view job_id, Wish wish) {
@@ -193,25 +185,25 @@ bool JobQueue::AskRunning(absl::string_view job_id, Wish wish) {
 
 absl::StatusOr<v1::Job> JobQueue::Pause(absl::string_view job_id) {
   absl::MutexLock changing(&changing_);
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, options_.book->Get(job_id));
   if (HasEnded(job.state())) {
     return absl::FailedPreconditionError(
         absl::StrCat("job ", job_id, " has ended (", v1::Job::State_Name(job.state()), "): nothing to pause"));
   }
   if (job.state() != v1::Job::PAUSED && !AskRunning(job_id, Wish::kPause)) {
-    MILLRACE_RETURN_IF_ERROR(book_->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {}));
+    MILLRACE_RETURN_IF_ERROR(options_.book->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {}));
   }
-  return book_->Get(job_id);
+  return options_.book->Get(job_id);
 }
 
 absl::StatusOr<v1::Job> JobQueue::Resume(absl::string_view job_id) {
   absl::MutexLock changing(&changing_);
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, options_.book->Get(job_id));
   if (job.state() == v1::Job::SUCCEEDED) {
     return absl::FailedPreconditionError(absl::StrCat("job ", job_id, " has succeeded: nothing to resume"));
   }
   if (job.state() == v1::Job::PAUSED || job.state() == v1::Job::FAILED || job.state() == v1::Job::CANCELLED) {
-    MILLRACE_RETURN_IF_ERROR(book_->Requeue(job_id));
+    MILLRACE_RETURN_IF_ERROR(options_.book->Requeue(job_id));
   } else {
     absl::MutexLock lock(&mutex_);
     if (running_ == job_id && control_->wish() != Wish::kNone) {
@@ -219,26 +211,26 @@ absl::StatusOr<v1::Job> JobQueue::Resume(absl::string_view job_id) {
           absl::StrCat("job ", job_id, " is still finishing its step before it pauses or ends; ask again then"));
     }
   }
-  return book_->Get(job_id);
+  return options_.book->Get(job_id);
 }
 
 absl::StatusOr<v1::Job> JobQueue::Cancel(absl::string_view job_id, const std::string& stop_reason) {
   absl::MutexLock changing(&changing_);
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, options_.book->Get(job_id));
   if (job.state() == v1::Job::SUCCEEDED || job.state() == v1::Job::FAILED) {
     return absl::FailedPreconditionError(
         absl::StrCat("job ", job_id, " has ended (", v1::Job::State_Name(job.state()), "): nothing to cancel"));
   }
   if (job.state() != v1::Job::CANCELLED && !AskRunning(job_id, Wish::kCancel)) {
-    MILLRACE_RETURN_IF_ERROR(
-        book_->SetState(job_id, v1::Job::CANCELLED, [&](v1::Job* entry) { entry->set_stop_reason(stop_reason); }));
+    MILLRACE_RETURN_IF_ERROR(options_.book->SetState(job_id, v1::Job::CANCELLED,
+                                                     [&](v1::Job* entry) { entry->set_stop_reason(stop_reason); }));
   }
-  return book_->Get(job_id);
+  return options_.book->Get(job_id);
 }
 
 absl::Status JobQueue::Delete(absl::string_view job_id) {
   absl::MutexLock changing(&changing_);
-  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, book_->Get(job_id));
+  MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, options_.book->Get(job_id));
   const bool runs = running() == job_id;
   if (runs || !(HasEnded(job.state()) || job.state() == v1::Job::PAUSED)) {
     return absl::FailedPreconditionError(absl::StrCat("job ", job_id, " is ", v1::Job::State_Name(job.state()),
@@ -246,10 +238,10 @@ absl::Status JobQueue::Delete(absl::string_view job_id) {
   }
   // The book first: a folder without a job is only space, a job without its folder would be broken.
   // What is kept elsewhere would be taken for that of a later job of the same name.
-  MILLRACE_RETURN_IF_ERROR(forget_(job.id()));
-  MILLRACE_RETURN_IF_ERROR(book_->Delete(job_id));
+  MILLRACE_RETURN_IF_ERROR(options_.forget(job.id()));
+  MILLRACE_RETURN_IF_ERROR(options_.book->Delete(job_id));
   std::error_code error;
-  const std::string directory = JobDirectory(directory_, job.id());
+  const std::string directory = JobDirectory(options_.directory, job.id());
   std::filesystem::remove_all(directory, error);
   if (error) return absl::UnavailableError(absl::StrCat("cannot remove ", directory, ": ", error.message()));
   return absl::OkStatus();
@@ -262,20 +254,20 @@ void JobQueue::Run() {
       absl::MutexLock lock(&mutex_);
       if (stopping_) return;
     }
-    if (const std::optional<std::string> next = book_->Next(); next.has_value()) {
+    if (const std::optional<std::string> next = options_.book->Next(); next.has_value()) {
       RunOne(*next);
     } else {
-      book_->AwaitChange(&seen);
+      options_.book->AwaitChange(&seen);
     }
   }
 }
 
 void JobQueue::RunOne(const std::string& job_id) {
-  auto control = std::make_shared<JobControl>(wake_);
+  auto control = std::make_shared<JobControl>(options_.wake);
   StoredJob job;
   {
     absl::MutexLock changing(&changing_);
-    absl::StatusOr<StoredJob> stored = book_->GetStored(job_id);
+    absl::StatusOr<StoredJob> stored = options_.book->GetStored(job_id);
     const v1::Job::State state = stored.ok() ? stored->job.state() : v1::Job::CANCELLED;
     if (HasEnded(state) || state == v1::Job::PAUSED) return;  // a user was quicker
     job = *std::move(stored);
@@ -285,7 +277,7 @@ void JobQueue::RunOne(const std::string& job_id) {
     control_ = control;
   }
   Log(Severity::kInfo, "job starts", {{"job", job_id}});
-  const absl::StatusOr<JobOutcome> outcome = run_(job, *control);
+  const absl::StatusOr<JobOutcome> outcome = options_.run(job, *control);
 
   absl::MutexLock changing(&changing_);
   {
@@ -296,24 +288,25 @@ void JobQueue::RunOne(const std::string& job_id) {
   absl::Status recorded;
   if (!outcome.ok()) {
     Log(Severity::kError, "job failed", {{"job", job_id}, {"error", std::string(outcome.status().message())}});
-    recorded = book_->SetState(job_id, v1::Job::FAILED,
-                               [&](v1::Job* entry) { entry->set_error(std::string(outcome.status().message())); });
+    recorded = options_.book->SetState(
+        job_id, v1::Job::FAILED, [&](v1::Job* entry) { entry->set_error(std::string(outcome.status().message())); });
   } else if (outcome->kind == JobOutcome::Kind::kSucceeded) {
-    recorded = book_->SetState(job_id, v1::Job::SUCCEEDED,
-                               [&](v1::Job* entry) { entry->set_stop_reason(outcome->stop_reason); });
+    recorded = options_.book->SetState(job_id, v1::Job::SUCCEEDED,
+                                       [&](v1::Job* entry) { entry->set_stop_reason(outcome->stop_reason); });
   } else if (outcome->kind == JobOutcome::Kind::kCancelled) {
-    recorded = book_->SetState(job_id, v1::Job::CANCELLED, [](v1::Job* entry) { entry->set_stop_reason("cancelled"); });
+    recorded = options_.book->SetState(job_id, v1::Job::CANCELLED,
+                                       [](v1::Job* entry) { entry->set_stop_reason("cancelled"); });
   } else if (outcome->kind == JobOutcome::Kind::kPaused) {
-    recorded = book_->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {});
+    recorded = options_.book->SetState(job_id, v1::Job::PAUSED, [](v1::Job*) {});
   } else {
-    recorded = book_->Flush();
+    recorded = options_.book->Flush();
   }
   if (!recorded.ok()) {
     // In memory the state holds; after a restart the job would go on from its last checkpoint.
     Log(Severity::kError, "the job's state could not be stored",
         {{"job", job_id}, {"error", std::string(recorded.message())}});
   }
-  if (const absl::StatusOr<v1::Job> job_now = book_->Get(job_id); job_now.ok()) {
+  if (const absl::StatusOr<v1::Job> job_now = options_.book->Get(job_id); job_now.ok()) {
     Log(Severity::kInfo, "job rests",
         {{"job", job_id}, {"state", v1::Job::State_Name(job_now->state())}, {"stop_reason", job_now->stop_reason()}});
   }
@@ -327,7 +320,7 @@ void JobQueue::Stop() {
     control = control_;
   }
   if (control != nullptr) control->Ask(Wish::kStop);
-  book_->Wake();
+  options_.book->Wake();
 }
 
 std::string JobQueue::running() const {

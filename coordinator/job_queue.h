@@ -37,10 +37,18 @@ class JobQueue {
   using RunJob = std::function<absl::StatusOr<JobOutcome>(const StoredJob& job, const JobControl& control)>;
   // Removes what is kept of a job elsewhere than in its folder and the book.
   using ForgetJob = std::function<absl::Status(const std::string& job_id)>;
-  // `directory` is the coordinator's; `wake` wakes whatever RunJob may wait in; a user has up to `jobs_per_user`
-  // unfinished jobs (0: any number).
-  JobQueue(std::string directory, JobBook* book, uint32_t jobs_per_user, RunJob run, ForgetJob forget,
-           std::function<void()> wake);
+  // Says why a job, complete but for its id, must not be taken.
+  using CheckJob = std::function<absl::Status(const StoredJob& job)>;
+  struct Options {
+    std::string directory;       // the coordinator's
+    JobBook* book = nullptr;     // outlives the queue
+    uint32_t jobs_per_user = 0;  // unfinished ones that a user may have; 0: any number
+    RunJob run;
+    ForgetJob forget;
+    std::function<void()> wake;  // whatever `run` may wait in
+    CheckJob check;              // may be null
+  };
+  explicit JobQueue(Options options) : options_(std::move(options)) {}
 
   // Checks the job (every field again: clients are not trusted), makes its folder and puts it in the queue, as the
   // service's SubmitJob says; of a request that only validates it returns a job without an id. `sweep_id`: whose trial
@@ -70,12 +78,7 @@ class JobQueue {
   // Asks the job for `wish` if it is the one that runs.
   bool AskRunning(absl::string_view job_id, Wish wish);
 
-  const std::string directory_;
-  JobBook* const book_;
-  const uint32_t jobs_per_user_;
-  const RunJob run_;
-  const ForgetJob forget_;
-  const std::function<void()> wake_;
+  const Options options_;
   // Serialises changes of state by users with the start and end of runs. Taken before mutex_.
   absl::Mutex changing_;
   mutable absl::Mutex mutex_ ABSL_ACQUIRED_AFTER(changing_);

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "common/access.h"
 #include "common/checksum.h"
 #include "common/grpc_status.h"
 #include "common/status.h"
@@ -35,6 +36,10 @@ grpc::Status Answer(absl::StatusOr<Reply> answer, Reply* reply) {
   if (!answer.ok()) return ToGrpc(answer.status());
   *reply = *std::move(answer);
   return grpc::Status::OK;
+}
+
+std::string UserOf(const grpc::ServerContext* context) {
+  return context == nullptr ? std::string() : CallerOf(*context);
 }
 
 bool Fits(const v1::ListJobsRequest& filters, const v1::Job& job) {
@@ -133,8 +138,8 @@ class OpenFile {
 
 }  // namespace
 
-grpc::Status JobsService::SubmitJob(grpc::ServerContext*, const v1::SubmitJobRequest* request, v1::Job* reply) {
-  return Answer(parts_.queue->Submit(*request), reply);
+grpc::Status JobsService::SubmitJob(grpc::ServerContext* context, const v1::SubmitJobRequest* request, v1::Job* reply) {
+  return Answer(parts_.queue->Submit(*request, UserOf(context)), reply);
 }
 
 grpc::Status JobsService::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request, v1::ListJobsReply* reply) {
@@ -170,8 +175,9 @@ grpc::Status JobsService::ListMembers(grpc::ServerContext*, const v1::ListMember
   return grpc::Status::OK;
 }
 
-grpc::Status JobsService::StartSweep(grpc::ServerContext*, const v1::StartSweepRequest* request, v1::Sweep* reply) {
-  return Answer(parts_.sweeps->Start(*request, ""), reply);
+grpc::Status JobsService::StartSweep(grpc::ServerContext* context, const v1::StartSweepRequest* request,
+                                     v1::Sweep* reply) {
+  return Answer(parts_.sweeps->Start(*request, UserOf(context)), reply);
 }
 
 grpc::Status JobsService::GetSweep(grpc::ServerContext*, const v1::SweepRequest* request, v1::Sweep* reply) {

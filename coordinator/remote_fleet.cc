@@ -79,7 +79,7 @@ class RemoteFleet : public ShardFleet {
 
 absl::StatusOr<std::unique_ptr<ShardFleet>> RemoteFleets::Connect(uint64_t epoch,
                                                                   const std::vector<std::string>& addresses) {
-  auto group = std::make_shared<client::ShardGroup>(epoch, addresses);
+  auto group = std::make_shared<client::ShardGroup>(epoch, addresses, /*share_memory=*/false, credentials_);
   absl::MutexLock lock(&mutex_);
   group_ = group;
   addresses_ = addresses;

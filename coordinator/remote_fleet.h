@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -19,6 +20,9 @@ namespace millrace::coordinator {
 // for an answer that never comes. Thread-safe.
 class RemoteFleets {
  public:
+  // `credentials` of the shards; null: plain TCP.
+  explicit RemoteFleets(std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr)
+      : credentials_(std::move(credentials)) {}
   // A FleetConnector.
   absl::StatusOr<std::unique_ptr<ShardFleet>> Connect(uint64_t epoch, const std::vector<std::string>& addresses);
   // The shard at this address has gone: calls of the fleet that has it return CANCELLED from now on.
@@ -27,6 +31,7 @@ class RemoteFleets {
   void LoseAll();
 
  private:
+  const std::shared_ptr<grpc::ChannelCredentials> credentials_;
   absl::Mutex mutex_;
   std::weak_ptr<client::ShardGroup> group_ ABSL_GUARDED_BY(mutex_);  // of the last fleet
   std::vector<std::string> addresses_ ABSL_GUARDED_BY(mutex_);

@@ -9,6 +9,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/coordinator_client.h"
 #include "common/grpc_server.h"
@@ -26,6 +27,7 @@ namespace {
 
 // How often it is looked whether membership lasts, and unused memory is given back.
 constexpr absl::Duration kLook = absl::Milliseconds(200);
+constexpr absl::Duration kTellExpiry = absl::Seconds(10);
 // For calls in flight when the shard is asked to stop.
 constexpr absl::Duration kGrace = absl::Seconds(1);
 
@@ -50,6 +52,7 @@ std::string ReachableAddress(absl::string_view bound) {
 }  // namespace
 
 absl::Status RunShard(const ShardOptions& options) {
+  MILLRACE_RETURN_IF_ERROR(CheckListen(options.listen, options.tls != nullptr, options.plaintext));
   BoundHeap();
   Metrics registry;
   ShardMetrics metrics(&registry);
@@ -59,12 +62,21 @@ absl::Status RunShard(const ShardOptions& options) {
   serving.listen = options.listen;
   serving.address_file = options.address_file;
   serving.services = {&service};
+  AccessOptions access_options;
+  access_options.metrics = &registry;
+  Access access(std::move(access_options));
+  if (options.tls != nullptr) {
+    serving.credentials = options.tls->ForServers();
+    serving.access = &access;
+    TellExpiry(options.tls.get(), &registry);
+  }
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
   const std::string address = ReachableAddress(server->address());
   Log(Severity::kInfo, "serves", {{"address", server->address()}, {"threads", options.threads}});
 
   client::Membership::Options membership;
   membership.coordinator = options.coordinator;
+  if (options.tls != nullptr) membership.coordinator.credentials = options.tls->ForChannels(Role::kCoordinator);
   membership.join.set_role(v1::SHARD);
   membership.join.set_name(options.name);
   membership.join.set_address(address);
@@ -81,8 +93,13 @@ absl::Status RunShard(const ShardOptions& options) {
   if (joined.ok()) {
     Log(Severity::kInfo, "joined",
         {{"coordinator", options.coordinator}, {"name", options.name}, {"address", address}});
+    absl::Time next_expiry = absl::InfinitePast();
     while (status.ok() && !options.stop->WaitForNotificationWithTimeout(kLook)) {
       malloc_trim(0);
+      if (absl::Now() >= next_expiry) {
+        TellExpiry(options.tls.get(), &registry);
+        next_expiry = absl::Now() + kTellExpiry;
+      }
       status = (*joined)->status();
     }
     // The coordinator hears of it before calls fail.

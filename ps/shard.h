@@ -3,10 +3,12 @@
 // Everything a shard needs to know comes with the coordinator's Configure: no data, no files.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
+#include "common/credentials.h"
 
 namespace millrace::ps {
 
@@ -18,6 +20,8 @@ struct ShardOptions {
   std::string address_file;    // written with the bound HOST:PORT once serving; empty: none
   std::string metrics_listen;  // HOST:PORT of the Prometheus endpoint; empty: none
   int threads = 1;             // for norms and the optimizer
+  std::shared_ptr<const Tls> tls;  // null: plain TCP, on this machine alone
+  bool plaintext = false;          // plain TCP for others too
   absl::Notification* stop = nullptr;  // required; notified: leave, end calls, return
 };
 

@@ -394,8 +394,9 @@ class PhaseSeat::Epoch {
   std::map<std::string, std::unique_ptr<Objective>> objectives_;  // by name
 };
 
-PhaseSeat::PhaseSeat(const kernels::Compute* compute, bool share_memory)
-    : compute_(compute), share_memory_(share_memory) {}
+PhaseSeat::PhaseSeat(const kernels::Compute* compute, bool share_memory,
+                     std::shared_ptr<grpc::ChannelCredentials> credentials)
+    : compute_(compute), share_memory_(share_memory), credentials_(std::move(credentials)) {}
 PhaseSeat::~PhaseSeat() = default;
 
 void PhaseSeat::Announce(uint64_t epoch) {
@@ -438,7 +439,7 @@ absl::Status PhaseSeat::Enter(const v1::WorkUnit& unit) {
   if (context.shard_addresses_size() > 0) {
     group = std::make_shared<client::ShardGroup>(
         context.epoch(), std::vector<std::string>(context.shard_addresses().begin(), context.shard_addresses().end()),
-        share_memory_);
+        share_memory_, credentials_);
   }
   MILLRACE_ASSIGN_OR_RETURN(epoch_, Epoch::Create(compute_, models_.get(), context, group));
   absl::MutexLock lock(&mutex_);

@@ -18,7 +18,9 @@ namespace millrace::worker {
 class PhaseSeat {
  public:
   // `compute` outlives this. With `share_memory`, blocks of shards on this machine come and go through memory.
-  explicit PhaseSeat(const kernels::Compute* compute, bool share_memory = true);
+  // `credentials` of the shards; null: plain TCP.
+  explicit PhaseSeat(const kernels::Compute* compute, bool share_memory = true,
+                     std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr);
   ~PhaseSeat();
 
   // From any thread: what belongs to an epoch below may be dropped.
@@ -41,6 +43,7 @@ class PhaseSeat {
 
   const kernels::Compute* const compute_;
   const bool share_memory_;
+  const std::shared_ptr<grpc::ChannelCredentials> credentials_;
   // Own thread only. The models outlive epochs that have the same ones.
   std::unique_ptr<Models> models_;
   std::unique_ptr<Epoch> epoch_;

@@ -27,6 +27,8 @@ constexpr absl::Duration kShortestDelay = absl::Milliseconds(20);
 constexpr absl::Duration kLongestDelay = absl::Seconds(2);
 // How long the unit at hand may take once the worker is asked to leave.
 constexpr absl::Duration kGrace = absl::Seconds(5);
+// How often it is looked when the own certificate ends.
+constexpr absl::Duration kTellExpiry = absl::Seconds(10);
 
 // A step's coded gradients come and go. Left alone, the heap gives their memory back each time: in a trial a push
 // through shared memory took twice as long.
@@ -35,19 +37,25 @@ void KeepHeap() {
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
 }
 
+Endpoint CoordinatorOf(const WorkerOptions& options) {
+  return Endpoint(options.coordinator,
+                  options.tls == nullptr ? nullptr : options.tls->ForChannels(Role::kCoordinator));
+}
+
 class Worker {
  public:
   explicit Worker(const WorkerOptions& options)
       : options_(options),
         compute_(options.max_isa, options.threads),
-        seat_(&compute_, options.share_memory),
+        seat_(&compute_, options.share_memory,
+              options.tls == nullptr ? nullptr : options.tls->ForChannels(Role::kShard)),
         metrics_(options.metrics_listen),
-        coordinator_(options.coordinator) {}
+        coordinator_(CoordinatorOf(options)) {}
 
   absl::Status Run() {
     MILLRACE_RETURN_IF_ERROR(metrics_.Serve());
     client::Membership::Options membership;
-    membership.coordinator = options_.coordinator;
+    membership.coordinator = CoordinatorOf(options_);
     membership.join.set_role(v1::WORKER);
     membership.join.set_name(options_.name);
     membership.join.set_conformance_digest(ConformanceDigest(compute_));
@@ -69,8 +77,12 @@ class Worker {
     // The signal ends a wait for work; a unit at hand is finished, unless a shard keeps it waiting.
     absl::Notification no_more_waiting;
     std::thread interrupter([&] {
-      absl::Time asked = absl::InfiniteFuture();
+      absl::Time asked = absl::InfiniteFuture(), next_expiry = absl::InfinitePast();
       while (!no_more_waiting.WaitForNotificationWithTimeout(absl::Milliseconds(50))) {
+        if (absl::Now() >= next_expiry) {
+          metrics_.TellCertificate(options_.tls.get());
+          next_expiry = absl::Now() + kTellExpiry;
+        }
         if (!Stopping()) continue;
         coordinator_.InterruptNextWork();
         asked = std::min(asked, absl::Now());

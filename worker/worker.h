@@ -3,10 +3,12 @@
 // Everything a worker needs to know comes with the work: no data, no files.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
+#include "common/credentials.h"
 #include "kernels/compute.h"
 
 namespace millrace::worker {
@@ -18,6 +20,7 @@ struct WorkerOptions {
   kernels::Isa max_isa = kernels::Isa::kScalar;  // instruction sets above are not used
   bool share_memory = true;                      // with shards on this machine
   int threads = 1;                               // that compute, the calling one included
+  std::shared_ptr<const Tls> tls;                // null: plain TCP
   absl::Notification* stop = nullptr;            // required; notified: finish the unit at hand, report it, leave
 };
 

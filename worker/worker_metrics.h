@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/credentials.h"
 #include "common/metrics.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 
@@ -16,6 +17,7 @@ class WorkerMetrics {
   explicit WorkerMetrics(std::string listen) : listen_(std::move(listen)) {}
 
   absl::Status Serve() { return metrics_.Serve(listen_); }
+  void TellCertificate(const Tls* tls) { TellExpiry(tls, &metrics_); }
   // A unit was done, well or not, and took so long; `predictions` of it were computed.
   void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions);
 

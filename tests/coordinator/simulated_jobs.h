@@ -87,10 +87,14 @@ class SimulatedJobs {
     auto book = JobBook::Open(store_.get());
     ASSERT_TRUE(book.ok()) << book.status();
     book_ = *std::move(book);
-    queue_ = std::make_unique<JobQueue>(
-        directory_.string(), book_.get(), jobs_per_user_,
-        [this](const StoredJob& job, const JobControl& control) { return Train(job.job, control); },
-        [](const std::string&) { return absl::OkStatus(); }, [] {});
+    JobQueue::Options options;
+    options.directory = directory_.string();
+    options.book = book_.get();
+    options.jobs_per_user = jobs_per_user_;
+    options.run = [this](const StoredJob& job, const JobControl& control) { return Train(job.job, control); };
+    options.forget = [](const std::string&) { return absl::OkStatus(); };
+    options.wake = [] {};
+    queue_ = std::make_unique<JobQueue>(std::move(options));
   }
 
   absl::StatusOr<JobOutcome> Train(const v1::Job& job, const JobControl& control) {

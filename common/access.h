@@ -1,0 +1,78 @@
+// Decides who may call what on a server, and says afterwards who called.
+//
+// Under TLS each call is checked before any handler sees it, by the table of common/roles.h: a caller is who its
+// certificate or its token says. Without TLS everybody is an operator, and every other role as well.
+#pragma once
+
+#include <grpcpp/security/auth_metadata_processor.h>
+#include <grpcpp/support/server_interceptor.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/audit_log.h"
+#include "common/metrics.h"
+#include "common/roles.h"
+#include "common/tokens.h"
+
+namespace grpc {
+class ServerContextBase;
+}  // namespace grpc
+
+namespace millrace {
+
+struct Caller {
+  std::string name;  // of the token, or the certificate's common name
+  Role role = Role::kViewer;
+};
+
+struct AccessOptions {
+  std::unique_ptr<Tokens> tokens;   // null: none is taken
+  std::unique_ptr<AuditLog> audit;  // null: nothing is written down
+  Metrics* metrics = nullptr;       // required; outlives the servers
+};
+
+class Access {
+ public:
+  explicit Access(AccessOptions options);
+  ~Access();
+  Access(const Access&) = delete;
+  Access& operator=(const Access&) = delete;
+
+  // Who calls over TLS. UNAUTHENTICATED says what is missing.
+  absl::StatusOr<Caller> Identify(const grpc::AuthContext& connection,
+                                  const grpc::AuthMetadataProcessor::InputMetadata& metadata);
+  // Whether it may. UNAUTHENTICATED or PERMISSION_DENIED with the role, the method and who may.
+  absl::Status Check(absl::string_view method, const grpc::AuthContext& connection,
+                     const grpc::AuthMetadataProcessor::InputMetadata& metadata);
+
+  // For a server, which the access outlives; GrpcServer::Start puts them in their places.
+  std::shared_ptr<grpc::AuthMetadataProcessor> Processor();
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> Interceptors();
+
+ private:
+  class Checker;
+  class Witness;
+  class WitnessFactory;
+  prometheus::Counter* Failures(const char* reason);
+
+  const std::unique_ptr<Tokens> tokens_;
+  const std::unique_ptr<AuditLog> audit_;
+  Metrics* const metrics_;
+};
+
+// Who makes a call of people on a coordinator, by token or certificate; "" if nobody was asked, as without TLS. For the
+// time of the call.
+std::string CallerOf(const grpc::ServerContextBase& context);
+
+// The role that the call's certificate names; nothing without TLS or without a certificate that names one.
+absl::StatusOr<Role> CertificateRole(const grpc::AuthContext& connection);
+
+// Whether the call came over TLS.
+bool IsEncrypted(const grpc::AuthContext& connection);
+
+}  // namespace millrace
