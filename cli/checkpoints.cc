@@ -7,8 +7,8 @@
 #include "cli/commands.h"
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
-#include "cli/json.h"
 #include "client/coordinator_client.h"
+#include "common/message_json.h"
 #include "common/progress.h"
 #include "common/status.h"
 
@@ -34,12 +34,12 @@ absl::Status RunCheckpoints(Arguments arguments) {
   }
   std::printf("%-12s  %8s  %8s  %8s  %-16s  %s\n", "PHASE", "STEP", "HELD-OUT", "BYTES", "DIGEST", "FOLDER");
   for (const v1::Checkpoint& checkpoint : checkpoints) {
-    const std::string loss =
-        checkpoint.held_out_loss() > 0 ? absl::StrFormat("%.4f", checkpoint.held_out_loss()) : "-";
+    const std::string loss = checkpoint.held_out_loss() > 0 ? absl::StrFormat("%.4f", checkpoint.held_out_loss()) : "-";
     std::printf("%-12s  %8lu  %8s  %8s  %-16s  %s%s%s\n", checkpoint.phase().c_str(),
                 static_cast<unsigned long>(checkpoint.step()), loss.c_str(),
                 ShortCount(static_cast<double>(checkpoint.bytes())).c_str(), checkpoint.digest().substr(0, 16).c_str(),
-                checkpoint.directory().c_str(), checkpoint.best() ? "  (best)" : "", checkpoint.last() ? "  (last)" : "");
+                checkpoint.directory().c_str(), checkpoint.best() ? "  (best)" : "",
+                checkpoint.last() ? "  (last)" : "");
   }
   return absl::OkStatus();
 }

@@ -1,21 +1,50 @@
 // millrace coordinator: the role that plans.
 #include "coordinator/coordinator.h"
 
+#include <algorithm>
+#include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
+#include "cli/model_source.h"
 #include "cli/page_flags.h"
 #include "cli/role_flags.h"
 #include "cli/stop_signal.h"
 #include "common/status.h"
 #include "kernels/compute.h"
+#include "model/sampling.h"
 #include "ps/conformance.h"
+#include "text/readable_text.h"
 #include "worker/conformance.h"
 
 namespace millrace::cli {
+
+namespace {
+
+// Half of the machine's cores: the coordinator has its own work to do.
+absl::StatusOr<std::string> AnswerPrompt(const std::string& directory, const coordinator::PromptRequest& request) {
+  const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency() / 2);
+  MILLRACE_RETURN_IF_ERROR(CheckModelFolder(directory));
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open,
+                            OpenModelFolder(directory, threads, model::Weights::kComputed));
+  model::LanguageModel& model = *open->language_model;
+  MILLRACE_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, model.EncodeDocument(request.prompt));
+  model::SamplingOptions sampling;
+  sampling.temperature = request.temperature;
+  text::ReadableText readable;
+  std::string text;
+  MILLRACE_RETURN_IF_ERROR(model.Generate(ids, sampling, request.max_tokens, request.seed, [&](uint32_t id, float) {
+    text += readable.Add(model.tokenizer().TokenBytes(id));
+    return true;
+  }));
+  return text + readable.Finish();
+}
+
+}  // namespace
 
 absl::Status RunCoordinatorRole(Arguments arguments) {
   std::string directory;
@@ -54,6 +83,7 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   options.http_token_file = page.token_file;
   options.shards = static_cast<uint32_t>(shards);
   options.jobs_per_user = static_cast<uint32_t>(jobs_per_user);
+  options.prompt = &AnswerPrompt;
   options.units_per_call = static_cast<uint32_t>(units_per_call);
   options.lease = absl::Seconds(lease);
   options.heartbeat = absl::Seconds(lease / 10);

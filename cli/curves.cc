@@ -7,8 +7,8 @@
 #include "cli/commands.h"
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
-#include "cli/json.h"
 #include "client/coordinator_client.h"
+#include "common/message_json.h"
 #include "common/status.h"
 
 namespace millrace::cli {

@@ -12,9 +12,9 @@
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
 #include "cli/job_view.h"
-#include "cli/json.h"
 #include "cli/submission.h"
 #include "client/coordinator_client.h"
+#include "common/message_json.h"
 #include "common/status.h"
 
 namespace millrace::cli {

@@ -1,4 +1,4 @@
-// The flags of the page on which people compare answers.
+// The flags of the pages: the dashboard, and the one on which people compare answers.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ struct PageFlags {
   std::string token_file;  // --http-token
 
   void Declare(Flags* flags) {
-    flags->Text("http", "HOST:PORT", "where to serve the rating page (docs/ratings.md), port 0: any; default: nowhere",
+    flags->Text("http", "HOST:PORT", "where to serve the dashboard (docs/dashboard.md) and the rating page (docs/ratings.md), port 0: any; default: nowhere",
                 &http);
     flags->Text("http-token", "FILE", "file with the secret that raters' requests must bring; default: none",
                 &token_file);

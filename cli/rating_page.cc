@@ -8,7 +8,7 @@ namespace millrace::cli {
 
 absl::StatusOr<std::string> RatingPage(const Endpoint& coordinator) {
   MILLRACE_ASSIGN_OR_RETURN(const v1::ListRatingSetsReply reply, client::RatingsClient(coordinator).ListRatingSets());
-  return reply.http_address().empty() ? std::string() : absl::StrCat("http://", reply.http_address(), "/");
+  return reply.http_address().empty() ? std::string() : absl::StrCat("http://", reply.http_address(), "/rate");
 }
 
 }  // namespace millrace::cli

@@ -8,7 +8,7 @@
 
 namespace millrace::cli {
 
-// "http://HOST:PORT/"; empty if the coordinator serves none.
+// "http://HOST:PORT/rate"; empty if the coordinator serves none.
 absl::StatusOr<std::string> RatingPage(const Endpoint& coordinator);
 
 }  // namespace millrace::cli

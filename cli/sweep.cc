@@ -11,10 +11,10 @@
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
 #include "cli/job_view.h"
-#include "cli/json.h"
 #include "cli/submission.h"
 #include "client/coordinator_client.h"
 #include "common/files.h"
+#include "common/message_json.h"
 #include "common/status.h"
 #include "common/yaml_message.h"
 

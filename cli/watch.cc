@@ -9,7 +9,7 @@
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
 #include "cli/job_view.h"
-#include "cli/json.h"
+#include "common/message_json.h"
 #include "common/progress.h"
 #include "common/status.h"
 
@@ -31,9 +31,9 @@ absl::Status WatchToEnd(client::CoordinatorClient* coordinator, const std::strin
   MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, coordinator->GetJob(job_id));
   if (!json) std::printf("\n%s", Summary(job).c_str());
   if (job.state() == v1::Job::SUCCEEDED) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("job ", job_id, " has not succeeded: it ", 
-                                          job.state() == v1::Job::FAILED ? absl::StrCat("failed: ", job.error())
-                                                                         : "was cancelled"));
+  return absl::InternalError(
+      absl::StrCat("job ", job_id, " has not succeeded: it ",
+                   job.state() == v1::Job::FAILED ? absl::StrCat("failed: ", job.error()) : "was cancelled"));
 }
 
 absl::Status RunWatch(Arguments arguments) {

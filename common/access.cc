@@ -246,9 +246,9 @@ absl::StatusOr<Caller> Access::Identify(const grpc::AuthContext& connection, con
     return Caller{.name = owner->name, .role = owner->role};
   }
   if (!HasCertificate(connection)) {
-    return absl::UnauthenticatedError(absl::StrCat(
-        "bring a certificate (--tls DIR with tls.crt and tls.key)",
-        tokens_ != nullptr ? " or a token (--token-file FILE)" : "", ": this server has to know who calls"));
+    return absl::UnauthenticatedError(absl::StrCat("bring a certificate (--tls DIR with tls.crt and tls.key)",
+                                                   tokens_ != nullptr ? " or a token (--token-file FILE)" : "",
+                                                   ": this server has to know who calls"));
   }
   MILLRACE_ASSIGN_OR_RETURN(const Role role, CertificateRole(connection));
   std::string name = CommonName(connection);
@@ -258,37 +258,72 @@ absl::StatusOr<Caller> Access::Identify(const grpc::AuthContext& connection, con
 absl::Status Access::Check(absl::string_view method, const grpc::AuthContext& connection, const Metadata& metadata) {
   const MethodRule* const rule = FindMethodRule(method);
   if (rule != nullptr && rule->anybody) return absl::OkStatus();
-  const absl::StatusOr<Caller> caller = Identify(connection, metadata);
+  const bool token = metadata.find("authorization") != metadata.end();
+  return Decide(method, Identify(connection, metadata),
+                token                        ? "unknown token"
+                : HasCertificate(connection) ? "no role"
+                                             : "nothing brought",
+                CommonName(connection));
+}
+
+absl::StatusOr<Caller> Access::CheckToken(absl::string_view method, absl::string_view token) {
+  absl::StatusOr<Caller> caller = absl::UnauthenticatedError("bring a token: this coordinator has to know who asks");
+  if (!token.empty()) {
+    const std::optional<TokenOwner> owner = tokens_ == nullptr ? std::nullopt : tokens_->Find(token);
+    if (owner.has_value()) {
+      caller = Caller{.name = owner->name, .role = owner->role};
+    } else {
+      caller = absl::UnauthenticatedError("nobody has this token");
+    }
+  }
+  MILLRACE_RETURN_IF_ERROR(Decide(method, caller, token.empty() ? "nothing brought" : "unknown token", ""));
+  return caller;
+}
+
+absl::Status Access::Decide(absl::string_view method, const absl::StatusOr<Caller>& caller, const char* reason,
+                            const std::string& name) {
+  const MethodRule* const rule = FindMethodRule(method);
   absl::Status status = caller.status();
-  const char* reason = "role may not";
-  if (!caller.ok()) {
-    const bool token = metadata.find("authorization") != metadata.end();
-    reason = token ? "unknown token" : HasCertificate(connection) ? "no role" : "nothing brought";
-  } else if (rule == nullptr) {
-    status = absl::PermissionDeniedError(
-        absl::StrCat("nobody may call ", ShortMethod(method), ": there is no rule for it"));
-  } else if (!Allows(*rule, caller->role)) {
-    status = absl::PermissionDeniedError(absl::StrCat("a ", RoleName(caller->role), " ('", caller->name,
-                                                      "') may not call ", ShortMethod(method), ": ", WhoMay(*rule),
-                                                      " may"));
+  if (caller.ok()) {
+    reason = "role may not";
+    if (rule == nullptr) {
+      status = absl::PermissionDeniedError(
+          absl::StrCat("nobody may call ", ShortMethod(method), ": there is no rule for it"));
+    } else if (!Allows(*rule, caller->role)) {
+      status = absl::PermissionDeniedError(absl::StrCat("a ", RoleName(caller->role), " ('", caller->name,
+                                                        "') may not call ", ShortMethod(method), ": ", WhoMay(*rule),
+                                                        " may"));
+    }
   }
   if (status.ok()) return status;
   Failures(reason)->Increment();
   if (audit_ != nullptr) {
     AuditEntry entry;
     entry.time = absl::Now();
-    if (caller.ok()) {
-      entry.who = caller->name;
-      entry.role = std::string(RoleName(caller->role));
-    } else {
-      entry.who = CommonName(connection);
-    }
+    entry.who = caller.ok() ? caller->name : name;
+    if (caller.ok()) entry.role = std::string(RoleName(caller->role));
     entry.method = ShortMethod(method);
     entry.code = absl::StatusCodeToString(status.code());
     entry.message = std::string(status.message());
     audit_->AppendRefusal(entry);
   }
   return status;
+}
+
+void Access::Record(absl::string_view method, const Caller& caller, const std::string& job,
+                    const absl::Status& outcome) {
+  const MethodRule* const rule = FindMethodRule(method);
+  if (audit_ == nullptr || rule == nullptr || !rule->changes) return;
+  AuditEntry entry;
+  entry.time = absl::Now();
+  entry.who = caller.name.empty() ? std::string(kLocal) : caller.name;
+  entry.role = std::string(RoleName(caller.role));
+  entry.peer = "http";
+  entry.method = ShortMethod(method);
+  entry.job = job;
+  entry.code = absl::StatusCodeToString(outcome.code());
+  entry.message = std::string(outcome.message());
+  audit_->Append(entry);
 }
 
 std::shared_ptr<grpc::AuthMetadataProcessor> Access::Processor() { return std::make_shared<Checker>(this); }

@@ -50,6 +50,11 @@ class Access {
   absl::Status Check(absl::string_view method, const grpc::AuthContext& connection,
                      const grpc::AuthMetadataProcessor::InputMetadata& metadata);
 
+  // The same for requests over HTTP, by the token alone. What they change is written down by Record.
+  bool takes_tokens() const { return tokens_ != nullptr; }
+  absl::StatusOr<Caller> CheckToken(absl::string_view method, absl::string_view token);
+  void Record(absl::string_view method, const Caller& caller, const std::string& job, const absl::Status& outcome);
+
   // For a server, which the access outlives; GrpcServer::Start puts them in their places.
   std::shared_ptr<grpc::AuthMetadataProcessor> Processor();
   std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> Interceptors();
@@ -59,6 +64,9 @@ class Access {
   class Witness;
   class WitnessFactory;
   prometheus::Counter* Failures(const char* reason);
+  // Whether who calls may; a refusal is counted, for `reason` if it is not known who, and written down under `name`.
+  absl::Status Decide(absl::string_view method, const absl::StatusOr<Caller>& caller, const char* reason,
+                      const std::string& name);
 
   const std::unique_ptr<Tokens> tokens_;
   const std::unique_ptr<AuditLog> audit_;

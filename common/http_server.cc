@@ -38,6 +38,8 @@ absl::string_view Reason(int status) {
       return "Bad Request";
     case 401:
       return "Unauthorized";
+    case 403:
+      return "Forbidden";
     case 404:
       return "Not Found";
     case 405:
@@ -159,6 +161,7 @@ struct HttpServer::Impl {
     request.query = Text(info.query_string);
     request.authorization = Text(mg_get_header(connection, "Authorization"));
     request.content_type = Text(mg_get_header(connection, "Content-Type"));
+    request.host = Text(mg_get_header(connection, "Host"));
     if (mg_get_header(connection, "Transfer-Encoding") != nullptr ||
         (request.method == "POST" && info.content_length < 0)) {
       return options.refuse(411, "a request with a body needs a Content-Length");

@@ -20,6 +20,7 @@ struct HttpRequest {
   std::string query;          // what follows '?', as sent
   std::string authorization;  // headers of these names; empty if absent
   std::string content_type;
+  std::string host;
   std::string body;
   // Whether who asks has hung up, so that nobody waits for the answer. May be called until that is sent, by one thread.
   std::function<bool()> gone;

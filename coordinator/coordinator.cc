@@ -30,6 +30,7 @@
 #include "coordinator/job_store.h"
 #include "coordinator/jobs_service.h"
 #include "coordinator/members.h"
+#include "coordinator/page_http.h"
 #include "coordinator/rating_store.h"
 #include "coordinator/ratings_http.h"
 #include "coordinator/ratings_service.h"
@@ -82,7 +83,6 @@ class Coordinator {
     MILLRACE_ASSIGN_OR_RETURN(book_, JobBook::Open(store_.get()));
     MILLRACE_ASSIGN_OR_RETURN(ratings_, RatingStore::Open(absl::StrCat(directory_, "/ratings.sqlite")));
     MILLRACE_RETURN_IF_ERROR(registry_.Serve(options_.metrics_listen));
-    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> page, ServePage());
 
     JobQueue::Options queueing;
     queueing.directory = directory_;
@@ -114,12 +114,13 @@ class Coordinator {
     served.members = &members_;
     served.wanted_shards = options_.shards;
     JobsService jobs(served);
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Access> access, OpenAccess());
+    MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> page, ServePages(&jobs, access.get()));
     RatingsService ratings(ratings_.get(), page_address_);
     GrpcServerOptions serving;
     serving.listen = options_.listen;
     serving.address_file = options_.address_file;
     serving.services = {&cluster, &jobs, &ratings};
-    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Access> access, OpenAccess());
     serving.access = access.get();
     if (options_.tls != nullptr) serving.credentials = options_.tls->ForServers();
     TellExpiry(options_.tls.get(), &registry_);
@@ -192,22 +193,32 @@ class Coordinator {
     return std::make_unique<Access>(std::move(options));
   }
 
-  // Null if no page is wanted.
-  absl::StatusOr<std::unique_ptr<HttpServer>> ServePage() {
+  // Null if no pages are wanted.
+  absl::StatusOr<std::unique_ptr<HttpServer>> ServePages(JobsService* jobs, Access* access) {
     if (options_.http_listen.empty()) return nullptr;
     std::string token;
     if (!options_.http_token_file.empty()) {
       MILLRACE_ASSIGN_OR_RETURN(token, ReadHttpToken(options_.http_token_file));
     }
-    page_ = std::make_unique<RatingsHttp>(ratings_.get(), std::move(token), &absl::Now);
+    PageHttp::Parts parts;
+    parts.directory = directory_;
+    parts.jobs = jobs;
+    parts.book = book_.get();
+    parts.access = access;
+    parts.for_this_machine = IsLoopback(options_.http_listen);
+    parts.raters_have_token = !token.empty();
+    parts.prompt = options_.prompt;
+    rating_requests_ = std::make_unique<RatingsHttp>(ratings_.get(), std::move(token), &absl::Now);
+    parts.ratings = rating_requests_.get();
+    pages_ = std::make_unique<PageHttp>(std::move(parts));
     HttpServerOptions serving;
     serving.listen = options_.http_listen;
-    serving.max_body_bytes = kMaxRatingBodyBytes;
-    serving.answer = [this](const HttpRequest& request) { return page_->Answer(request); };
+    serving.max_body_bytes = kMaxPageBodyBytes;
+    serving.answer = [this](const HttpRequest& request) { return pages_->Answer(request); };
     serving.refuse = &RatingsHttp::Refuse;
     MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> server, HttpServer::Start(std::move(serving)));
     page_address_ = server->address();
-    Log(Severity::kInfo, "serves the rating page", {{"address", page_address_}});
+    Log(Severity::kInfo, "serves the pages", {{"address", page_address_}});
     return server;
   }
 
@@ -272,8 +283,9 @@ class Coordinator {
   std::unique_ptr<JobStore> store_;
   std::unique_ptr<JobBook> book_;
   std::unique_ptr<RatingStore> ratings_;
-  std::string page_address_;  // of the rating page; empty: not served
-  std::unique_ptr<RatingsHttp> page_;
+  std::string page_address_;  // of the pages; empty: not served
+  std::unique_ptr<RatingsHttp> rating_requests_;
+  std::unique_ptr<PageHttp> pages_;
   ClusterService* cluster_ = nullptr;
   Sweeps* sweeps_ = nullptr;
 };

@@ -20,6 +20,7 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "common/credentials.h"
+#include "coordinator/page_http.h"
 
 namespace millrace::coordinator {
 
@@ -28,8 +29,9 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:0";  // HOST:PORT; port 0: any
   std::string address_file;            // written with the bound HOST:PORT once serving; empty: none
   std::string metrics_listen;          // HOST:PORT of the Prometheus endpoint; empty: none
-  std::string http_listen;             // HOST:PORT of the rating page; empty: none
-  std::string http_token_file;         // the secret that the page's requests must bring; empty: none
+  std::string http_listen;             // HOST:PORT of the dashboard and the rating page; empty: none
+  std::string http_token_file;         // the secret that raters' requests must bring; empty: none
+  AnswerPrompt prompt;                 // for the dashboard; null: models cannot be asked
   uint32_t shards = 1;                 // a job starts when so many shards are there
   uint32_t jobs_per_user = 0;          // unfinished ones that a user may have; 0: any number
   uint32_t units_per_call = 1;         // work units that one NextWork call hands out at most
@@ -44,7 +46,7 @@ struct CoordinatorOptions {
   // Jobs may read what lies in these folders and nothing else; empty: what the process may. Required of a coordinator
   // that others reach.
   std::vector<std::string> data_roots;
-  absl::Notification* stop = nullptr;           // required; notified: finish the step, checkpoint, return
+  absl::Notification* stop = nullptr;  // required; notified: finish the step, checkpoint, return
 };
 
 // Serves the Jobs, Ratings and Cluster services with health and reflection until `stop` is notified. A running job is

@@ -500,7 +500,7 @@ absl::StatusOr<JobOutcome> JobRun::CollectRatings() {
                                        " pairs of answers wait for people to compare them, as set ", id, ", ",
                                        parts_.rating_page.empty()
                                            ? "but the coordinator serves no page: start it again with --http HOST:PORT"
-                                           : absl::StrCat("at http://", parts_.rating_page, "/")));
+                                           : absl::StrCat("at http://", parts_.rating_page, "/rate")));
   }
   while (set->done() < set->pairs()) {
     control_.Pause(kRatingsLookedAt);

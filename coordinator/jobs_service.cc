@@ -38,10 +38,6 @@ grpc::Status Answer(absl::StatusOr<Reply> answer, Reply* reply) {
   return grpc::Status::OK;
 }
 
-std::string UserOf(const grpc::ServerContext* context) {
-  return context == nullptr ? std::string() : CallerOf(*context);
-}
-
 bool Fits(const v1::ListJobsRequest& filters, const v1::Job& job) {
   const auto& states = filters.states();
   if (!states.empty() && std::find(states.begin(), states.end(), job.state()) == states.end()) return false;
@@ -139,7 +135,15 @@ class OpenFile {
 }  // namespace
 
 grpc::Status JobsService::SubmitJob(grpc::ServerContext* context, const v1::SubmitJobRequest* request, v1::Job* reply) {
-  return Answer(parts_.queue->Submit(*request, UserOf(context)), reply);
+  return SubmitFor(CallerOf(*context), *request, reply);
+}
+
+grpc::Status JobsService::SubmitFor(const std::string& user, const v1::SubmitJobRequest& request, v1::Job* reply) {
+  return Answer(parts_.queue->Submit(request, user), reply);
+}
+
+grpc::Status JobsService::SubmitFor(const std::string& user, const v1::StartSweepRequest& request, v1::Sweep* reply) {
+  return Answer(parts_.sweeps->Start(request, user), reply);
 }
 
 grpc::Status JobsService::ListJobs(grpc::ServerContext*, const v1::ListJobsRequest* request, v1::ListJobsReply* reply) {
@@ -177,7 +181,7 @@ grpc::Status JobsService::ListMembers(grpc::ServerContext*, const v1::ListMember
 
 grpc::Status JobsService::StartSweep(grpc::ServerContext* context, const v1::StartSweepRequest* request,
                                      v1::Sweep* reply) {
-  return Answer(parts_.sweeps->Start(*request, UserOf(context)), reply);
+  return SubmitFor(CallerOf(*context), *request, reply);
 }
 
 grpc::Status JobsService::GetSweep(grpc::ServerContext*, const v1::SweepRequest* request, v1::Sweep* reply) {

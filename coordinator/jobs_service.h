@@ -47,6 +47,10 @@ class JobsService : public v1::Jobs::Service {
   grpc::Status FetchCheckpoint(grpc::ServerContext*, const v1::FetchCheckpointRequest*,
                                grpc::ServerWriter<v1::FileChunk>*) override;
 
+  // As the calls of these requests by a user of this name do.
+  grpc::Status SubmitFor(const std::string& user, const v1::SubmitJobRequest& request, v1::Job* reply);
+  grpc::Status SubmitFor(const std::string& user, const v1::StartSweepRequest& request, v1::Sweep* reply);
+
   // Ends the streams, before the server shuts down.
   void Close() {
     closed_ = true;

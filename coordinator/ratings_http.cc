@@ -14,7 +14,6 @@
 #include "coordinator/rating_json.h"
 #include "coordinator/rating_order.h"
 #include "nlohmann/json.hpp"
-#include "web/files.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -26,7 +25,7 @@ constexpr absl::string_view kApi = "/api/v1/ratings/";
 constexpr size_t kMinTokenBytes = 16;
 constexpr size_t kMaxTokenBytes = 256;
 
-// Nothing from elsewhere, nothing inline, nobody may frame it; a link's token leaves in no Referer.
+// A link's token leaves in no Referer.
 const std::vector<std::pair<std::string, std::string>>& GuardHeaders() {
   static const auto* headers = new std::vector<std::pair<std::string, std::string>>{
       {"Content-Security-Policy",
@@ -38,26 +37,6 @@ const std::vector<std::pair<std::string, std::string>>& GuardHeaders() {
       {"Cache-Control", "no-store"},
   };
   return *headers;
-}
-
-HttpResponse Reply(int status, absl::string_view content_type, absl::string_view body) {
-  return {status, std::string(content_type), std::string(body), GuardHeaders()};
-}
-
-int HttpStatusOf(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kInvalidArgument:
-      return 400;
-    case absl::StatusCode::kNotFound:
-      return 404;
-    case absl::StatusCode::kFailedPrecondition:
-      return 409;
-    case absl::StatusCode::kResourceExhausted:
-    case absl::StatusCode::kUnavailable:
-      return 503;
-    default:
-      return 500;
-  }
 }
 
 Json JsonOf(const v1::RatingSet& set) {
@@ -79,6 +58,31 @@ absl::StatusOr<std::string> ReadHttpToken(const std::string& path) {
                                                  " letters, digits, '-' and '_', as `openssl rand -hex 16` makes"));
 }
 
+HttpResponse RatingsHttp::Reply(int status, absl::string_view content_type, absl::string_view body) {
+  return {status, std::string(content_type), std::string(body), GuardHeaders()};
+}
+
+int RatingsHttp::StatusOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+      return 400;
+    case absl::StatusCode::kUnauthenticated:
+      return 401;
+    case absl::StatusCode::kPermissionDenied:
+      return 403;
+    case absl::StatusCode::kNotFound:
+      return 404;
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kAlreadyExists:
+      return 409;
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kUnavailable:
+      return 503;
+    default:
+      return 500;
+  }
+}
+
 HttpResponse RatingsHttp::Refuse(int status, absl::string_view why) {
   const Json error = {{"error", {{"message", std::string(why)}}}};
   return Reply(status, kJson, error.dump(-1, ' ', false, Json::error_handler_t::replace));
@@ -86,13 +90,6 @@ HttpResponse RatingsHttp::Refuse(int status, absl::string_view why) {
 
 HttpResponse RatingsHttp::Answer(const HttpRequest& request) const {
   const bool reads = request.method == "GET" || request.method == "HEAD";
-  if (!absl::StartsWith(request.path, kApi)) {
-    for (const web::File& file : web::Files()) {
-      if (file.path != request.path) continue;
-      return reads ? Reply(200, file.content_type, file.bytes) : Refuse(405, "only GET reads the page");
-    }
-    return Refuse(404, "there is no such page; the ratings are at /");
-  }
   if (!token_.empty()) {
     absl::string_view token = request.authorization;
     if (!absl::ConsumePrefix(&token, "Bearer ") || token.size() != token_.size() ||
@@ -116,7 +113,7 @@ HttpResponse RatingsHttp::Answer(const HttpRequest& request) const {
   }
   const absl::StatusOr<std::string> body = AnswerApi(request);
   if (body.ok()) return Reply(200, kJson, *body);
-  const int status = HttpStatusOf(body.status());
+  const int status = StatusOf(body.status());
   if (status >= 500) {
     Log(Severity::kError, "a rating request failed",
         {{"request", action}, {"error", std::string(body.status().message())}});

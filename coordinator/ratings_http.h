@@ -1,6 +1,5 @@
-// Answers the rating page and its requests (docs/ratings.md has them all).
+// Answers the rating page's requests (docs/ratings.md has them all).
 //
-//   GET  /, /rate.js, …                             the page
 //   GET  /api/v1/ratings/sets                       {"sets": [SET, …]}
 //   GET  /api/v1/ratings/state?set=ID&rater=NAME    STATE
 //   POST /api/v1/ratings/rate                       STATE, once the rating is on the disk
@@ -21,6 +20,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -45,6 +45,10 @@ class RatingsHttp {
       : store_(store), token_(std::move(token)), now_(now) {}
 
   HttpResponse Answer(const HttpRequest& request) const;
+  // An answer with the headers that guard a page: nothing from elsewhere, nothing inline, nobody may frame it.
+  static HttpResponse Reply(int status, absl::string_view content_type, absl::string_view body);
+  // HTTP's status for an error.
+  static int StatusOf(const absl::Status& status);
   // The error as JSON.
   static HttpResponse Refuse(int status, absl::string_view why);
 

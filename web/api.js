@@ -1,7 +1,8 @@
-// Calls the coordinator (docs/ratings.md has the requests).
+// Calls the coordinator (docs/ratings.md and coordinator/page_http.h have the requests).
 
 const TOKEN = 'millrace-token';
 const TIMEOUT_MS = 10000;
+const SLOW_TIMEOUT_MS = 300000;
 const FIRST_PAUSE_MS = 250;
 const LONGEST_PAUSE_MS = 5000;
 
@@ -18,21 +19,25 @@ export function takeTokenFromLink() {
   const address = new URL(location.href);
   const token = address.searchParams.get('token');
   if (token === null) return;
-  sessionStorage.setItem(TOKEN, token);
+  rememberToken(token);
   address.searchParams.delete('token');
   history.replaceState(null, '', address);
 }
 
-async function once(path, options) {
+// For this tab, from now on.
+export function rememberToken(token) {
+  sessionStorage.setItem(TOKEN, token);
+}
+
+async function once(path, {read = (reply) => reply.json(), slow = false, ...options}) {
   const headers = {...options.headers};
   const token = sessionStorage.getItem(TOKEN);
   if (token !== null) headers.Authorization = `Bearer ${token}`;
   const reply = await fetch(path, {
-    ...options, headers, cache: 'no-store', credentials: 'omit', signal: AbortSignal.timeout(TIMEOUT_MS),
+    ...options, headers, cache: 'no-store', credentials: 'omit', signal: AbortSignal.timeout(slow ? SLOW_TIMEOUT_MS : TIMEOUT_MS),
   });
-  const body = await reply.json();
-  if (reply.ok) return body;
-  throw new Refused(reply.status, body.error.message);
+  if (reply.ok) return read(reply);
+  throw new Refused(reply.status, (await reply.json()).error.message);
 }
 
 // Resolves after a pause, or when the network comes back.
@@ -62,11 +67,13 @@ async function untilAnswered(path, options, onTrouble) {
   }
 }
 
-export function get(path, parameters, onTrouble) {
-  return untilAnswered(`${path}?${new URLSearchParams(parameters)}`, {method: 'GET'}, onTrouble);
+// `read`: what is made of the reply, if not JSON, which may take long.
+export function get(path, parameters, onTrouble, read) {
+  const options = read === undefined ? {} : {read, slow: true};
+  return untilAnswered(`${path}?${new URLSearchParams(parameters)}`, {method: 'GET', ...options}, onTrouble);
 }
 
-export function post(path, body, onTrouble) {
+export function post(path, body, onTrouble, {slow = false} = {}) {
   const headers = {'Content-Type': 'application/json'};
-  return untilAnswered(path, {method: 'POST', headers, body: JSON.stringify(body)}, onTrouble);
+  return untilAnswered(path, {method: 'POST', headers, slow, body: JSON.stringify(body)}, onTrouble);
 }

@@ -1,4 +1,4 @@
-// Holds the files of the rating page, so that one binary is enough to serve it.
+// Holds the files of the pages, so that one binary is enough to serve them.
 #pragma once
 
 #include "absl/strings/string_view.h"
@@ -7,7 +7,7 @@
 namespace millrace::web {
 
 struct File {
-  absl::string_view path;          // "/rate.js"; the page itself is "/"
+  absl::string_view path;          // "/rate.js"; pages are "/" and "/rate"
   absl::string_view content_type;
   absl::string_view bytes;
 };

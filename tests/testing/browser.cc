@@ -228,6 +228,36 @@ void Browser::Tab::Click(const std::string& selector) {
   }
 }
 
+nlohmann::json Browser::Tab::PoorContrasts() {
+  return Evaluate(R"js((() => {
+      const parse = (color) => color.match(/[\d.]+/g).map(Number);
+      const light = (color) => {
+        const [r, g, b] = parse(color).slice(0, 3).map((c) => c / 255)
+            .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const behind = (element) => {
+        for (let e = element; e !== null; e = e.parentElement) {
+          const color = getComputedStyle(e).backgroundColor;
+          const parts = parse(color);
+          if (parts.length < 4 || parts[3] > 0) return color;
+        }
+        return 'rgb(255, 255, 255)';
+      };
+      const poor = [];
+      let seen = 0;
+      for (const element of document.body.querySelectorAll('*')) {
+        const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim() !== '');
+        if (!own || !element.checkVisibility() || element.closest('[aria-disabled=true]') !== null) continue;
+        ++seen;
+        const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        if (ratio < 4.5) poor.push(`${element.tagName} "${element.textContent.trim()}" ${ratio.toFixed(2)}`);
+      }
+      return seen < 10 ? ['too little was seen'] : poor;
+    })())js");
+}
+
 void Browser::Tab::SetDarkMode(bool dark) {
   Call("Emulation.setEmulatedMedia",
        {{"features", {{{"name", "prefers-color-scheme"}, {"value", dark ? "dark" : "light"}}}}});

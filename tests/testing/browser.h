@@ -56,6 +56,9 @@ class Browser {
     // Clicks, or taps where the screen is touched, the middle of the element.
     void Click(const std::string& selector);
     void SetDarkMode(bool dark);
+    // Contrast by WCAG 2.2, success criterion 1.4.3, of all that is shown with text of its own and is not disabled: those
+    // below 4.5.
+    nlohmann::json PoorContrasts();
     // What the page complained of since the last call: errors of scripts, refused loads.
     std::vector<std::string> TakeComplaints();
 

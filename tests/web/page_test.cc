@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/http_server.h"
+#include "coordinator/page_http.h"
 #include "coordinator/rating_store.h"
 #include "coordinator/ratings_http.h"
 #include "gmock/gmock.h"
@@ -61,12 +62,15 @@ class PageTest : public ::testing::Test {
 
   void Serve(const std::string& token) {
     http_ = std::make_unique<RatingsHttp>(store_.get(), token, &absl::Now);
-    answers_ = http_.get();
+    PageHttp::Parts parts;
+    parts.ratings = http_.get();
+    pages_ = std::make_unique<PageHttp>(std::move(parts));
+    answers_ = pages_.get();
   }
   void Create(uint64_t pairs, uint32_t raters = 1) {
     ASSERT_TRUE(store_->Create(testing::RatingSetOf("set", raters), testing::RatingPairs(pairs)).ok());
   }
-  static std::string Address() { return absl::StrCat("http://", server_->address(), "/"); }
+  static std::string Address() { return absl::StrCat("http://", server_->address(), "/rate"); }
 
   // Opens the page and begins as ann.
   void Begin(testing::Screen screen) {
@@ -89,51 +93,20 @@ class PageTest : public ::testing::Test {
   bool GoodIsLeft() { return absl::StartsWith(Text("#left"), "good"); }
   std::vector<Rating> Ratings(uint64_t pair) { return store_->Read("set", pair, 1)->at(0).ratings; }
 
-  // Contrast by WCAG 2.2, success criterion 1.4.3, of all that is shown with text of its own and is not disabled: those
-  // below 4.5.
-  nlohmann::json PoorContrasts() {
-    return tab_->Evaluate(R"js((() => {
-      const parse = (color) => color.match(/[\d.]+/g).map(Number);
-      const light = (color) => {
-        const [r, g, b] = parse(color).slice(0, 3).map((c) => c / 255)
-            .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      const behind = (element) => {
-        for (let e = element; e !== null; e = e.parentElement) {
-          const color = getComputedStyle(e).backgroundColor;
-          const parts = parse(color);
-          if (parts.length < 4 || parts[3] > 0) return color;
-        }
-        return 'rgb(255, 255, 255)';
-      };
-      const poor = [];
-      let seen = 0;
-      for (const element of document.body.querySelectorAll('*')) {
-        const own = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim() !== '');
-        if (!own || !element.checkVisibility() || element.closest('[aria-disabled=true]') !== null) continue;
-        ++seen;
-        const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
-        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        if (ratio < 4.5) poor.push(`${element.tagName} "${element.textContent.trim()}" ${ratio.toFixed(2)}`);
-      }
-      return seen < 10 ? ['too little was seen'] : poor;
-    })())js");
-  }
-
   static Browser* browser_;
   static std::unique_ptr<HttpServer> server_;
-  static std::atomic<const RatingsHttp*> answers_;
+  static std::atomic<PageHttp*> answers_;
 
   const text::TemporaryFolder folder_;
   const std::unique_ptr<RatingStore> store_;
   std::unique_ptr<RatingsHttp> http_;
+  std::unique_ptr<PageHttp> pages_;
   std::unique_ptr<Browser::Tab> tab_;
 };
 
 Browser* PageTest::browser_ = nullptr;
 std::unique_ptr<HttpServer> PageTest::server_;
-std::atomic<const RatingsHttp*> PageTest::answers_ = nullptr;
+std::atomic<PageHttp*> PageTest::answers_ = nullptr;
 
 TEST_F(PageTest, RatesWithKeys) {
   Create(8);
@@ -381,7 +354,7 @@ TEST_F(PageTest, IsReadableAndNamedInBothModes) {
   std::vector<nlohmann::json> papers;
   for (const bool dark : {false, true}) {
     tab_->SetDarkMode(dark);
-    EXPECT_EQ(PoorContrasts(), nlohmann::json::array()) << (dark ? "dark" : "light");
+    EXPECT_EQ(tab_->PoorContrasts(), nlohmann::json::array()) << (dark ? "dark" : "light");
     papers.push_back(tab_->Evaluate("getComputedStyle(document.body).backgroundColor"));
   }
   EXPECT_NE(papers[0], papers[1]);

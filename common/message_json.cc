@@ -1,13 +1,14 @@
-#include "cli/json.h"
+#include "common/message_json.h"
 
 #include <string>
 
 #include "absl/strings/escaping.h"
 #include "google/protobuf/descriptor.h"
 
-namespace millrace::cli {
+namespace millrace {
 namespace {
 
+using google::protobuf::Descriptor;
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
@@ -54,7 +55,16 @@ Json ToJson(const Message& message) {
   const Reflection& reflection = *message.GetReflection();
   for (int i = 0; i < message.GetDescriptor()->field_count(); ++i) {
     const FieldDescriptor& field = *message.GetDescriptor()->field(i);
-    if (field.is_repeated()) {
+    if (field.is_map()) {
+      Json entries = Json::object();
+      for (int j = 0; j < reflection.FieldSize(message, &field); ++j) {
+        const Message& entry = reflection.GetRepeatedMessage(message, &field, j);
+        const Descriptor& type = *field.message_type();
+        const Json name = Value(entry, *type.map_key(), 0);
+        entries[name.is_string() ? name.get<std::string>() : name.dump()] = Value(entry, *type.map_value(), 0);
+      }
+      json[field.name()] = std::move(entries);
+    } else if (field.is_repeated()) {
       Json values = Json::array();
       for (int j = 0; j < reflection.FieldSize(message, &field); ++j) values.push_back(Value(message, field, j));
       json[field.name()] = std::move(values);
@@ -65,4 +75,4 @@ Json ToJson(const Message& message) {
   return json;
 }
 
-}  // namespace millrace::cli
+}  // namespace millrace
