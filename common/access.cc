@@ -226,7 +226,7 @@ class Access::WitnessFactory : public grpc::experimental::ServerInterceptorFacto
 
 Access::Access(AccessOptions options)
     : tokens_(std::move(options.tokens)), audit_(std::move(options.audit)), metrics_(options.metrics) {
-  for (const char* reason : {"nothing brought", "unknown token", "no role", "role may not"}) Failures(reason);
+  for (const char* reason : {"missing", "token", "certificate", "role"}) Failures(reason);
 }
 
 Access::~Access() = default;
@@ -260,9 +260,9 @@ absl::Status Access::Check(absl::string_view method, const grpc::AuthContext& co
   if (rule != nullptr && rule->anybody) return absl::OkStatus();
   const bool token = metadata.find("authorization") != metadata.end();
   return Decide(method, Identify(connection, metadata),
-                token                        ? "unknown token"
-                : HasCertificate(connection) ? "no role"
-                                             : "nothing brought",
+                token                        ? "token"
+                : HasCertificate(connection) ? "certificate"
+                                             : "missing",
                 CommonName(connection));
 }
 
@@ -276,7 +276,7 @@ absl::StatusOr<Caller> Access::CheckToken(absl::string_view method, absl::string
       caller = absl::UnauthenticatedError("nobody has this token");
     }
   }
-  MILLRACE_RETURN_IF_ERROR(Decide(method, caller, token.empty() ? "nothing brought" : "unknown token", ""));
+  MILLRACE_RETURN_IF_ERROR(Decide(method, caller, token.empty() ? "missing" : "token", ""));
   return caller;
 }
 
@@ -285,7 +285,7 @@ absl::Status Access::Decide(absl::string_view method, const absl::StatusOr<Calle
   const MethodRule* const rule = FindMethodRule(method);
   absl::Status status = caller.status();
   if (caller.ok()) {
-    reason = "role may not";
+    reason = "role";
     if (rule == nullptr) {
       status = absl::PermissionDeniedError(
           absl::StrCat("nobody may call ", ShortMethod(method), ": there is no rule for it"));
