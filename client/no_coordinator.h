@@ -12,7 +12,7 @@ namespace millrace::client {
 inline absl::Status NoCoordinator(const std::string& address, absl::Duration waited) {
   return absl::UnavailableError(absl::StrCat("no coordinator answers at ", address, " (waited ",
                                              absl::FormatDuration(waited),
-                                             "); is it running, and is this its address?"));
+                                             "); is it running, is this its address, and is --tls as it wants it?"));
 }
 
 // What was found there is not trusted, or does not trust us.

@@ -72,23 +72,29 @@ class CallersNow {
     static CallersNow* const callers = new CallersNow;
     return *callers;
   }
-  void Add(const grpc::ServerContextBase* context, std::string name) {
+  // `owner` says which of the calls it is that use the context's memory one after another.
+  void Add(const grpc::ServerContextBase* context, const void* owner, std::string name) {
     absl::MutexLock lock(&mutex_);
-    names_[context] = std::move(name);
+    callers_[context] = {owner, std::move(name)};
   }
-  void Remove(const grpc::ServerContextBase* context) {
+  void Remove(const grpc::ServerContextBase* context, const void* owner) {
     absl::MutexLock lock(&mutex_);
-    names_.erase(context);
+    const auto caller = callers_.find(context);
+    if (caller != callers_.end() && caller->second.owner == owner) callers_.erase(caller);
   }
   std::string Find(const grpc::ServerContextBase* context) const {
     absl::MutexLock lock(&mutex_);
-    const auto name = names_.find(context);
-    return name == names_.end() ? "" : name->second;
+    const auto caller = callers_.find(context);
+    return caller == callers_.end() ? "" : caller->second.name;
   }
 
  private:
   mutable absl::Mutex mutex_;
-  std::map<const grpc::ServerContextBase*, std::string> names_ ABSL_GUARDED_BY(mutex_);
+  struct Known {
+    const void* owner = nullptr;
+    std::string name;
+  };
+  std::map<const grpc::ServerContextBase*, Known> callers_ ABSL_GUARDED_BY(mutex_);
 };
 
 // A message's text field, if it has one of that name.
@@ -151,7 +157,8 @@ class Access::Witness : public grpc::experimental::Interceptor {
         rule_(rule),
         context_(call->server_context()),
         unary_(call->type() == grpc::experimental::ServerRpcInfo::Type::UNARY) {}
-  ~Witness() override { CallersNow::Get().Remove(context_); }
+  // May come after the context has gone.
+  ~Witness() override { CallersNow::Get().Remove(context_, this); }
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     if (methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_INITIAL_METADATA)) Meet();
@@ -183,7 +190,7 @@ class Access::Witness : public grpc::experimental::Interceptor {
     if (!caller.ok()) return;
     who_ = caller->name;
     role_ = std::string(RoleName(caller->role));
-    CallersNow::Get().Add(context_, who_);
+    CallersNow::Get().Add(context_, this, who_);
   }
 
   void WriteDown(const grpc::Status& status) {

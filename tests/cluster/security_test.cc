@@ -1,4 +1,6 @@
 // A cluster whose members and users show each other certificates, and what strangers get from it.
+#include <grpcpp/grpcpp.h>
+
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -15,10 +17,13 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "cluster/tiny.h"
+#include "common/credentials.h"
+#include "common/grpc_channel.h"
 #include "common/process.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "proto/millrace/v1/parameter_server.grpc.pb.h"
 #include "testing/cluster.h"
 
 namespace millrace::testing {
@@ -52,7 +57,7 @@ class SecurityTest : public ::testing::Test {
     EXPECT_TRUE(process.ok()) << process.status();
     const std::optional<Ending> ending = (*process)->Wait(absl::Now() + absl::Seconds(120));
     EXPECT_TRUE(ending.has_value()) << ReadAll(log);
-    return {ending.has_value() && ending->signal == 0 ? ending->exit_status : -1, ReadAll(log)};
+    return {ending.has_value() && ending->signal == 0 ? ending->status : -1, ReadAll(log)};
   }
   // The same, of the coordinator.
   Outcome Ask(std::vector<std::string> arguments, const std::string& role) {
@@ -79,6 +84,7 @@ class SecurityTest : public ::testing::Test {
       arguments.push_back("--address-file");
       arguments.push_back(address_file);
     }
+    arguments.insert(arguments.begin(), Millrace());
     return std::make_unique<Member>(name, std::move(arguments), folder_ / (name + ".log"), address_file);
   }
   std::unique_ptr<Member> StartShard(const std::string& name, const std::string& role = "shard") {
@@ -125,7 +131,7 @@ TEST_F(SecurityTest, AJobUnderTlsEndsWithTheBitsOfOneWithoutIt) {
   EXPECT_EQ(digest.text, TinyDigest() + "\n");
   EXPECT_THAT(near->log(), HasSubstr("joined"));
   for (Member* const member : {near.get(), far.get(), first.get(), second.get(), coordinator_.get()}) {
-    EXPECT_EQ(member->Terminate().exit_status, 0) << member->log();
+    EXPECT_EQ(member->Terminate().status, 0) << member->log();
   }
 }
 
@@ -162,6 +168,72 @@ TEST_F(SecurityTest, ACertificateOpensWhatItsRoleMay) {
   EXPECT_THAT(done, ::testing::IsSupersetOf({"operator Jobs/SubmitJob tiny OK", "worker Jobs/SubmitJob - PERMISSION_DENIED",
                                              "viewer Jobs/CancelJob - PERMISSION_DENIED", "operator Jobs/CancelJob tiny OK",
                                              "viewer Cluster/Join - PERMISSION_DENIED"}));
+}
+
+TEST_F(SecurityTest, AShardDoesForEachWhatItsRoleMay) {
+  MakeCertificates();
+  StartCoordinator();
+  const auto shard = StartShard("shard");
+  // The code of a call that has nothing in it: what a handler says of that is not PERMISSION_DENIED.
+  const auto calls = [&](const std::string& role) {
+    const auto tls = Tls::Open(Certs(role));
+    EXPECT_TRUE(tls.ok()) << tls.status();
+    const auto stub =
+        v1::ParameterServer::NewStub(NewChannel(Endpoint(shard->address(), (*tls)->ForChannels(Role::kShard))));
+    std::vector<std::string> may;
+    const auto note = [&may](const char* method, const grpc::Status& status) {
+      EXPECT_NE(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
+      if (status.error_code() != grpc::StatusCode::PERMISSION_DENIED) may.emplace_back(method);
+    };
+    {
+      grpc::ClientContext context;
+      v1::ConfigureReply reply;
+      note("Configure", stub->Configure(&context, {}, &reply));
+    }
+    {
+      grpc::ClientContext context;
+      v1::CommitReply reply;
+      note("Commit", stub->Commit(&context, {}, &reply));
+    }
+    {
+      grpc::ClientContext context;
+      v1::PullReply reply;
+      const auto reader = stub->Pull(&context, v1::PullRequest());
+      while (reader->Read(&reply)) {
+      }
+      note("Pull", reader->Finish());
+    }
+    {
+      grpc::ClientContext context;
+      v1::SnapshotReply reply;
+      const auto reader = stub->Snapshot(&context, v1::SnapshotRequest());
+      while (reader->Read(&reply)) {
+      }
+      note("Snapshot", reader->Finish());
+    }
+    {
+      grpc::ClientContext context;
+      v1::PushReply reply;
+      const auto writer = stub->Push(&context, &reply);
+      writer->WritesDone();
+      note("Push", writer->Finish());
+    }
+    {
+      grpc::ClientContext context;
+      const auto stream = stub->Attach(&context);
+      stream->WritesDone();
+      v1::AttachReply reply;
+      while (stream->Read(&reply)) {
+      }
+      note("Attach", stream->Finish());
+    }
+    return may;
+  };
+  using ::testing::ElementsAre;
+  using ::testing::IsEmpty;
+  EXPECT_THAT(calls("worker"), ElementsAre("Pull", "Push", "Attach"));
+  EXPECT_THAT(calls("coordinator"), ElementsAre("Configure", "Commit", "Snapshot"));
+  for (const char* role : {"shard", "operator", "viewer"}) EXPECT_THAT(calls(role), IsEmpty()) << role;
 }
 
 TEST_F(SecurityTest, ATokenStandsInForACertificateAndAppearsNowhere) {
@@ -203,7 +275,7 @@ TEST_F(SecurityTest, ATokenStandsInForACertificateAndAppearsNowhere) {
   // Nor does it go out in the clear.
   EXPECT_THAT(Run({"jobs", "--coordinator", "192.0.2.1:7400", "--tls=", "--token-file", folder_ / "bob"}).text,
               HasSubstr("a token is sent under TLS only"));
-  EXPECT_EQ(coordinator_->Terminate().exit_status, 0);
+  EXPECT_EQ(coordinator_->Terminate().status, 0);
 
   const std::string audit = ReadAll(folder_ / "coordinator/audit.jsonl");
   EXPECT_THAT(audit, AllOf(HasSubstr("\"alice\""), HasSubstr("\"bob\"")));
