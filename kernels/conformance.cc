@@ -105,12 +105,14 @@ void AddConformance(const Compute& compute, Sha256* sum) {
   const std::vector<float> x = Numbers(11, 500, 90.0f), near = Numbers(12, 500, 2.0f), dy = Numbers(13, 500, 1.0f);
   std::vector<float> y(500), z(500);
   for (const auto& numbers : {x, near}) {
-    for (const auto function : {&Exp, &Tanh, &Sigmoid, &Gelu}) {
+    for (const auto function : {&Exp, &Tanh, &Sigmoid, &Erf, &Gelu, &ErfGelu}) {
       function(numbers.data(), y.data(), 500);
       results.Add(y);
     }
-    GeluBackward(numbers.data(), dy.data(), y.data(), 500);
-    results.Add(y);
+    for (const auto backward : {&GeluBackward, &ErfGeluBackward}) {
+      backward(numbers.data(), dy.data(), y.data(), 500);
+      results.Add(y);
+    }
     SwiGlu(numbers.data(), dy.data(), y.data(), 500);
     results.Add(y);
     SwiGluBackward(numbers.data(), near.data(), dy.data(), y.data(), z.data(), 500);

@@ -9,6 +9,8 @@ namespace {
 
 constexpr float kGeluSlope = 0.797884561f;  // sqrt(2 / pi)
 constexpr float kGeluCubic = 0.044715f;
+constexpr float kHalfRoot = 0.707106781f;       // 1 / sqrt(2)
+constexpr float kNormalDensity = 0.398942280f;  // 1 / sqrt(2 pi), of the normal distribution at 0
 
 inline float GeluArgument(float x) { return kGeluSlope * __builtin_fmaf(kGeluCubic * x * x, x, x); }
 
@@ -29,6 +31,11 @@ void Sigmoid(const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = SigmoidOf(x[i]);
 }
 
+void Erf(const float* x, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) y[i] = ErfOf(x[i]);
+}
+
 void Gelu(const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
   for (int64_t i = 0; i < n; ++i) {
@@ -45,6 +52,24 @@ void GeluBackward(const float* x, const float* dy, float* dx, int64_t n) {
     // d/dx [x/2 (1 + t)] = (1 + t)/2 + x/2 (1 - t^2) slope
     const float derivative = __builtin_fmaf(0.5f * x[i] * (1.0f - t * t), slope, 0.5f * (1.0f + t));
     dx[i] = dy[i] * derivative;
+  }
+}
+
+void ErfGelu(const float* x, float* y, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) {
+    const float half = 0.5f * x[i];
+    y[i] = __builtin_fmaf(half, ErfOf(kHalfRoot * x[i]), half);
+  }
+}
+
+void ErfGeluBackward(const float* x, const float* dy, float* dx, int64_t n) {
+  const FlushDenormals flush;
+  for (int64_t i = 0; i < n; ++i) {
+    // d/dx [x F(x)] = F(x) + x f(x), with distribution F and density f of the normal distribution.
+    const float distribution = __builtin_fmaf(0.5f, ErfOf(kHalfRoot * x[i]), 0.5f);
+    const float density = kNormalDensity * ExpOf(-0.5f * x[i] * x[i]);
+    dx[i] = dy[i] * __builtin_fmaf(x[i], density, distribution);
   }
 }
 

@@ -46,6 +46,10 @@ TEST(Functions, AreAccurate) {
   EXPECT_LE(WorstUlps(
                 SigmoidOf, [](double x) { return 1 / (1 + std::exp(-x)); }, -80, 80),
             4);
+  const auto erf = [](double x) { return static_cast<double>(std::erf(static_cast<long double>(x))); };
+  EXPECT_LE(WorstUlps(ErfOf, erf, -6, 6), 2);
+  EXPECT_LE(WorstUlps(ErfOf, erf, 0.98f, 1.02f), 2);
+  EXPECT_LE(WorstUlps(ErfOf, erf, 1e-30f, 1e-3f), 2);
 }
 
 TEST(Functions, Ends) {
@@ -58,6 +62,10 @@ TEST(Functions, Ends) {
   EXPECT_EQ(TanhOf(100), 1);
   EXPECT_EQ(TanhOf(-100), -1);
   EXPECT_EQ(SigmoidOf(0), 0.5f);
+  EXPECT_EQ(ErfOf(0), 0);
+  EXPECT_EQ(ErfOf(5), 1);
+  EXPECT_EQ(ErfOf(-INFINITY), -1);
+  EXPECT_TRUE(std::isnan(ErfOf(NAN)));
 }
 
 TEST(Functions, F64) {
@@ -107,9 +115,30 @@ TEST(Functions, ArraysAreTheInlineFunctions) {
   for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], TanhOf(x[i]));
   Sigmoid(x.data(), y.data(), 1003);
   for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], SigmoidOf(x[i]));
+  Erf(x.data(), y.data(), 1003);
+  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ErfOf(x[i]));
+}
+
+// The loops are vectorised: whatever an element's place among others is, it gets the bits that it has alone.
+TEST(Functions, ErfGeluOfAnElementIsThatOfTheElementAlone) {
+  std::vector<float> x, dy, y(1003), dx(1003);
+  for (int i = 0; i < 1003; ++i) {
+    x.push_back(static_cast<float>(i - 500) * 0.0173f);
+    dy.push_back(static_cast<float>(i % 7) - 3);
+  }
+  ErfGelu(x.data(), y.data(), 1003);
+  ErfGeluBackward(x.data(), dy.data(), dx.data(), 1003);
+  for (size_t i = 0; i < x.size(); ++i) {
+    float alone;
+    ErfGelu(&x[i], &alone, 1);
+    ASSERT_EQ(y[i], alone);
+    ErfGeluBackward(&x[i], &dy[i], &alone, 1);
+    ASSERT_EQ(dx[i], alone);
+  }
 }
 
 double GeluTruth(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+double ErfGeluTruth(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
 double SiluTruth(double x) { return x / (1 + std::exp(-x)); }
 double Slope(const std::function<double(double)>& f, double x) { return (f(x + 1e-5) - f(x - 1e-5)) / 2e-5; }
 
@@ -121,6 +150,10 @@ TEST(Functions, GeluAndSwiGluWithTheirDerivatives) {
     EXPECT_NEAR(y, GeluTruth(x), 2e-6);
     GeluBackward(&x, &dy, &dx, 1);
     EXPECT_NEAR(dx, dy * Slope(GeluTruth, x), 1e-5);
+    ErfGelu(&x, &y, 1);
+    EXPECT_NEAR(y, ErfGeluTruth(x), 1e-6);
+    ErfGeluBackward(&x, &dy, &dx, 1);
+    EXPECT_NEAR(dx, dy * Slope(ErfGeluTruth, x), 2e-6);
     SwiGlu(&x, &up, &y, 1);
     EXPECT_NEAR(y, SiluTruth(x) * up, 2e-6);
     SwiGluBackward(&x, &up, &dy, &dx, &du, 1);
