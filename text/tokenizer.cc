@@ -357,6 +357,12 @@ std::string Tokenizer::ConfigJson(absl::string_view model_type) const {
     json["add_prefix_space"] = false;
     json["bos_token"] = json["eos_token"] = TokenBytes(*id);
   }
+  if (model_type == "bert") {
+    for (const auto& [name, token] : {std::pair("cls_token", "[CLS]"), std::pair("sep_token", "[SEP]"),
+                                      std::pair("pad_token", "[PAD]"), std::pair("mask_token", "[MASK]")}) {
+      if (AddedId(token).has_value()) json[name] = token;
+    }
+  }
   if (model_type == "qwen2") json["auto_map"] = {{"AutoTokenizer", {nullptr, "none.TokenizerJsonAsItIs"}}};
   return json.dump(2) + "\n";
 }
