@@ -55,6 +55,12 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Open(const std::st
     return absl::InvalidArgumentError(absl::StrCat(directory, ": tokenizer.json has ", model->tokenizer_->vocab_size(),
                                                    " tokens where config.json has ", configuration.vocab_size));
   }
+  if (!model->network_->extends()) {
+    absl::StatusOr<text::EncoderTokens> tokens =
+        text::EncoderTokens::Create(text::SpecialTokensOf(*model->tokenizer_), configuration.vocab_size);
+    if (!tokens.ok()) return Annotate(tokens.status(), absl::StrCat(directory, "/tokenizer.json"));
+    model->encoder_tokens_ = *std::move(tokens);
+  }
   const TensorList& tensors = model->network_->tensors();
   MILLRACE_ASSIGN_OR_RETURN(model->memory_, Arena::Create(tensors.floats()));
   model->weights_ = model->memory_.Take(tensors.floats());
@@ -168,17 +174,31 @@ absl::StatusOr<std::vector<float>> LanguageModel::LogProbabilities(absl::Span<co
 }
 
 absl::StatusOr<std::vector<float>> LanguageModel::Embed(absl::Span<const uint32_t> tokens) {
+  std::vector<uint32_t> sequence;  // an encoder's
+  if (encoder_tokens_.has_value()) {
+    for (const uint32_t id : tokens) {
+      if (encoder_tokens_->IsOrdinary(id)) sequence.push_back(id);
+    }
+    tokens = sequence;
+  }
   if (tokens.empty()) return absl::InvalidArgumentError("an empty text has no embedding");
   MILLRACE_RETURN_IF_ERROR(CheckIds(tokens));
   const auto all = static_cast<int64_t>(tokens.size());
   const int64_t count = std::min(all, context()), hidden = network_->hidden_size();
+  TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
+  const int64_t around = encoder_tokens_.has_value() ? 1 : 0;
+  if (around > 0) {
+    sequence.erase(sequence.begin(), sequence.end() - count);
+    sequence.insert(sequence.begin(), encoder_tokens_->begin());
+    sequence.push_back(encoder_tokens_->separator());
+    matrix = {sequence.data(), 1, count + 2, count + 2};
+  }
   MILLRACE_ASSIGN_OR_RETURN(const Network::OwnedMemory memory,
-                            network_->NewMemory(count, count, /*for_training=*/false));
-  const TokenMatrix matrix = {tokens.data() + (all - count), 1, count, count};
+                            network_->NewMemory(matrix.columns, matrix.columns, /*for_training=*/false));
   MILLRACE_ASSIGN_OR_RETURN(const float* const outputs,
                             network_->Forward(*compute_, weights(), matrix, {}, &IgnoreGroup, memory.get()));
   std::vector<float> mean(static_cast<size_t>(hidden), 0.0f);
-  kernels::AddRows(*compute_, outputs, count, hidden, hidden, mean.data());
+  kernels::AddRows(*compute_, outputs + around * hidden, count, hidden, hidden, mean.data());
   for (float& value : mean) value /= static_cast<float>(count);
   return mean;
 }
@@ -207,6 +227,7 @@ absl::StatusOr<std::vector<LanguageModel::Neighbour>> LanguageModel::Nearest(uin
 absl::Status LanguageModel::Generate(absl::Span<const uint32_t> prompt, const SamplingOptions& sampling,
                                      int64_t max_tokens, uint64_t seed,
                                      absl::FunctionRef<bool(uint32_t id, float log_probability)> each) {
+  MILLRACE_RETURN_IF_ERROR(network_->CheckExtends());
   if (prompt.empty()) {
     return absl::InvalidArgumentError("an empty prompt: the tokenizer has no <|endoftext|> to start from");
   }

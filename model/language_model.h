@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@
 #include "model/formats/peft.h"
 #include "model/sampling.h"
 #include "proto/millrace/v1/job.pb.h"
+#include "text/hidden_tokens.h"
 #include "text/tokenizer.h"
 
 namespace millrace::model {
@@ -43,8 +45,15 @@ class LanguageModel {
   const text::Tokenizer& tokenizer() const { return *tokenizer_; }
   // The network's own weights, laid out as its tensors, and the adapters that are used. Views.
   NetworkWeights weights() const { return {weights_, used_}; }
-  // Tokens that a prediction can look back on.
-  int64_t context() const { return network_->spec().context() - weights().virtual_tokens(); }
+  // Tokens that a prediction can look back on; an encoder's see as many, [CLS] and [SEP] not among them.
+  int64_t context() const {
+    return network_->spec().context() - weights().virtual_tokens() - (encoder_tokens_.has_value() ? 2 : 0);
+  }
+  const kernels::Compute& compute() const { return *compute_; }
+  // Those of an encoder's sequences; null for others.
+  const text::EncoderTokens* encoder_tokens() const {
+    return encoder_tokens_.has_value() ? &*encoder_tokens_ : nullptr;
+  }
 
   // Reads an adapter in peft's layout, which is not used yet, and returns its number. INVALID_ARGUMENT if it does not
   // fit the model.
@@ -69,10 +78,12 @@ class LanguageModel {
   // `context` predictions begin every `stride` tokens, 1 <= stride <= context; a prediction counts in the first window
   // that has it. With stride == context these are the blocks in which training evaluates; a smaller stride gives each
   // prediction a longer past: all but the first ones see at least context - stride tokens.
-  // INVALID_ARGUMENT for fewer than two tokens or an id that is not in the vocabulary.
+  // INVALID_ARGUMENT for fewer than two tokens, an id that is not in the vocabulary, and for an encoder
+  // (masked_scores.h).
   absl::StatusOr<std::vector<float>> LogProbabilities(absl::Span<const uint32_t> tokens, int64_t stride);
 
-  // The mean of the last layer's normalised outputs over the tokens, of the last `context` ones; [hidden_size].
+  // The mean of the last layer's normalised outputs over the tokens, of the last `context` ones; [hidden_size]. An
+  // encoder reads them between [CLS] and [SEP], and tokens that stand for no text are left out.
   absl::StatusOr<std::vector<float>> Embed(absl::Span<const uint32_t> tokens);
 
   // The tokens whose input embeddings have the largest cosine with that of `id`, without itself, the nearest first.
@@ -85,7 +96,7 @@ class LanguageModel {
   // Draws up to `max_tokens` tokens one after another behind the prompt, a function of prompt, options and seed, and
   // gives each to `each` with its log-probability before temperature and cuts; ends early when that returns false or
   // after <|endoftext|>, which is not given. When the context is full, its older half is forgotten.
-  // INVALID_ARGUMENT for an empty prompt.
+  // INVALID_ARGUMENT for an empty prompt, and if the network does not extend.
   absl::Status Generate(absl::Span<const uint32_t> prompt, const SamplingOptions& sampling, int64_t max_tokens,
                         uint64_t seed, absl::FunctionRef<bool(uint32_t id, float log_probability)> each);
 
@@ -97,6 +108,7 @@ class LanguageModel {
   Configuration configuration_;
   std::unique_ptr<Network> network_;
   std::unique_ptr<text::Tokenizer> tokenizer_;
+  std::optional<text::EncoderTokens> encoder_tokens_;
   Weights kind_ = Weights::kComputed;
   Arena memory_;
   float* weights_ = nullptr;

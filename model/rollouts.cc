@@ -13,6 +13,7 @@ namespace millrace::model {
 
 absl::StatusOr<Rollouts> Rollouts::Create(const Network* network, const kernels::Compute* compute, int64_t together,
                                           int64_t columns) {
+  MILLRACE_RETURN_IF_ERROR(network->CheckExtends());
   if (network->output_embedding() < 0) {
     return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
   }

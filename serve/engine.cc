@@ -116,6 +116,7 @@ Engine::Engine(const ServedModel& model, const EngineOptions& options, Metrics* 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Start(const ServedModel& model, const EngineOptions& options,
                                                       Metrics* metrics) {
   const model::Network& network = *model.network;
+  MILLRACE_RETURN_IF_ERROR(network.CheckExtends());
   if (network.output_embedding() < 0) {
     return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
   }

@@ -7,6 +7,7 @@
 #include "common/status.h"
 #include "model/families/causal_stack.h"
 #include "model/families/decoder.h"
+#include "model/families/encoder.h"
 
 namespace millrace::model {
 namespace {
@@ -29,8 +30,9 @@ absl::StatusOr<std::unique_ptr<Network>> CreateNetwork(const v1::ModelSpec& spec
   MILLRACE_RETURN_IF_ERROR(CheckSizes(spec, vocab_size));
   if (IsDecoder(spec.family())) return Decoder::Create(spec, vocab_size, head);
   if (IsCausalStack(spec.family())) return CausalStack::Create(spec, vocab_size, head);
+  if (IsEncoder(spec.family())) return Encoder::Create(spec, vocab_size, head);
   return absl::InvalidArgumentError(absl::StrCat("model: there is no family '", spec.family(),
-                                                 "'; gpt2, llama, mistral, qwen2, lstm and cnn are known"));
+                                                 "'; gpt2, llama, mistral, qwen2, bert, lstm and cnn are known"));
 }
 
 Network::Network(const v1::ModelSpec& spec, uint32_t vocab_size)
@@ -61,6 +63,13 @@ void Network::AddHead(Head head) {
   }
 }
 
+absl::Status Network::CheckExtends() const {
+  if (extends()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a model of the family ", spec_.family(),
+                   " is an encoder: it fills in hidden tokens, but does not continue text"));
+}
+
 int Network::LowestTrained(const NetworkWeights& weights, Trainable trainable) const {
   int lowest = 0;
   while (trainable != nullptr && lowest < tensors_.size() && !(*trainable)[static_cast<size_t>(lowest)]) ++lowest;
@@ -68,7 +77,7 @@ int Network::LowestTrained(const NetworkWeights& weights, Trainable trainable) c
 }
 
 bool Network::NeedsOutputGradient(const NetworkWeights& weights, Trainable trainable) const {
-  const int head = score_ >= 0 ? score_ : output_embedding_;
+  const int head = score_ >= 0 ? score_ : masked_head_.has_value() ? masked_head_->pooler.weight : output_embedding_;
   return LowestTrained(weights, trainable) < (head == input_embedding_ ? tensors_.size() : head);
 }
 

@@ -2,12 +2,16 @@
 // token, and back.
 //
 // Logits are the product of outputs with the output embedding, which is the input embedding if they are tied; a scalar
-// head has one row of its own instead. objectives/ compute them.
+// head has one row of its own instead, and an encoder a head of more layers. objectives/ compute them.
+//
+// Decoders and their like see a token and those before it, so that they continue text token by token, with caches. An
+// encoder's tokens see those behind them too: it has no caches, which extends() says.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +40,9 @@ struct TokenMatrix {
   int64_t row_stride = 0;  // ids from one row to the next
   // [rows, columns], laid out as the ids: the column at which the token's sequence begins. Null: each row is one.
   const uint32_t* starts = nullptr;
+  // [rows, columns], laid out as the ids: whether the token is of the first or the second piece of text, 0 or 1. Null:
+  // all of the first. Encoders alone look at it.
+  const uint32_t* types = nullptr;
 
   int64_t tokens() const { return rows * columns; }
 };
@@ -93,10 +100,16 @@ class Network {
   uint32_t groups() const { return spec_.layers() + 2; }
   uint32_t last_group() const { return groups() - 1; }
   // [vocab_size, hidden_size]: the tensor that makes logits of outputs; its group is 0 if tied, else the last. -1 with
-  // a scalar head.
+  // a scalar head and for encoders.
   int output_embedding() const { return output_embedding_; }
   // [1, hidden_size]: the tensor of a scalar head, in the last group; else -1.
   int score() const { return score_; }
+  // An encoder's head, which then has neither of these; null for others.
+  const MaskedHead* masked_head() const { return masked_head_.has_value() ? &*masked_head_ : nullptr; }
+  // Whether it continues text: all below that takes a cache is for networks that do.
+  bool extends() const { return !masked_head_.has_value(); }
+  // INVALID_ARGUMENT says so if it does not.
+  absl::Status CheckExtends() const;
   int input_embedding() const { return input_embedding_; }
   // The linear layers on which adapters can be put, in the order of the forward pass; none if the family has none.
   absl::Span<const LinearSite> linear_sites() const { return sites_; }
@@ -156,7 +169,7 @@ class Network {
   bool NeedsOutputGradient(const NetworkWeights& weights, Trainable trainable) const;
 
   // For `sequences` sequences of up to `columns` tokens, at most the context, of which up to `tokens` are appended
-  // together. RESOURCE_EXHAUSTED if there is not so much memory.
+  // together. RESOURCE_EXHAUSTED if there is not so much memory; INVALID_ARGUMENT if the network does not extend.
   virtual absl::StatusOr<OwnedCache> NewCache(int64_t sequences, int64_t columns, int64_t tokens) const = 0;
   // For one sequence as long as the context.
   absl::StatusOr<OwnedCache> NewCache() const { return NewCache(1, spec_.context(), spec_.context()); }
@@ -203,6 +216,7 @@ class Network {
   int input_embedding_ = -1;
   int output_embedding_ = -1;
   int score_ = -1;
+  std::optional<MaskedHead> masked_head_;
   std::vector<LinearSite> sites_;
   int64_t reserved_ = 0;  // virtual tokens
 };

@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "model/families/causal_stack.h"
+#include "model/families/encoder.h"
 #include "model/formats/json_fields.h"
 
 namespace millrace::model {
@@ -33,6 +34,7 @@ constexpr Family kFamilies[] = {
     {"llama", "llama", "Llama", "ForCausalLM", 0, 0},
     {"mistral", "mistral", "Mistral", "ForCausalLM", 8, 4096},
     {"qwen2", "qwen2", "Qwen2", "ForCausalLM", 32, 4096},
+    {"bert", "bert", "Bert", "ForPreTraining", 0, 0},
     {"lstm", "millrace_lstm", "MillraceLstm", "ForCausalLM", 0, 0},
     {"cnn", "millrace_cnn", "MillraceCnn", "ForCausalLM", 0, 0},
 };
@@ -157,6 +159,24 @@ void ReadLlama(JsonFields* fields, const Json& config, const Family& family, v1:
   }
 }
 
+void ReadBert(JsonFields* fields, v1::ModelSpec* spec) {
+  spec->set_layers(fields->Count("num_hidden_layers"));
+  spec->set_hidden_size(fields->Count("hidden_size"));
+  spec->set_heads(fields->Count("num_attention_heads"));
+  spec->set_kv_heads(spec->heads());
+  spec->set_context(fields->Count("max_position_embeddings"));
+  spec->set_intermediate_size(fields->Count("intermediate_size"));
+  spec->set_norm_epsilon(fields->Number("layer_norm_eps", 1e-12, 1e-30, 1));
+  spec->set_dropout(fields->Number("hidden_dropout_prob", 0.1, 0, 0.999));
+  spec->set_tied_embeddings(fields->Flag("tie_word_embeddings", true));
+  spec->set_bias(true);
+  fields->MustBe("hidden_act", "gelu");
+  fields->MustBe("type_vocab_size", 2);
+  fields->MustBe("position_embedding_type", "absolute");
+  fields->MustBe("is_decoder", false);
+  fields->MustBe("add_cross_attention", false);
+}
+
 // lstm and cnn.
 void ReadCausalStack(JsonFields* fields, v1::ModelSpec* spec) {
   spec->set_layers(fields->Count("num_hidden_layers"));
@@ -194,6 +214,18 @@ std::string PrintConfig(const Configuration& configuration) {
     json["embd_pdrop"] = spec.dropout();
     json["attn_pdrop"] = spec.dropout();
     if (!spec.bias()) json["bias"] = false;
+  } else if (IsEncoder(spec.family())) {
+    json["max_position_embeddings"] = spec.context();
+    json["hidden_size"] = spec.hidden_size();
+    json["num_hidden_layers"] = spec.layers();
+    json["num_attention_heads"] = spec.heads();
+    json["intermediate_size"] = spec.intermediate_size();
+    json["hidden_act"] = "gelu";
+    json["layer_norm_eps"] = spec.norm_epsilon();
+    json["hidden_dropout_prob"] = spec.dropout();
+    json["attention_probs_dropout_prob"] = spec.dropout();
+    json["type_vocab_size"] = 2;
+    json["position_embedding_type"] = "absolute";
   } else if (IsCausalStack(spec.family())) {
     json["max_position_embeddings"] = spec.context();
     json["hidden_size"] = spec.hidden_size();
@@ -273,6 +305,8 @@ absl::StatusOr<Configuration> ParseConfig(absl::string_view json, absl::string_v
   spec.set_rope_theta(10000);
   if (spec.family() == "gpt2") {
     ReadGpt2(&fields, &spec);
+  } else if (IsEncoder(spec.family())) {
+    ReadBert(&fields, &spec);
   } else if (IsCausalStack(spec.family())) {
     ReadCausalStack(&fields, &spec);
   } else {

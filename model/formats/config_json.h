@@ -1,10 +1,10 @@
 // Writes and reads config.json, Hugging Face's description of a model's architecture.
 //
 // Families: "gpt2" (GPT2LMHeadModel: Conv1D matrices, GELU in its tanh form), "llama" (LlamaForCausalLM: half-split
-// RoPE, SwiGLU, no biases), "mistral" (that, with a sliding window if wanted) and "qwen2" (with biases on queries, keys
-// and values); with a scalar head …ForSequenceClassification with one label. What they do not know is refused by name
-// where it changes what a model computes: another activation, RoPE scaling, other biases, a window of some layers only,
-// cross attention, scaling of attention by layer, …
+// RoPE, SwiGLU, no biases), "mistral" (that, with a sliding window if wanted), "qwen2" (with biases on queries, keys
+// and values) and "bert" (BertForPreTraining: GELU with erf); decoders with a scalar head …ForSequenceClassification
+// with one label. What they do not know is refused by name where it changes what a model computes: another activation,
+// RoPE scaling, other biases, a window of some layers only, cross attention, scaling of attention by layer, …
 //
 // Fields whose defaults differ between a family and its real models, or between versions of transformers, are all
 // written: rope_parameters (since version 5) beside rope_theta, dtype (since 5) beside torch_dtype, n_ctx (llama.cpp's

@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "common/status.h"
 #include "model/families/decoder.h"
+#include "model/families/encoder.h"
 #include "model/formats/dtype.h"
 #include "text/bpe.h"
 #include "text/new_file.h"
@@ -368,6 +369,9 @@ absl::Status WriteGguf(const std::string& path, const Configuration& configurati
                        const float* memory, const text::Tokenizer& tokenizer, const GgufAbout& about) {
   if (configuration.head != Head::kLanguage) {
     return absl::InvalidArgumentError("a model with a scalar head (a reward model) has no place in GGUF");
+  }
+  if (IsEncoder(configuration.spec.family())) {
+    return absl::InvalidArgumentError("encoders are not written as GGUF, which is for text that is continued; hf is");
   }
   if (!IsDecoder(configuration.spec.family())) {
     return absl::InvalidArgumentError(

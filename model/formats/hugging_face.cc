@@ -16,6 +16,7 @@
 #include "common/files.h"
 #include "common/safetensors.h"
 #include "common/status.h"
+#include "model/families/encoder.h"
 #include "model/formats/tensor_values.h"
 #include "model/formats/weight_map.h"
 #include "text/new_file.h"
@@ -45,11 +46,15 @@ int FindTensor(const TensorList& tensors, absl::string_view name) {
   return -1;
 }
 
-// Buffers that some files carry and no model learns.
+// An encoder's output projection, which is always tied.
+constexpr char kEncoderHead[] = "cls.predictions.decoder.weight";
+
+// Buffers that some files carry and no model learns, and tensors that are tied to others.
 bool HoldsNoParameters(const TensorList& tensors, absl::string_view name) {
   return absl::EndsWith(name, ".attn.bias") || absl::EndsWith(name, ".attn.masked_bias") ||
          absl::EndsWith(name, ".rotary_emb.inv_freq") ||
-         (name == "lm_head.weight" && tensors.Find("lm_head.weight") < 0);
+         (name == "lm_head.weight" && tensors.Find("lm_head.weight") < 0) || name == "bert.embeddings.position_ids" ||
+         name == kEncoderHead || name == "cls.predictions.decoder.bias";
 }
 
 // Names of the files that hold the weights, and which holds what if there is an index.
@@ -99,9 +104,10 @@ absl::StatusOr<StoredHead> FindHead(const std::string& directory) {
     MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file,
                               SafetensorsFile::Open(absl::StrCat(directory, "/", name)));
     for (const SafetensorsEntry& entry : file->header().tensors) {
-      if (entry.name == "lm_head.weight") head = {file.get(), &entry};
+      if (entry.name == "lm_head.weight" || entry.name == kEncoderHead) head = {file.get(), &entry};
       if (absl::EndsWith(absl::StrCat(".", entry.name), ".wte.weight") ||
-          absl::EndsWith(absl::StrCat(".", entry.name), ".embed_tokens.weight")) {
+          absl::EndsWith(absl::StrCat(".", entry.name), ".embed_tokens.weight") ||
+          absl::EndsWith(entry.name, ".word_embeddings.weight")) {
         embedding = {file.get(), &entry};
       }
     }
@@ -205,7 +211,8 @@ absl::Status ReadWeights(const std::string& directory, const TensorList& tensors
   MILLRACE_ASSIGN_OR_RETURN(const StoredHead head, FindHead(directory));
   if (!head.differs) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(directory, ": tensor 'lm_head.weight' differs from the embedding, to which this model ties it"));
+      absl::StrCat(directory, ": tensor '", tensors.Find("cls.predictions.bias") >= 0 ? kEncoderHead : "lm_head.weight",
+                   "' differs from the embedding, to which this model ties it"));
 }
 
 absl::Status WriteModel(const std::string& directory, const Configuration& configuration, const TensorList& tensors,
@@ -238,7 +245,7 @@ absl::Status WriteModel(const std::string& directory, const Configuration& confi
     MILLRACE_RETURN_IF_ERROR(
         WriteFileAtomically(absl::StrCat(directory, "/", kIndexFile), PrintWeightMap(map, total_bytes)));
   }
-  if (configuration.head == Head::kLanguage) {
+  if (configuration.head == Head::kLanguage && !IsEncoder(configuration.spec.family())) {
     MILLRACE_RETURN_IF_ERROR(
         WriteFileAtomically(absl::StrCat(directory, "/generation_config.json"), PrintGenerationConfig(configuration)));
   }

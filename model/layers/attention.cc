@@ -62,12 +62,15 @@ int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
   return std::max<int64_t>(0, position - shape.window + 1) / 2 * 2;
 }
 
+// One behind the last position that some query of a block, which ends before `end`, looks at.
+int64_t EndSeen(const AttentionShape& shape, int64_t end, int64_t columns) { return shape.causal ? end : columns; }
+
 // Scores of queries at positions [first, first + rows) become probabilities. p: [rows, past.tokens + columns], of which
 // those of the past and the positions from FirstSeen(first) to the last query's are scores; all others become 0.
 void Probabilities(const AttentionShape& shape, int64_t first, int64_t rows, int64_t columns, float* p) {
   const float scale = ScoreScale(shape.head_size);
   if (shape.window == 0 || first + rows <= shape.window) {
-    kernels::SoftmaxRows(p, rows, shape.past.tokens + columns, scale, /*causal=*/true, shape.past.tokens + first + 1);
+    kernels::SoftmaxRows(p, rows, shape.past.tokens + columns, scale, shape.causal, shape.past.tokens + first + 1);
     return;
   }
   for (int64_t i = 0; i < rows; ++i) {
@@ -109,7 +112,7 @@ void AttentionForward(const kernels::Compute& compute, const AttentionShape& sha
           head.Run(one_thread, m, past.tokens, size, block,
                    Operand{past.keys + h / group * size, past.stride, 1}.Transposed(), scores, wide);
         }
-        head.Run(one_thread, m, r + m - seen, size, block,
+        head.Run(one_thread, m, EndSeen(shape, r + m, columns) - seen, size, block,
                  Operand{keys + seen * shape.stride, shape.stride, 1}.Transposed(), scores + past.tokens + seen, wide);
         Probabilities(shape, r, m, columns, scores);
       }
@@ -125,8 +128,9 @@ void AttentionForward(const kernels::Compute& compute, const AttentionShape& sha
           head.Run(one_thread, m, size, past.tokens, {used + r * wide, wide, 1},
                    {past.values + h / group * size, past.stride, 1}, o + r * width, width);
         }
-        head.Run(one_thread, m, size, r + m - seen, {used + r * wide + past.tokens + seen, wide, 1},
-                 {values + seen * shape.stride, shape.stride, 1}, o + r * width, width,
+        head.Run(one_thread, m, size, EndSeen(shape, r + m, columns) - seen,
+                 {used + r * wide + past.tokens + seen, wide, 1}, {values + seen * shape.stride, shape.stride, 1},
+                 o + r * width, width,
                  /*accumulate=*/past.tokens > 0);
       }
     }
@@ -162,7 +166,8 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
       }
       float* const ds = gradient_scratch.Get(columns * wide);
       for (int64_t r = 0; r < columns; r += kRowBlock) {
-        const int64_t m = std::min(kRowBlock, columns - r), n = r + m, seen = FirstSeen(shape, r);
+        const int64_t m = std::min(kRowBlock, columns - r), seen = FirstSeen(shape, r);
+        const int64_t n = EndSeen(shape, r + m, columns);
         float* const block = ds + r * wide;
         const Operand d_block = {output_gradients + r * width, width, 1};
         if (past.tokens > 0) {
@@ -190,15 +195,16 @@ void AttentionBackward(const kernels::Compute& compute, const AttentionShape& sh
           head.Run(one_thread, m, size, past.tokens, {ds + r * wide, wide, 1}, {past.keys + kv * size, past.stride, 1},
                    query_gradients, stride);
         }
-        // Rows of queries up to r + m look at keys up to there.
-        head.Run(one_thread, m, size, r + m - seen, {own_ds + r * wide + seen, wide, 1},
+        // Rows of queries up to r + m look at keys up to there, or at all.
+        head.Run(one_thread, m, size, EndSeen(shape, r + m, columns) - seen, {own_ds + r * wide + seen, wide, 1},
                  {keys + seen * stride, stride, 1}, query_gradients, stride, /*accumulate=*/past.tokens > 0);
         // Keys and values of this block are looked at from row r on, to the last one whose window reaches them.
-        const int64_t looking = shape.window == 0 ? columns - r : std::min(columns - r, m - 1 + shape.window);
-        head.Run(one_thread, m, size, looking, Operand{own_ds + r * wide + r, wide, 1}.Transposed(),
-                 {queries + r * stride, stride, 1}, key_gradients + r * stride, stride, accumulate);
-        head.Run(one_thread, m, size, looking, Operand{own_used + r * wide + r, wide, 1}.Transposed(),
-                 {output_gradients + r * width, width, 1}, value_gradients + r * stride, stride, accumulate);
+        const int64_t from = shape.causal ? r : 0;
+        const int64_t looking = shape.window == 0 ? columns - from : std::min(columns - r, m - 1 + shape.window);
+        head.Run(one_thread, m, size, looking, Operand{own_ds + from * wide + r, wide, 1}.Transposed(),
+                 {queries + from * stride, stride, 1}, key_gradients + r * stride, stride, accumulate);
+        head.Run(one_thread, m, size, looking, Operand{own_used + from * wide + r, wide, 1}.Transposed(),
+                 {output_gradients + from * width, width, 1}, value_gradients + r * stride, stride, accumulate);
       }
       if (past.tokens == 0) continue;
       head.Run(one_thread, past.tokens, size, columns, Operand{ds, wide, 1}.Transposed(), {queries, stride, 1},

@@ -1,7 +1,9 @@
-// Computes causal multi-head attention (Vaswani et al. 2017), with fewer heads of keys and values than of queries if
-// wanted (grouped-query attention; Ainslie et al. 2023).
+// Computes multi-head attention (Vaswani et al. 2017), with fewer heads of keys and values than of queries if wanted
+// (grouped-query attention; Ainslie et al. 2023).
 //
 //   S = Q Kᵀ / sqrt(head_size), P = softmax over the positions up to the row's own, O = dropout(P) V
+//
+// In an encoder, whose attention is not causal, P goes over all of the sequence's positions.
 //
 // With a sliding window (Beltagy et al. 2020, "Longformer"; Mistral's, Jiang et al. 2023) of the last `window` of those
 // positions only, the row's own being one of them. Products go by blocks of 64 rows and leave out what lies behind the
@@ -40,6 +42,7 @@ struct AttentionShape {
   int64_t kv_heads = 0;  // divides heads; head h looks at keys and values h / (heads / kv_heads)
   int64_t head_size = 0;
   int64_t stride = 0;  // floats from one token's queries (keys, values) to the next one's
+  bool causal = true;  // false: a token sees those behind it too. Requires no window and no past
   int64_t window = 0;  // positions that a token sees, its own and those before it; 0: all
   kernels::Precision precision = kernels::Precision::kF32;
   Past past;
@@ -73,7 +76,7 @@ struct Continuation {
 
 // Queries of each continuation look at the past and at its keys and values. q: `stride` apart; out: [tokens, heads *
 // head_size]. The same bits as AttentionForward's without dropout. Of `shape`, rows, columns and sequences have no part
-// in this.
+// in this; it is causal.
 void AttentionExtend(const kernels::Compute& compute, const AttentionShape& shape, const float* q,
                      absl::Span<const Continuation> continuations, float* out);
 

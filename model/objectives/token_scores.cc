@@ -26,6 +26,7 @@ int64_t Batch::predictions() const {
 
 absl::StatusOr<TokenScores> TokenScores::Create(const Network* network, const kernels::Compute* compute, int64_t tokens,
                                                 int64_t columns, bool for_training) {
+  MILLRACE_RETURN_IF_ERROR(network->CheckExtends());
   if (network->output_embedding() < 0) {
     return absl::InvalidArgumentError("a model with a scalar head predicts no tokens");
   }

@@ -44,7 +44,8 @@ struct Batch {
 class TokenScores {
  public:
   // For batches of up to `tokens` = rows * (columns - 1) in rows of up to `columns` - 1. Both outlive this.
-  // INVALID_ARGUMENT for a network with a scalar head; RESOURCE_EXHAUSTED if there is not so much memory.
+  // INVALID_ARGUMENT for a network with a scalar head and for an encoder; RESOURCE_EXHAUSTED if there is not so much
+  // memory.
   static absl::StatusOr<TokenScores> Create(const Network* network, const kernels::Compute* compute, int64_t tokens,
                                             int64_t columns, bool for_training);
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes tests/golden/model/: tiny models with random weights, GPT-2, LLaMA, Mistral and Qwen2 by Hugging Face's
+"""Makes tests/golden/model/: tiny models with random weights, GPT-2, LLaMA, Mistral, Qwen2 and BERT by Hugging Face's
 transformers, LSTM and gated convolutions by PyTorch's own layers; and what PyTorch computes with them in f64 rounded to
 f32: logits, loss and gradients of one batch.
 
@@ -14,8 +14,8 @@ import types
 
 import torch
 from safetensors.torch import save_file
-from transformers import (GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
+from transformers import (BertConfig, BertForPreTraining, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
+                          MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM)
 
 HERE = pathlib.Path(__file__).parent / "model"
 VOCAB, CONTEXT, ROWS, COLUMNS = 29, 12, 3, 11
@@ -124,3 +124,45 @@ def baseline(family, tied, **fields):
 
 make("lstm", Lstm(baseline("lstm", True), 16), rename=lambda name: name.replace("lstm.bias_ih_", "lstm.bias_"))
 make("cnn", Cnn(baseline("cnn", False, kernel_size=3), 16))
+
+
+def make_bert():
+    """An encoder as transformers writes it, rows of three lengths, two pieces of text in each."""
+    torch.manual_seed(20261129)
+    model = BertForPreTraining(BertConfig(
+        vocab_size=VOCAB, max_position_embeddings=CONTEXT, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=24, layer_norm_eps=1e-12, pad_token_id=0, attn_implementation="eager")).double()
+    for parameter in model.parameters():
+        noise = torch.randn_like(parameter) * 0.3
+        parameter.data = (noise + (1.0 if parameter.dim() == 1 and parameter.mean() > 0.5 else 0.0)).float().double()
+    model.eval()
+    lengths, seconds = [COLUMNS, 8, 5], [6, 3, 4]
+    columns = torch.arange(COLUMNS)
+    mask = torch.stack([(columns < n).long() for n in lengths])
+    types = torch.stack([((columns >= s) & (columns < n)).long() for s, n in zip(seconds, lengths)])
+    tokens = torch.randint(1, VOCAB, (ROWS, COLUMNS)) * mask
+    # Every real token but each row's first is asked for.
+    targets = torch.where((mask == 1) & (columns > 0), torch.randint(1, VOCAB, (ROWS, COLUMNS)), -100)
+    follows = torch.tensor([1, 0, 1])
+    made = model(input_ids=tokens, attention_mask=mask, token_type_ids=types, output_hidden_states=True)
+    losses = torch.nn.functional.cross_entropy(made.prediction_logits.transpose(1, 2), targets, reduction="none")
+    pair_losses = torch.nn.functional.cross_entropy(made.seq_relationship_logits, 1 - follows, reduction="none")
+    loss = (losses.sum(1) / (targets >= 0).sum(1) + pair_losses).sum()
+    loss.backward()
+    folder = HERE / "bert"
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = {"tokens": tokens, "types": types, "lengths": torch.tensor(lengths), "targets": targets,
+               "follows": follows, "outputs": made.hidden_states[-1].detach().float().contiguous(),
+               "logits": made.prediction_logits.detach().float().contiguous(),
+               "pair_logits": made.seq_relationship_logits.detach().float().contiguous(),
+               "losses": losses.detach(), "pair_losses": pair_losses.detach(), "loss": loss.detach().reshape(1)}
+    for n, p in model.named_parameters():
+        answers["gradient." + n] = p.grad.float().contiguous()
+    save_file(answers, folder / "answers.safetensors")
+    print("bert", sum(p.numel() for p in model.parameters()), "parameters, loss", loss.item())
+    model.float().save_pretrained(folder)
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+
+make_bert()

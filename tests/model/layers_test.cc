@@ -339,6 +339,7 @@ struct AttentionCase {
   float dropout = 0;
   Precision precision = Precision::kF32;
   int64_t window = 0;
+  bool causal = true;
 };
 
 AttentionShape ShapeOf(const AttentionCase& about, int64_t rows) {
@@ -352,6 +353,7 @@ AttentionShape ShapeOf(const AttentionCase& about, int64_t rows) {
   shape.stride = (about.heads + 2 * about.kv_heads) * about.size + 5;
   shape.precision = about.precision;
   shape.window = about.window;
+  shape.causal = about.causal;
   return shape;
 }
 
@@ -359,6 +361,9 @@ AttentionShape ShapeOf(const AttentionCase& about, int64_t rows) {
 int64_t FirstSeen(const AttentionShape& shape, int64_t position) {
   return shape.window == 0 || position < shape.window ? 0 : position + 1 - shape.window;
 }
+
+// The last position that one sees.
+int64_t LastSeen(const AttentionShape& shape, int64_t position) { return shape.causal ? position : shape.columns - 1; }
 
 // `kept` [rows, heads, columns, columns]: what each probability is multiplied by; empty: nothing is dropped.
 Doubles AttentionTruth(const AttentionShape& shape, const Doubles& kept, const Doubles& q, const Doubles& k,
@@ -370,7 +375,7 @@ Doubles AttentionTruth(const AttentionShape& shape, const Doubles& kept, const D
       const int64_t kv = h * kv_heads / heads;
       for (int64_t t = 0; t < columns; ++t) {
         double sum = 0;
-        for (int64_t s = FirstSeen(shape, t); s <= t; ++s) {
+        for (int64_t s = FirstSeen(shape, t); s <= LastSeen(shape, t); ++s) {
           double score = 0;
           for (int64_t i = 0; i < size; ++i) {
             score += q[Size(((row * columns + t) * heads + h) * size + i)] *
@@ -379,7 +384,7 @@ Doubles AttentionTruth(const AttentionShape& shape, const Doubles& kept, const D
           p[Size(s)] = std::exp(score / std::sqrt(static_cast<double>(size)));
           sum += p[Size(s)];
         }
-        for (int64_t s = FirstSeen(shape, t); s <= t; ++s) {
+        for (int64_t s = FirstSeen(shape, t); s <= LastSeen(shape, t); ++s) {
           double weight = p[Size(s)] / sum;
           if (!kept.empty()) weight *= kept[Size(((row * heads + h) * columns + t) * columns + s)];
           for (int64_t i = 0; i < size; ++i) {
@@ -458,11 +463,11 @@ Doubles KeptByDropout(AttentionShape shape, const Dropout& dropout) {
   for (int64_t row = 0; row < shape.rows; ++row) {
     for (int64_t h = 0; h < heads; ++h) {
       for (int64_t t = 0; t < columns; ++t) {
-        for (int64_t s = 0; s <= t; ++s) {
-          // All scores are 0: those of t + 1 positions, or of the window's, were equal.
+        for (int64_t s = 0; s <= LastSeen(shape, t); ++s) {
+          // All scores are 0: those of all positions that are seen were equal.
           kept[Size(((row * heads + h) * columns + t) * columns + s)] =
               static_cast<double>(pass.out[Size(((row * columns + t) * heads + h) * columns + s)]) *
-              static_cast<double>(t + 1 - FirstSeen(shape, t));
+              static_cast<double>(LastSeen(shape, t) + 1 - FirstSeen(shape, t));
         }
       }
     }
@@ -489,7 +494,12 @@ INSTANTIATE_TEST_SUITE_P(
                       AttentionCase{"WindowOfABlock", 130, 2, 1, 3, 0, Precision::kF32, 64},
                       AttentionCase{"WindowPastABlock", 200, 2, 1, 3, 0, Precision::kF32, 67},
                       AttentionCase{"WindowDropped", 70, 2, 2, 4, 0.3f, Precision::kF32, 5},
-                      AttentionCase{"WindowBf16", 70, 2, 2, 6, 0, Precision::kBf16, 9}),
+                      AttentionCase{"WindowBf16", 70, 2, 2, 6, 0, Precision::kBf16, 9},
+                      AttentionCase{"Encoder", 5, 3, 3, 4, 0, Precision::kF32, 0, false},
+                      AttentionCase{"EncoderPastABlock", 70, 2, 2, 6, 0, Precision::kF32, 0, false},
+                      AttentionCase{"EncoderThreeBlocks", 130, 2, 1, 3, 0, Precision::kF32, 0, false},
+                      AttentionCase{"EncoderDropped", 70, 2, 2, 4, 0.3f, Precision::kF32, 0, false},
+                      AttentionCase{"EncoderBf16", 70, 2, 2, 6, 0, Precision::kBf16, 0, false}),
     [](const auto& info) { return info.param.name; });
 
 TEST_P(AttentionLayer, IsSoftmaxOfScoresTimesValues) {
@@ -541,6 +551,7 @@ TEST_P(AttentionLayer, KeepsProbabilitiesOnlyIfAsked) {
 
 TEST_P(AttentionLayer, NeverLooksAhead) {
   const AttentionCase& about = GetParam();
+  if (!about.causal) return;
   const AttentionShape shape = ShapeOf(about, 1);
   const size_t width = Size(shape.heads * shape.head_size);
   const Floats packed = Numbers(4, Size(shape.tokens() * shape.stride), 2);
@@ -600,7 +611,7 @@ TEST_P(AttentionLayer, NeverLooksBeforeTheWindow) {
 
 TEST_P(AttentionLayer, ContinuesWithTheBitsOfTheWhole) {
   const AttentionCase& about = GetParam();
-  if (about.dropout > 0) return;
+  if (about.dropout > 0 || !about.causal) return;
   const AttentionShape shape = ShapeOf(about, 1);
   const int64_t width = shape.heads * shape.head_size, kv_width = shape.kv_heads * shape.head_size;
   const size_t tokens = Size(about.columns);

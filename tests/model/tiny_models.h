@@ -17,7 +17,8 @@ namespace millrace::model {
 
 inline absl::Status NothingToWaitFor(uint32_t) { return absl::OkStatus(); }
 
-// Two layers, of transformers of four heads; all but GPT-2's share keys and values by two. Mistral's window is shorter than the context.
+// Two layers, of transformers of four heads; all but GPT-2's and BERT's share keys and values by two. Mistral's window
+// is shorter than the context.
 inline v1::ModelSpec TinySpec(const std::string& family, const std::string& precision = "f32") {
   v1::ModelSpec spec;
   spec.set_family(family);
@@ -26,7 +27,7 @@ inline v1::ModelSpec TinySpec(const std::string& family, const std::string& prec
   const bool transformer = family != "lstm" && family != "cnn";
   if (transformer) {
     spec.set_heads(4);
-    spec.set_kv_heads(family == "gpt2" ? 4 : 2);
+    spec.set_kv_heads(family == "gpt2" || family == "bert" ? 4 : 2);
     spec.set_intermediate_size(40);
   }
   if (family == "mistral") spec.set_sliding_window(21);
@@ -34,11 +35,11 @@ inline v1::ModelSpec TinySpec(const std::string& family, const std::string& prec
   spec.set_context(80);
   spec.set_precision(precision);
   spec.set_dropout(0);
-  spec.set_tied_embeddings(family == "gpt2" || family == "lstm");
+  spec.set_tied_embeddings(family == "gpt2" || family == "lstm" || family == "bert");
   spec.set_rope_theta(10000);
   spec.set_norm_epsilon(1e-5);
   spec.set_init_std(0.3);
-  spec.set_bias(family == "gpt2" || !transformer);
+  spec.set_bias(family == "gpt2" || family == "bert" || !transformer);
   return spec;
 }
 
