@@ -33,6 +33,8 @@ absl::Status Divides(absl::string_view divisor_name, uint64_t divisor, absl::str
 
 bool IsTransformer(const v1::ModelSpec& model) { return model.family() != "lstm" && model.family() != "cnn"; }
 
+bool IsEncoder(const v1::ModelSpec& model) { return model.family() == "bert"; }
+
 absl::Status CheckLabels(const v1::JobSpec& job) {
   constexpr int kMaxLabels = 64;
   constexpr size_t kMaxLabelBytes = 64;
@@ -77,9 +79,17 @@ absl::Status CheckModel(const v1::ModelSpec& model) {
     return absl::InvalidArgumentError(
         absl::StrCat("model.sliding_window: the family ", model.family(), " has none; mistral and qwen2 have"));
   }
-  if (model.family() == "gpt2") {
+  if (model.family() == "gpt2" || IsEncoder(model)) {
     if (model.has_kv_heads() && model.kv_heads() != model.heads()) {
-      return absl::InvalidArgumentError("model.kv_heads: the family gpt2 has as many as heads; use llama for others");
+      return absl::InvalidArgumentError(
+          absl::StrCat("model.kv_heads: the family ", model.family(), " has as many as heads; use llama for others"));
+    }
+    if (!IsEncoder(model)) return absl::OkStatus();
+    if (model.has_tied_embeddings() && !model.tied_embeddings()) {
+      return absl::InvalidArgumentError("model.tied_embeddings: in the family bert they are always tied");
+    }
+    if (model.has_bias() && !model.bias()) {
+      return absl::InvalidArgumentError("model.bias: the family bert always has biases");
     }
     return absl::OkStatus();
   }
@@ -212,6 +222,12 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   MILLRACE_RETURN_IF_ERROR(only("policy", phase.has_policy(), traits.samples && traits.learns, "ppo, grpo and rloo"));
   MILLRACE_RETURN_IF_ERROR(
       only("reference", phase.has_reference(), traits.has_reference, "dpo, ipo, kto, ppo, grpo and rloo"));
+  MILLRACE_RETURN_IF_ERROR(only("mask", phase.has_mask(), traits.hides, "masked_lm"));
+  if (phase.mask().masked() + phase.mask().random() > 1) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".mask: masked (", phase.mask().masked(), ") and random (",
+                                                   phase.mask().random(),
+                                                   ") are shares of the hidden tokens; together at most 1"));
+  }
   if (!traits.learns) return CheckComparing(phase, path);
   if (traits.samples) MILLRACE_RETURN_IF_ERROR(CheckSampling(phase, path));
   const v1::OptimizerSpec& optimizer = phase.optimizer();
@@ -226,6 +242,28 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   if (optimizer.has_weight_bits() && optimizer.weight_bits() != 32 && optimizer.weight_bits() != 16) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, ".optimizer.weight_bits: 16 or 32 is wanted, not ", optimizer.weight_bits()));
+  }
+  return absl::OkStatus();
+}
+
+// An encoder learns from hidden tokens, and nothing else does.
+absl::Status CheckFamily(const v1::ModelSpec& model, const v1::PhaseSpec& phase, const std::string& path) {
+  const bool hides = TraitsOf(phase.objective()).hides;
+  if (IsEncoder(model) && !hides) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".objective: the family ", model.family(),
+                                                   " is an encoder, which learns by masked_lm and not by ",
+                                                   phase.objective()));
+  }
+  if (hides && !IsEncoder(model)) {
+    return absl::InvalidArgumentError(absl::StrCat(path,
+                                                   ".objective: masked_lm needs an encoder, as in model.family "
+                                                   "bert; ",
+                                                   model.family(), " predicts the next token"));
+  }
+  const uint32_t least = phase.mask().next_sentence() ? 5 : 3;
+  if (hides && model.context() < least) {
+    return absl::InvalidArgumentError(absl::StrCat("model.context: sequences of masked_lm have [CLS], [SEP] and text; ",
+                                                   model.context(), " tokens are too few, at least ", least));
   }
   return absl::OkStatus();
 }
@@ -326,6 +364,8 @@ ObjectiveTraits TraitsOf(absl::string_view objective) {
   ObjectiveTraits traits;
   traits.predicts_text = objective.empty() || objective == "causal_lm" || objective == "sft";
   if (objective.empty() || objective == "causal_lm") return traits;
+  traits.hides = objective == "masked_lm";
+  if (traits.hides) return traits;
   traits.data = "conversations";
   if (objective == "sft") return traits;
   traits.trains_rewards = objective == "reward";
@@ -398,8 +438,9 @@ absl::Status CheckAdapter(const v1::JobSpec& job, int index) {
   const auto wrong = [&path](absl::string_view field, absl::string_view what) {
     return absl::InvalidArgumentError(absl::StrCat(path, field, ": ", what));
   };
-  if (!IsTransformer(job.model())) {
-    return wrong("", absl::StrCat("adapters are for transformers; the family ", job.model().family(), " takes none"));
+  if (!IsTransformer(job.model()) || IsEncoder(job.model())) {
+    return wrong(
+        "", absl::StrCat("adapters are for decoder transformers; the family ", job.model().family(), " takes none"));
   }
   if (StartOfPhase(job, index).empty() && phase.compare().from().empty()) {
     return wrong("", "an adapter goes on a trained model, of an earlier phase or a folder; the phase starts from none");
@@ -526,6 +567,19 @@ void FillAdapterDefaults(const v1::ModelSpec& model, v1::AdapterSpec* adapter) {
   if (type == "llama_adapter" && !adapter->has_layers()) adapter->set_layers(model.layers());
 }
 
+namespace {
+
+// BERT's epsilon, and the tokens of its sequences.
+void FillEncoderDefaults(v1::JobSpec* job) {
+  if (!job->model().has_norm_epsilon()) job->mutable_model()->set_norm_epsilon(1e-12);
+  auto& tokens = *job->mutable_tokenizer()->mutable_special_tokens();
+  for (const char* token : {"[PAD]", "[CLS]", "[SEP]", "[MASK]"}) {
+    if (std::find(tokens.begin(), tokens.end(), token) == tokens.end()) *tokens.Add() = token;
+  }
+}
+
+}  // namespace
+
 void FillDefaults(v1::JobSpec* job) {
   const v1::ChatSpec* chat = nullptr;  // of the last phase that has one
   for (v1::PhaseSpec& phase : *job->mutable_phases()) {
@@ -545,15 +599,17 @@ void FillDefaults(v1::JobSpec* job) {
     }
     if (traits.prefers) phase.mutable_preference();
     if (traits.trains_rewards && !phase.has_centering()) phase.set_centering(0.01);
+    if (traits.hides) phase.mutable_mask();
   }
-  FillRuleDefaults(job);
   v1::ModelSpec& model = *job->mutable_model();
+  if (IsEncoder(model)) FillEncoderDefaults(job);
+  FillRuleDefaults(job);
   if (model.family() == "cnn" && !model.has_kernel_size()) model.set_kernel_size(3);
   if (!model.has_kv_heads() && model.has_heads() && IsTransformer(model)) model.set_kv_heads(model.heads());
   if (!model.has_intermediate_size() && model.has_hidden_size() && IsTransformer(model)) {
     const uint64_t hidden = model.hidden_size();
     model.set_intermediate_size(
-        static_cast<uint32_t>(model.family() == "gpt2" ? 4 * hidden : (8 * hidden + 95) / 96 * 32));
+        static_cast<uint32_t>(model.family() == "gpt2" || IsEncoder(model) ? 4 * hidden : (8 * hidden + 95) / 96 * 32));
   }
   for (int i = 0; i < job->phases_size(); ++i) {
     v1::PhaseSpec& phase = *job->mutable_phases(i);
@@ -600,6 +656,7 @@ absl::Status ValidateJob(const v1::JobSpec& job) {
   for (int i = 0; i < job.phases_size(); ++i) {
     const std::string path = absl::StrCat("phases.", i);
     MILLRACE_RETURN_IF_ERROR(CheckPhase(job.phases(i), path));
+    MILLRACE_RETURN_IF_ERROR(CheckFamily(job.model(), job.phases(i), path));
     if (job.model().precision() == "bf16" && job.phases(i).optimizer().weight_bits() == 32) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ".optimizer.weight_bits: a model of precision bf16 computes with 16, not 32"));

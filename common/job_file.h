@@ -37,6 +37,7 @@ struct ObjectiveTraits {
   bool samples = false;         // answers of the model that is trained
   bool prefers = false;         // by the log-probabilities of whole answers
   bool has_reference = false;   // a second model that stays as it is
+  bool hides = false;           // tokens, which are to be told: an encoder learns
   bool predicts_text = false;   // the loss is nats a token of text
   bool pairs = false;           // examples are pairs of answers
   absl::string_view data;       // what its examples are, for messages; empty: text

@@ -599,6 +599,7 @@ v1::PhaseContext JobRun::Context(uint64_t epoch) const {
   if (planner_->samples()) {
     context.set_end_of_turn(planner_->end_of_turn());
   }
+  for (const auto& [text, id] : planner_->special_tokens()) (*context.mutable_special_tokens())[text] = id;
   return context;
 }
 

@@ -13,7 +13,10 @@
 #include "text/batches.h"
 #include "text/example_batches.h"
 #include "text/example_store.h"
+#include "text/hidden_tokens.h"
+#include "text/pair_batches.h"
 #include "text/token_store.h"
+#include "text/tokenizer.h"
 #include "text/unicode.h"
 
 namespace millrace::coordinator {
@@ -42,6 +45,7 @@ void Fill(const text::TokenBatch& batch, uint32_t index, v1::Microbatch* microba
 enum class Counting { kTokens, kPairs, kRows };
 
 Counting CountingOf(const std::string& objective) {
+  if (TraitsOf(objective).hides) return Counting::kRows;
   const std::optional<text::ExampleKind> kind = ExamplesOf(objective);
   if (kind == text::ExampleKind::kPairs) return Counting::kPairs;
   return kind == text::ExampleKind::kLabelled ? Counting::kRows : Counting::kTokens;
@@ -91,7 +95,11 @@ text::BatchOptions OptionsOf(const v1::JobSpec& job, uint32_t phase_index) {
 
 using Text = std::shared_ptr<const text::TokenStore>;
 
-absl::StatusOr<std::unique_ptr<text::BatchSource>> BatchesOf(Text store, const text::BatchOptions& options) {
+absl::StatusOr<std::unique_ptr<text::BatchSource>> BatchesOf(Text store, const v1::PhaseSpec& phase,
+                                                             const text::BatchOptions& options) {
+  if (TraitsOf(phase.objective()).hides) {
+    return text::PairBatches::Create(std::move(store), options, phase.mask().next_sentence());
+  }
   MILLRACE_ASSIGN_OR_RETURN(text::Batches batches, text::Batches::Create(std::move(store), options));
   return std::make_unique<text::Batches>(std::move(batches));
 }
@@ -121,6 +129,7 @@ struct Planner::Impl {
   std::unique_ptr<text::BatchSource> retained;  // null: the source is the job's text, or the model no language model
   // Evaluated alike each time.
   std::vector<v1::WorkUnit> evaluation;
+  std::map<std::string, uint32_t> special_tokens;  // of one that hides tokens
   uint32_t evaluation_units = 0;
   uint64_t evaluation_predictions = 0;
   uint64_t retained_predictions = 0;
@@ -163,19 +172,26 @@ absl::StatusOr<std::unique_ptr<Planner>> Planner::Open(const v1::JobSpec& job, u
     impl->OpenPrompts(std::move(prompts), job.seed(), phase_index);
   } else {
     if (folders.phase.empty()) {
-      MILLRACE_ASSIGN_OR_RETURN(impl->source, BatchesOf(std::move(text), options));
+      MILLRACE_ASSIGN_OR_RETURN(impl->source, BatchesOf(std::move(text), phase, options));
     } else if (ExamplesOf(phase.objective()).has_value()) {
       MILLRACE_ASSIGN_OR_RETURN(impl->source, OpenExamples(phase, folders.phase, text, options));
     } else {
       MILLRACE_ASSIGN_OR_RETURN(Text own, text::TokenStore::Open(folders.phase));
-      MILLRACE_ASSIGN_OR_RETURN(impl->source, BatchesOf(std::move(own), options));
+      MILLRACE_ASSIGN_OR_RETURN(impl->source, BatchesOf(std::move(own), phase, options));
     }
     impl->evaluation_predictions = AddEvaluation(*impl->source, phase.objective(), &impl->evaluation);
   }
   impl->evaluation_units = static_cast<uint32_t>(impl->evaluation.size());
+  if (traits.hides) {
+    // That of the job's text is that of the phase's.
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<text::Tokenizer> tokenizer,
+                              text::LoadTokenizer(folders.phase.empty() ? folders.job : folders.phase));
+    impl->special_tokens = text::SpecialTokensOf(*tokenizer);
+  }
   if (text != nullptr && !folders.phase.empty() && traits.learns && !traits.trains_rewards) {
-    MILLRACE_ASSIGN_OR_RETURN(impl->retained, BatchesOf(std::move(text), options));
-    impl->retained_predictions = AddEvaluation(*impl->retained, "causal_lm", &impl->evaluation);
+    MILLRACE_ASSIGN_OR_RETURN(impl->retained, BatchesOf(std::move(text), phase, options));
+    impl->retained_predictions =
+        AddEvaluation(*impl->retained, traits.hides ? phase.objective() : "causal_lm", &impl->evaluation);
   }
   return std::unique_ptr<Planner>(new Planner(std::move(impl)));
 }
@@ -369,6 +385,7 @@ uint64_t Planner::evaluation_bytes() const {
 uint32_t Planner::vocab_size() const { return samples() ? impl_->store->vocab_size() : impl_->source->vocab_size(); }
 const std::string& Planner::tokenizer_json() const { return impl_->tokenizer_json; }
 uint32_t Planner::end_of_turn() const { return samples() ? impl_->store->end_of_turn() : 0; }
+const std::map<std::string, uint32_t>& Planner::special_tokens() const { return impl_->special_tokens; }
 const std::string& Planner::data_fingerprint() const {
   return samples() ? impl_->store->fingerprint() : impl_->source->fingerprint();
 }

@@ -80,6 +80,8 @@ class Planner {
   // Of phases that sample: the tokenizer, and the token that ends an answer.
   const std::string& tokenizer_json() const;
   uint32_t end_of_turn() const;
+  // Of phases that hide tokens: those with a meaning of their own, by their text.
+  const std::map<std::string, uint32_t>& special_tokens() const;
   // Of the tokens and the tokenizer: what training on them is a function of.
   const std::string& data_fingerprint() const;
 

@@ -5,6 +5,7 @@
 #include "common/job_file.h"
 #include "text/batch_source.h"
 #include "worker/compare_objective.h"
+#include "worker/masked_objective.h"
 #include "worker/policy_objective.h"
 #include "worker/preference_objective.h"
 #include "worker/reward_objective.h"
@@ -45,7 +46,9 @@ absl::StatusOr<std::vector<v1::Experience>> Objective::Rollout(const RolloutPass
 }
 
 absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name, const ObjectiveSetting& setting) {
-  const bool language = setting.models->trained().network->score() < 0;
+  const model::Network& trained = *setting.models->trained().network;
+  if (name == "masked_lm" && trained.masked_head() != nullptr) return MaskedObjective::Create(setting);
+  const bool language = trained.score() < 0 && trained.extends();
   if (language && (name == "causal_lm" || name == "sft")) return std::make_unique<TextObjective>(setting);
   // Others learn with models of their own.
   if (name == setting.context->phase().objective()) {

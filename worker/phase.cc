@@ -103,13 +103,18 @@ class PhaseSeat::Epoch {
       for (const v1::ModelPart& part : model.parts) *result->add_parts() = part;
     }
     for (v1::Pruning& pruning : models_->models().Prunings()) *result->add_pruning() = std::move(pruning);
+    const model::Network& network = *models_->models().trained().network;
     model::Configuration configuration;
     configuration.spec = context_.model();
     configuration.vocab_size = context_.vocab_size();
-    const bool scalar = models_->models().trained().network->score() >= 0;
-    configuration.head = scalar ? model::Head::kScalar : model::Head::kLanguage;
+    configuration.head = network.score() >= 0 ? model::Head::kScalar : model::Head::kLanguage;
+    if (const auto padding = context_.special_tokens().find("[PAD]"); padding != context_.special_tokens().end()) {
+      configuration.padding = padding->second;
+    }
     (*result->mutable_files())["config.json"] = model::PrintConfig(configuration);
-    (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig(configuration);
+    if (network.extends()) {
+      (*result->mutable_files())["generation_config.json"] = model::PrintGenerationConfig(configuration);
+    }
     if (const PhaseModel& trained = models_->models().trained(); trained.adapter != nullptr) {
       (*result->mutable_files())[model::kAdapterConfigFile] =
           model::PrintAdapterConfig(*trained.adapter, context_.model(), /*base=*/"");

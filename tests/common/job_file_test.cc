@@ -517,6 +517,58 @@ TEST(JobFile, WhatMustHoldBetweenFieldsIsChecked) {
               HasSubstr("phases.1.name: there is a phase 'pretrain' already"));
 }
 
+TEST(JobFile, AnEncoderHasItsDefaults) {
+  const std::vector<std::string> encoder = {"model.family=bert", "phases.0.objective=masked_lm"};
+  v1::JobSpec job = Parsed(kJob, encoder);
+  EXPECT_EQ(job.model().norm_epsilon(), 1e-12);
+  EXPECT_EQ(job.model().intermediate_size(), 512u);
+  EXPECT_EQ(job.model().kv_heads(), 4u);
+  EXPECT_THAT(job.tokenizer().special_tokens(), ElementsAre("[PAD]", "[CLS]", "[SEP]", "[MASK]"));
+  EXPECT_EQ(job.phases(0).mask().share(), 0.15);
+  EXPECT_TRUE(job.phases(0).mask().next_sentence());
+  ExpectDefaultsFilled(job.model());
+  ExpectDefaultsFilled(job.phases(0).mask());
+  const std::string once = job.SerializeAsString();
+  FillDefaults(&job);
+  EXPECT_EQ(job.SerializeAsString(), once);
+  EXPECT_EQ(Parsed(kJob, {encoder[0], encoder[1], "model.norm_epsilon=1e-5"}).model().norm_epsilon(), 1e-5);
+  EXPECT_FALSE(Parsed(kJob).phases(0).has_mask());
+  EXPECT_EQ(Parsed(kJob).tokenizer().special_tokens_size(), 0);
+}
+
+TEST(JobFile, AnEncoderLearnsFromHiddenTokensAndNothingElseDoes) {
+  const auto encoder = [](const std::string& more) {
+    return Refusal(kJob, {"model.family=bert", "phases.0.objective=masked_lm", more});
+  };
+  EXPECT_THAT(Refusal(kJob, {"model.family=bert"}),
+              HasSubstr("phases.0.objective: the family bert is an encoder, which learns by masked_lm and not by "
+                        "causal_lm"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.objective=masked_lm"}),
+              HasSubstr("phases.0.objective: masked_lm needs an encoder, as in model.family bert; gpt2 predicts"));
+  EXPECT_THAT(Refusal(kJob, {"phases.0.mask.share=0.2"}), HasSubstr("phases.0.mask: only for masked_lm"));
+  EXPECT_THAT(encoder("phases.0.mask.random=0.3"), HasSubstr("phases.0.mask: masked (0.8) and random (0.3)"));
+  EXPECT_THAT(encoder("phases.0.mask.share=0"), HasSubstr("share"));
+  EXPECT_THAT(encoder("model.tied_embeddings=false"), HasSubstr("model.tied_embeddings"));
+  EXPECT_THAT(encoder("model.bias=false"), HasSubstr("model.bias"));
+  EXPECT_THAT(encoder("model.kv_heads=2"), HasSubstr("model.kv_heads: the family bert"));
+  EXPECT_THAT(encoder("model.heads=3"), HasSubstr("model.heads (3) does not divide"));
+  EXPECT_THAT(encoder("model.sliding_window=8"), HasSubstr("model.sliding_window"));
+  EXPECT_THAT(encoder("model.context=4"), HasSubstr("at least 5"));
+  EXPECT_THAT(encoder("phases.0.rollout.samples=2"), HasSubstr("rollout"));
+  const std::string two = std::string(kJob) + R"(
+  - {name: a, objective: masked_lm, global_batch: 4, stop: {max_steps: 1}, adapter: {type: lora}}
+)";
+  EXPECT_THAT(Refusal(two, {"model.family=bert", "phases.0.objective=masked_lm"}),
+              HasSubstr("phases.1.adapter: adapters are for decoder transformers; the family bert takes none"));
+  for (const char* objective : {"sft", "dpo", "reward", "grpo"}) {
+    EXPECT_THAT(Refusal(two, {"model.family=bert", "phases.0.objective=masked_lm",
+                              absl::StrCat("phases.1.objective=", objective), "phases.1.data={sources: [{path: a}]}",
+                              "phases.1.adapter={type: lora}", "phases.1.rewards=[]"}),
+                HasSubstr("phases.1"))
+        << objective;
+  }
+}
+
 TEST(JobFile, NamesAreSafeInPaths) {
   for (const char* name : {"../up", "a/b", ".hidden", "a b", "é", "''"}) {
     EXPECT_THAT(Refusal(Changed("name: mine", absl::StrCat("name: ", name))), HasSubstr("is no name")) << name;

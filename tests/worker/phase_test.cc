@@ -844,7 +844,7 @@ TEST_F(PhaseSeatTest, RefusesAContextThatDoesNotFit) {
   };
   EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_phase()->set_objective("telepathy"); }).code(),
             absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_model()->set_family("bert"); }).code(),
+  EXPECT_EQ(refused([](v1::PhaseContext* context) { context->mutable_model()->set_family("rwkv"); }).code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(refused([](v1::PhaseContext* context) { context->set_vocab_size(0); }).code(),
             absl::StatusCode::kInvalidArgument);
