@@ -20,7 +20,7 @@ absl::Status RunEmbed(Arguments arguments) {
   ModelFlags model_flags;
   Flags flags("embed",
               "Prints a text as a vector: the mean of the model's last outputs over its tokens (the last ones that the "
-              "context holds).",
+              "context holds). An encoder's see those behind them too.",
               "--model runs/quickstart/model --text \"the king\" --json");
   model_flags.Declare(&flags);
   flags.Text("text", "TEXT", "what to embed", &text).Required();

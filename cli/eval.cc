@@ -16,10 +16,12 @@
 #include "cli/model_source.h"
 #include "common/progress.h"
 #include "common/status.h"
+#include "common/yaml_message.h"
 #include "evaluation/questions.h"
 #include "evaluation/report.h"
 #include "evaluation/run_task.h"
 #include "evaluation/tasks_file.h"
+#include "model/masked_scores.h"
 #include "nlohmann/json.hpp"
 #include "text/corpus.h"
 #include "text/readable_text.h"
@@ -76,14 +78,54 @@ struct TasksFlags {
   bool json = false;
 };
 
+// How well an encoder tells what is hidden in the text.
+absl::Status EvaluateHidden(const Documents& text, const model::LanguageModel& model, bool pairs, bool json) {
+  v1::MaskSpec mask;
+  mask.set_next_sentence(pairs);
+  FillRuleDefaults(&mask);
+  MILLRACE_ASSIGN_OR_RETURN(const model::MaskedScores scores, model::ScoreHidden(model, text.tokens, mask));
+  if (json) {
+    nlohmann::ordered_json result = {{"masked_loss", scores.masked_loss}, {"masked_accuracy", scores.masked_accuracy}};
+    if (pairs) result["next_sentence_accuracy"] = scores.next_sentence_accuracy;
+    result.update({{"sequences", scores.sequences},
+                   {"hidden", scores.hidden},
+                   {"tokens", text.tokens.size()},
+                   {"documents", text.documents},
+                   {"skipped", text.skips.size()}});
+    std::printf("%s\n", result.dump(2).c_str());
+    return absl::OkStatus();
+  }
+  std::printf("masked loss             %.4f nats a hidden token\n", scores.masked_loss);
+  std::printf("masked accuracy         %.2f %%\n", 100 * scores.masked_accuracy);
+  if (pairs) std::printf("next-sentence accuracy  %.2f %%\n", 100 * scores.next_sentence_accuracy);
+  std::printf("text                    %s sequences, %s hidden tokens, %s document%s\n",
+              ShortCount(static_cast<double>(scores.sequences)).c_str(),
+              ShortCount(static_cast<double>(scores.hidden)).c_str(),
+              ShortCount(static_cast<double>(text.documents)).c_str(), text.documents == 1 ? "" : "s");
+  return absl::OkStatus();
+}
+
+struct TextFlags {
+  int64_t stride = 0;
+  bool single = false;
+  bool json = false;
+};
+
 // How well the model predicts the text at `path`.
-absl::Status EvaluateText(const std::string& path, const ModelFlags& model_flags, int64_t stride, bool json) {
+absl::Status EvaluateText(const std::string& path, const ModelFlags& model_flags, const TextFlags& how) {
+  const int64_t stride = how.stride;
+  const bool json = how.json;
   MILLRACE_ASSIGN_OR_RETURN(const text::SourceFiles found, FindData(path));
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, model_flags.Open());
   model::LanguageModel& model = *open->language_model;
   MILLRACE_ASSIGN_OR_RETURN(const Documents text, ReadAll(found, model));
   for (const std::string& skip : text.skips) std::fprintf(stderr, "left out: %s\n", skip.c_str());
   if (text.documents == 0) return absl::InvalidArgumentError(absl::StrCat(path, " holds no text"));
+  if (model.encoder_tokens() != nullptr) {
+    if (stride > 0) return UsageError("--stride: an encoder sees whole sequences");
+    return EvaluateHidden(text, model, !how.single, json);
+  }
+  if (how.single) return UsageError("--single is for encoders");
   if (stride > model.context()) {
     return UsageError(absl::StrCat("--stride ", stride, " is more than the model's context of ", model.context()));
   }
@@ -145,6 +187,9 @@ absl::Status EvaluateTasks(const std::string& path, const std::vector<std::strin
     const std::string& name = models[index];
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open,
                               model_flags.Open(sources[index], model::Weights::kComputed));
+    if (absl::Status extends = open->language_model->network().CheckExtends(); !extends.ok()) {
+      return Annotate(extends, absl::StrCat("--tasks: ", name));
+    }
     const evaluation::ModelInUse model = {open->language_model.get(), &open->compute,
                                           open->chat_template.ok() ? &*open->chat_template : nullptr};
     evaluation::ModelResults& of_model = results.emplace_back();
@@ -169,12 +214,15 @@ absl::Status RunEval(Arguments arguments) {
   std::string data, tasks;
   std::vector<std::string> models;
   int64_t stride = 0;
+  bool single = false;
   TasksFlags how;
   ModelFlags model_flags;
-  Flags flags("eval",
-              "Prints how well a model predicts text: loss, perplexity, bits a byte; or how well one or several do the "
-              "tasks of a file (docs/evaluation.md), side by side.",
-              "--model runs/quickstart/model --data runs/quickstart/data/held_out.txt");
+  Flags flags(
+      "eval",
+      "Prints how well a model predicts text: loss, perplexity, bits a byte, or of an encoder how well it tells "
+      "hidden tokens and whether one piece of text follows another; or how well one or several do the tasks "
+      "of a file (docs/evaluation.md), side by side.",
+      "--model runs/quickstart/model --data runs/quickstart/data/held_out.txt");
   model_flags.DeclareForSeveral(&flags, &models);
   flags.Text("data", "PATH", "a file, each one document (.jsonl: each line), also .gz or .zst; a folder or a glob",
              &data);
@@ -182,6 +230,9 @@ absl::Status RunEval(Arguments arguments) {
                 "with --data: tokens from one window of the model's context to the next; a small one lets each "
                 "prediction see a long past; 0: the context, as in training",
                 &stride, 0, 1 << 30);
+  flags.Switch("single",
+               "with --data, of encoders: sequences are one piece of text, as mask.next_sentence: false trains",
+               &single);
   flags.Text("tasks", "FILE", "tasks to do, instead of --data", &tasks);
   flags.Text("out", "DIR", "with --tasks: a folder for what each model said to each example", &how.out);
   flags.Switch("allow-programs", "with --tasks: lets tasks run their programs on what the model has generated",
@@ -193,12 +244,14 @@ absl::Status RunEval(Arguments arguments) {
     if (tasks.empty() && flags.given(flag)) return UsageError(absl::StrCat("--", flag, " goes with --tasks"));
   }
   if (!tasks.empty()) {
-    if (flags.given("stride")) return UsageError("--stride goes with --data");
+    for (const char* flag : {"stride", "single"}) {
+      if (flags.given(flag)) return UsageError(absl::StrCat("--", flag, " goes with --data"));
+    }
     return EvaluateTasks(tasks, models, model_flags, how);
   }
   if (models.size() != 1) return UsageError("several models are compared with --tasks only");
   model_flags.model = models[0];
-  return EvaluateText(data, model_flags, stride, how.json);
+  return EvaluateText(data, model_flags, {stride, single, how.json});
 }
 
 }  // namespace millrace::cli

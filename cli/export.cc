@@ -15,6 +15,7 @@
 #include "cli/model_source.h"
 #include "common/status.h"
 #include "model/families/decoder.h"
+#include "model/families/encoder.h"
 #include "model/formats/dtype.h"
 
 namespace millrace::cli {
@@ -93,7 +94,8 @@ absl::Status RunExport(Arguments arguments) {
     return Annotate(merged, "--format peft writes it beside the model, which --without-adapter writes");
   }
   if (!gguf) {
-    if (const std::string& family = open->language_model->network().spec().family(); !model::IsDecoder(family)) {
+    if (const std::string& family = open->language_model->network().spec().family();
+        !model::IsDecoder(family) && !model::IsEncoder(family)) {
       return absl::InvalidArgumentError(
           absl::StrCat("Hugging Face has no class for the family ", family,
                        ": nothing but millrace opens such a model; its checkpoint is a folder that can be copied"));

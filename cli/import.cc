@@ -15,7 +15,8 @@ absl::Status RunImport(Arguments arguments) {
   std::string from, adapter, out;
   Flags flags(
       "import",
-      "Reads a Hugging Face folder of the GPT-2, LLaMA, Mistral or Qwen2 family, checks it and writes a model folder: "
+      "Reads a Hugging Face folder of the GPT-2, LLaMA, Mistral, Qwen2 or BERT family, checks it and writes a model "
+      "folder: "
       "f32 in one file, whatever it was.",
       "--from hugging-face --out runs/imported");
   flags.Text("from", "DIR", "folder with config.json, tokenizer.json and safetensors, in one file or several", &from)

@@ -122,10 +122,12 @@ std::string Summary(const v1::Job& job) {
   return text;
 }
 
-std::string NextCommands(const std::string& program, const std::string& checkpoint) {
-  return absl::StrCat("Try:\n  ", program, " generate --model ", checkpoint, " --prompt \"The \"\n  ", program,
-                      " score --model ", checkpoint, " --text \"Today is a sunny day.\"\n  ", program,
-                      " export --model ", checkpoint, " --format hf --out hugging-face\n");
+std::string NextCommands(const std::string& program, const std::string& family, const std::string& checkpoint) {
+  const std::string first = family == "bert" ? absl::StrCat(" embed --model ", checkpoint, " --text \"The \"")
+                                             : absl::StrCat(" generate --model ", checkpoint, " --prompt \"The \"");
+  return absl::StrCat("Try:\n  ", program, first, "\n  ", program, " score --model ", checkpoint,
+                      " --text \"Today is a sunny day.\"\n  ", program, " export --model ", checkpoint,
+                      " --format hf --out hugging-face\n");
 }
 
 }  // namespace millrace::cli

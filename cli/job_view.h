@@ -29,6 +29,6 @@ bool HasEnded(v1::Job::State state);
 // The job's end in a few lines: why it ended, its held-out loss, its best checkpoint.
 std::string Summary(const v1::Job& job);
 // Commands to try with the model in a checkpoint folder; `program` as the user typed it.
-std::string NextCommands(const std::string& program, const std::string& checkpoint);
+std::string NextCommands(const std::string& program, const std::string& family, const std::string& checkpoint);
 
 }  // namespace millrace::cli

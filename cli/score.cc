@@ -9,10 +9,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/model_source.h"
 #include "common/status.h"
+#include "model/masked_scores.h"
 #include "nlohmann/json.hpp"
 #include "text/readable_text.h"
 
@@ -31,7 +33,9 @@ absl::Status RunScore(Arguments arguments) {
   std::string text;
   bool json = false;
   ModelFlags model_flags;
-  Flags flags("score", "Prints how likely a text is: each token's log-probability, perplexity, bits a byte.",
+  Flags flags("score",
+              "Prints how likely a text is: each token's log-probability, perplexity, bits a byte. Of an encoder: each "
+              "token's when it alone is hidden, which add up to the pseudo-log-likelihood.",
               "--model runs/quickstart/model --text \"And God said, Let there be light.\"");
   model_flags.Declare(&flags);
   flags.Text("text", "TEXT", "what to score, taken for the beginning of a document", &text).Required();
@@ -41,11 +45,16 @@ absl::Status RunScore(Arguments arguments) {
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<OpenModel> open, model_flags.Open());
   model::LanguageModel& model = *open->language_model;
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<uint32_t> ids, model.EncodeDocument(text));
-  // In a text longer than the context each prediction sees at least the half of it.
-  MILLRACE_ASSIGN_OR_RETURN(const std::vector<float> predicted,
-                            model.LogProbabilities(ids, std::max<int64_t>(1, model.context() / 2)));
-
+  const bool encoder = model.encoder_tokens() != nullptr;
   const size_t first = model.tokenizer().end_of_text().has_value() ? 1 : 0;
+  // Of the tokens that something precedes, an encoder's of all but what separates documents.
+  std::vector<float> predicted;
+  if (encoder) {
+    MILLRACE_ASSIGN_OR_RETURN(predicted, model::PseudoLogProbabilities(model, absl::MakeConstSpan(ids).subspan(first)));
+  } else {
+    // In a text longer than the context each prediction sees at least the half of it.
+    MILLRACE_ASSIGN_OR_RETURN(predicted, model.LogProbabilities(ids, std::max<int64_t>(1, model.context() / 2)));
+  }
   std::vector<ScoredToken> tokens;
   text::ReadableText readable;
   double sum = 0;
@@ -54,9 +63,9 @@ absl::Status RunScore(Arguments arguments) {
     const std::string of_token = model.tokenizer().TokenBytes(ids[i]);
     ScoredToken token = {ids[i], readable.Add(of_token), std::nullopt};
     if (i + 1 == ids.size()) token.text += readable.Finish();
-    if (i > 0) {
-      token.log_probability = predicted[i - 1];
-      sum += predicted[i - 1];
+    if (encoder || i > 0) {
+      token.log_probability = predicted[encoder ? i - first : i - 1];
+      sum += *token.log_probability;
       bytes += of_token.size();
     }
     tokens.push_back(std::move(token));

@@ -130,6 +130,9 @@ absl::Status RunServe(Arguments arguments) {
     MILLRACE_ASSIGN_OR_RETURN(const ModelSource source, ModelSource::Find(named.model, where));
     MILLRACE_ASSIGN_OR_RETURN(open.emplace_back(),
                               OpenModelFolder(source.directory(), threads, model::Weights::kComputed));
+    if (absl::Status extends = open.back()->language_model->network().CheckExtends(); !extends.ok()) {
+      return Annotate(extends, absl::StrCat("--model ", argument));
+    }
     served.push_back(Served(named.name, *open.back(), &open.back()->compute, open.back()->language_model->weights()));
     names.push_back(named.name);
     sequence_bytes = std::max(sequence_bytes, served.back().network->SequenceBytes());

@@ -166,7 +166,8 @@ absl::Status RunTrain(Arguments arguments) {
   switch (job.state()) {
     case v1::Job::SUCCEEDED:
       line.Print(absl::StrCat("\n", Summary(job), "  checkpoint          ", checkpoints, "best\n\n",
-                              NextCommands("millrace", absl::StrCat(checkpoints, "best"))));
+                              NextCommands("millrace", job.spec().model().family(),
+                                           absl::StrCat(checkpoints, "best"))));
       return absl::OkStatus();
     case v1::Job::PAUSED:
       return absl::CancelledError(absl::StrCat("job ", job.id(), " was paused; `", again, "` goes on"));

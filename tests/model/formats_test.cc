@@ -37,7 +37,7 @@ json GoldenConfig(const std::string& family) {
 }
 
 TEST(ConfigJson, ComesBackAsItWasWritten) {
-  for (const char* family : {"gpt2", "llama", "mistral", "qwen2", "lstm", "cnn"}) {
+  for (const char* family : {"gpt2", "llama", "mistral", "qwen2", "bert", "lstm", "cnn"}) {
     for (const bool other : {false, true}) {
       Configuration written;
       written.spec = TinySpec(family, other ? "bf16" : "f32");
@@ -268,7 +268,7 @@ INSTANTIATE_TEST_SUITE_P(
             "Gemma",
             "llama",
             {{"model_type", "gemma"}},
-            R"(model_type "gemma" is not supported; "gpt2", "llama", "mistral", "qwen2", "millrace_lstm", "millrace_cnn" are)"},
+            R"(model_type "gemma" is not supported; "gpt2", "llama", "mistral", "qwen2", "bert", "millrace_lstm", "millrace_cnn" are)"},
         Refusal{"MistralOtherHeadSize", "mistral", {{"head_dim", 8}}, "head_dim is 8"},
         Refusal{"MistralWindowOfText", "mistral", {{"sliding_window", "4"}}, "sliding_window"},
         Refusal{"Qwen2Yarn", "qwen2", {{"rope_parameters", {{"rope_type", "yarn"}}}}, "rope_type is \"yarn\""},
@@ -291,6 +291,10 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"RopeThatIsText", "llama", {{"rope_scaling", "linear"}}, "rope_scaling must be an object"},
         Refusal{"ThetaOfZero", "llama", {{"rope_parameters", {{"rope_theta", 0}}}}, "rope_theta"},
         Refusal{"NoMlp", "llama", {{"intermediate_size", "-"}}, "intermediate_size is missing"},
+        Refusal{"BertActivation", "bert", {{"hidden_act", "gelu_new"}}, "hidden_act is \"gelu_new\""},
+        Refusal{"BertRelativePositions", "bert", {{"position_embedding_type", "relative_key"}}, "position_embedding_type"},
+        Refusal{"BertThirdPiece", "bert", {{"type_vocab_size", 3}}, "type_vocab_size is 3"},
+        Refusal{"BertThatDecodes", "bert", {{"is_decoder", true}}, "is_decoder"},
         Refusal{"LstmWithoutLayers", "lstm", {{"num_hidden_layers", "-"}}, "num_hidden_layers is missing"},
         Refusal{"CnnThatSeesNothing", "cnn", {{"kernel_size", 0}}, "kernel_size must be a whole number above 0"},
         Refusal{"CnnWithoutKernel", "cnn", {{"kernel_size", "-"}}, "kernel_size is missing"},

@@ -421,7 +421,7 @@ TEST_P(NetworkTest, EveryPlaceDropsOnItsOwn) {
 
 TEST(CreateNetworkTest, SaysWhatThereIs) {
   EXPECT_THAT(CreateNetwork(TinySpec("rwkv"), kVocab).status().message(),
-              HasSubstr("there is no family 'rwkv'; gpt2, llama, mistral, qwen2, lstm and cnn are known"));
+              HasSubstr("there is no family 'rwkv'; gpt2, llama, mistral, qwen2, bert, lstm and cnn are known"));
   v1::ModelSpec wide = TinySpec("cnn");
   wide.set_kernel_size(65);
   EXPECT_THAT(CreateNetwork(wide, kVocab).status().message(), HasSubstr("kernel_size must be between 1 and 64"));

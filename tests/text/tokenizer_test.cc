@@ -97,6 +97,16 @@ TEST(TokenizerConfig, KeepsTokenizerJsonWhereItWouldBeReplaced) {
   EXPECT_TRUE(qwen2["auto_map"]["AutoTokenizer"].is_array());
 }
 
+TEST(TokenizerConfig, NamesTheTokensOfAnEncodersSequences) {
+  const auto tokenizer = Must(TrainCharacters([](const auto& each) { return each("abc"); }, {"[PAD]", "[CLS]", "[MASK]"}));
+  const Json bert = Json::parse(tokenizer->ConfigJson("bert")), gpt2 = Json::parse(tokenizer->ConfigJson("gpt2"));
+  EXPECT_EQ(bert["cls_token"], "[CLS]");
+  EXPECT_EQ(bert["pad_token"], "[PAD]");
+  EXPECT_EQ(bert["mask_token"], "[MASK]");
+  EXPECT_FALSE(bert.contains("sep_token"));  // it has none
+  EXPECT_FALSE(gpt2.contains("cls_token"));
+}
+
 TEST_P(HuggingFaceGolden, SameIdsBothWaysAndAfterBeingWrittenByUs) {
   const auto theirs = Must(ParseTokenizer(Golden(GetParam() + ".json"), GetParam()));
   ASSERT_NE(theirs, nullptr);
