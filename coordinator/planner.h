@@ -65,8 +65,8 @@ class Planner {
   uint32_t training_units() const;
   uint32_t evaluation_units() const;
   uint32_t rollout_units() const;
-  // What the loss of the step after `version`, and of an evaluation, is a mean over, in all: tokens, pairs or answers;
-  // of the job's text, if that is scored too, tokens.
+  // What the loss of the step after `version`, and of an evaluation, is a mean over, in all: tokens, pairs, answers or
+  // an encoder's sequences; of the job's text, if that is scored too, tokens or sequences.
   uint64_t training_predictions(uint64_t version) const;
   uint64_t evaluation_predictions() const;
   uint64_t retained_predictions() const;

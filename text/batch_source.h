@@ -11,6 +11,7 @@ namespace millrace::text {
 inline constexpr float kTie = -1;
 
 // Sequences that go through the model together: row r predicts tokens[r][c + 1] from those of its sequence up to c.
+// Those of an encoder are whole; workers hide some of their tokens (hidden_tokens.h).
 struct TokenBatch {
   uint32_t rows = 0;
   uint32_t columns = 0;          // tokens a row, the last one's target included
@@ -19,8 +20,9 @@ struct TokenBatch {
   std::vector<uint8_t> scored;
   // [rows, columns]: the column at which the token's sequence begins in its row. Empty: each row is one sequence.
   std::vector<uint32_t> starts;
-  // What the objective knows of each row; empty: nothing. Pairs, whose rows are chosen, rejected, chosen, …: the
-  // margin, at least 0, or kTie, in both rows of the pair. Labelled: +1 for a response that is wanted, else -1.
+  // What the objective knows of each row; empty: nothing. An encoder's: 1 if the second piece follows the first, else
+  // 0. Pairs, whose rows are chosen, rejected, chosen, …: the margin, at least 0, or kTie, in both rows of the pair.
+  // Labelled: +1 for a response that is wanted, else -1.
   std::vector<float> row_values;  // [rows]
   uint64_t bytes = 0;             // of text, of the predicted tokens
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -16,6 +17,7 @@
 #include "model/layers/linear.h"
 #include "model/objectives/token_scores.h"
 #include "model/tiny_models.h"
+#include "text/temporary_folder.h"
 
 namespace millrace::model {
 namespace {
@@ -200,6 +202,39 @@ TEST(GoldenBert, OutputsLossesAndGradientsAreThoseOfTransformers) {
     for (size_t i = 0; i < of_tensor.size(); ++i) {
       EXPECT_NEAR(gradients[static_cast<size_t>(spec.offset) + i], of_tensor[i], 5e-5 * (1 + std::fabs(of_tensor[i])))
           << spec.name << " " << i;
+    }
+  }
+}
+
+// Older versions of transformers store what is tied, too.
+TEST(GoldenBert, AnOutputProjectionThatIsStoredMustBeTheEmbedding) {
+  const std::string golden = std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/model/bert";
+  const auto file = *SafetensorsFile::Open(golden + "/model.safetensors");
+  text::TemporaryFolder folder;
+  for (const bool differs : {false, true}) {
+    SafetensorsHeader header;
+    header.tensors = file->header().tensors;
+    std::string data;
+    for (const SafetensorsEntry& entry : header.tensors) absl::StrAppend(&data, file->bytes(entry));
+    SafetensorsEntry head = *header.Find("bert.embeddings.word_embeddings.weight");
+    std::string of_head(file->bytes(head));
+    if (differs) of_head[1] = static_cast<char>(of_head[1] ^ 1);
+    head.name = "cls.predictions.decoder.weight";
+    header.tensors.push_back(head);
+    SafetensorsEntry bias = *header.Find("cls.predictions.bias");
+    bias.name = "cls.predictions.decoder.bias";
+    header.tensors.push_back(bias);
+    absl::StrAppend(&data, of_head, file->bytes(*file->header().Find("cls.predictions.bias")));
+    const std::string start = LayOutSafetensors(&header);
+    folder.Write("model.safetensors", start + data);
+    const Golden plain = LoadGolden();
+    std::vector<float> weights(plain.weights.size());
+    const absl::Status read = ReadWeights(folder.path(), plain.network->tensors(), weights.data());
+    EXPECT_EQ(read.ok(), !differs) << read;
+    if (differs) {
+      EXPECT_THAT(read.message(), HasSubstr("tensor 'cls.predictions.decoder.weight' differs from the embedding"));
+    } else {
+      EXPECT_EQ(weights, plain.weights);
     }
   }
 }
