@@ -17,12 +17,15 @@ class Service;
 
 namespace millrace {
 
+class Metrics;
+
 struct GrpcServerOptions {
   std::string listen;                                    // HOST:PORT; port 0: any
   std::string address_file;                              // written with the bound HOST:PORT once serving; empty: none
   std::vector<grpc::Service*> services;                  // outlive the server
   std::shared_ptr<grpc::ServerCredentials> credentials;  // null: plain TCP
   Access* access = nullptr;                              // who may call what; outlives the server; null: all may
+  Metrics* metrics = nullptr;                            // told of every call (rpc_metrics.h); outlives the server
 };
 
 class GrpcServer {

@@ -10,6 +10,7 @@
 #include <prometheus/gauge.h>
 #include <prometheus/histogram.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,8 +21,8 @@
 namespace millrace {
 
 // Holds the metrics of a process; what it returns lives as long as it does and is thread-safe. Metrics of one name
-// that differ in their labels may be asked for one after another, with the same help. Process metrics
-// (process_resident_memory_bytes) are there from the start.
+// that differ in their labels may be asked for one after another, with the same help. millrace_build_info and what the
+// system knows of the process (process_…) are there from the start.
 class Metrics {
  public:
   using Labels = std::map<std::string, std::string>;
@@ -48,9 +49,34 @@ class Metrics {
   std::string Text() const;
 
  private:
+  friend class MetricGroup;
   struct Impl;
   const std::unique_ptr<Impl> impl_;
   std::string address_;
+};
+
+// Metrics that have labels in common and go with the group: those of something that ends, so that a process that lives
+// on does not tell of it for ever. Not thread-safe; the metrics are. No two groups with equal labels at a time.
+class MetricGroup {
+ public:
+  // `metrics` must outlive this.
+  MetricGroup(Metrics* metrics, Metrics::Labels labels) : metrics_(metrics), labels_(std::move(labels)) {}
+  ~MetricGroup();
+  MetricGroup(const MetricGroup&) = delete;
+  MetricGroup& operator=(const MetricGroup&) = delete;
+
+  // As those of Metrics, with the group's labels besides; they live as long as the group.
+  prometheus::Counter* Counter(const std::string& name, const std::string& help, const Metrics::Labels& labels = {});
+  prometheus::Gauge* Gauge(const std::string& name, const std::string& help, const Metrics::Labels& labels = {});
+
+ private:
+  // The one with these labels, made if need be.
+  template <typename T, typename Builder>
+  T* Find(Builder builder, const std::string& name, const std::string& help, Metrics::Labels labels);
+
+  Metrics* const metrics_;
+  const Metrics::Labels labels_;
+  std::map<void*, std::function<void()>> removals_;  // by metric
 };
 
 // Bounds for durations from a millisecond to a minute, in seconds.

@@ -4,8 +4,10 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -91,7 +93,7 @@ class Coordinator {
     queueing.run = [this, &roots](const StoredJob& job, const JobControl& control) -> absl::StatusOr<JobOutcome> {
       // Again: what paths lead to may have changed since the job came, and only now are all files looked for.
       MILLRACE_RETURN_IF_ERROR(roots.Check(job.job.spec(), job.base_directory, DataRoots::Depth::kFiles));
-      return RunJob(job, Parts(), control);
+      return RunAndCount(job, control);
     };
     queueing.forget = [this](const std::string& job_id) { return ratings_->RemoveSetsOf(job_id); };
     queueing.wake = [this] {
@@ -124,6 +126,7 @@ class Coordinator {
     serving.access = access.get();
     if (options_.tls != nullptr) serving.credentials = options_.tls->ForServers();
     TellExpiry(options_.tls.get(), &registry_);
+    serving.metrics = &registry_;
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 
@@ -161,6 +164,7 @@ class Coordinator {
            {"threads", member.threads}});
     };
     options.on_loss = [this](const Member& member, absl::string_view why) {
+      metrics_.CountLost(member.role);
       Log(Severity::kInfo, "gone", {{"member", member.id}, {"name", member.name}, {"why", why}});
       if (member.role == v1::WORKER) {
         board_.Dismiss(member.id);
@@ -234,15 +238,37 @@ class Coordinator {
       return fleets_.Connect(epoch, addresses);
     };
     parts.on_evaluation = [this] { sweeps_->Tick(); };
-    parts.announce = [this](uint64_t epoch) { cluster_->Announce(epoch); };
+    parts.announce = [this](uint64_t epoch) {
+      metrics_.epoch->Set(static_cast<double>(epoch));
+      cluster_->Announce(epoch);
+    };
     parts.metrics = &metrics_;
     parts.ratings = ratings_.get();
     parts.rating_page = page_address_;
     return parts;
   }
 
+  absl::StatusOr<JobOutcome> RunAndCount(const StoredJob& job, const JobControl& control) {
+    if (job.job.started_unix_ms() == 0) {
+      const absl::Duration waited = absl::Now() - absl::FromUnixMillis(job.job.submitted_unix_ms());
+      metrics_.queue_duration->Observe(std::max(0.0, absl::ToDoubleSeconds(waited)));
+    }
+    absl::StatusOr<JobOutcome> outcome = RunJob(job, Parts(), control);
+    metrics_.EndJob(job.job.id(), absl::Now());
+    if (!outcome.ok()) {
+      metrics_.CountFinished("failed");
+    } else if (outcome->kind == JobOutcome::Kind::kSucceeded) {
+      metrics_.CountFinished("succeeded");
+    } else if (outcome->kind == JobOutcome::Kind::kCancelled) {
+      metrics_.CountFinished("cancelled");
+    }
+    return outcome;
+  }
+
   // Until `ended`: what only time tells.
   void Tick(const absl::Notification* ended) {
+    metrics_.required_shards->Set(options_.shards);
+    CountUp();
     absl::Time next_flush = absl::Now() + kFlush;
     while (!ended->WaitForNotificationWithTimeout(kTick)) {
       const absl::Time now = absl::Now();
@@ -262,15 +288,20 @@ class Coordinator {
   void CountUp() {
     metrics_.workers->Set(static_cast<double>(members_.Living(v1::WORKER).size()));
     metrics_.shards->Set(static_cast<double>(members_.Living(v1::SHARD).size()));
-    double queued = 0;
-    for (const v1::Job& job : book_->List()) queued += job.state() == v1::Job::QUEUED;
-    metrics_.jobs_queued->Set(queued);
+    std::map<v1::Job::State, uint64_t> jobs;
+    for (const v1::Job& job : book_->List()) ++jobs[job.state()];
+    metrics_.SetJobs(jobs);
+    metrics_.SetDisk(directory_);
+    metrics_.DropEnded(absl::Now());
     const WorkBoard::Counts counts = board_.counts();
-    metrics_.units_accepted->Set(static_cast<double>(counts.accepted));
-    metrics_.units_repeated->Set(static_cast<double>(counts.repeated));
-    metrics_.units_stale->Set(static_cast<double>(counts.stale));
-    metrics_.units_failed->Set(static_cast<double>(counts.failed));
-    metrics_.units_freed->Set(static_cast<double>(counts.freed));
+    const auto raise = [](prometheus::Counter* counter, uint64_t to) {
+      counter->Increment(static_cast<double>(to) - counter->Value());
+    };
+    raise(metrics_.units_accepted, counts.accepted);
+    raise(metrics_.units_repeated, counts.repeated);
+    raise(metrics_.units_stale, counts.stale);
+    raise(metrics_.units_failed, counts.failed);
+    raise(metrics_.units_freed, counts.freed);
   }
 
   const CoordinatorOptions options_;

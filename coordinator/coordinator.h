@@ -7,6 +7,8 @@
 //   DIR/audit.jsonl                                who changed what, and who was refused (common/audit_log.h)
 //   DIR/jobs/JOB/job.yaml, job.json                as submitted, and with every default filled in
 //   DIR/jobs/JOB/data/                             tokenizer and token stores (text/token_store.h)
+//   DIR/jobs/JOB/metrics.jsonl, metrics.csv,
+//                tensorboard/PHASE/                what steps and evaluations measured (progress_files.h)
 //   DIR/jobs/JOB/checkpoints/PHASE-STEP/           one checkpoint (checkpoint_manifest.h)
 //   DIR/jobs/JOB/checkpoints/best, last            symbolic links to two of them
 #pragma once

@@ -28,6 +28,7 @@
 #include "coordinator/checkpoint_writer.h"
 #include "coordinator/job_data.h"
 #include "coordinator/planner.h"
+#include "coordinator/progress_files.h"
 #include "coordinator/pruning.h"
 #include "coordinator/rating_examples.h"
 #include "coordinator/rating_json.h"
@@ -220,6 +221,8 @@ class JobRun {
   absl::Status BeginCheckpoint(uint64_t version);
   absl::Status FinishCheckpoint();
   absl::Status PlaceCheckpoint(const CheckpointManifest& manifest, bool best, absl::Time begun);
+  void RestartFiles(uint64_t version);
+  void WriteFiles(v1::JobEvent event);
 
   bool EvaluationDue(uint64_t version) const {
     // Answers are also evaluated before anything is learnt from them: that is what training begins with.
@@ -324,6 +327,9 @@ class JobRun {
   std::string tokenizer_of_adapter_;                 // of one that begins with a text
   std::map<std::string, v1::AdapterSpec> adapters_;  // of what models begin with
   std::map<std::string, std::string> side_files_;
+
+  std::shared_ptr<PhaseMetrics> told_of_phase_;  // of one that learns
+  std::unique_ptr<ProgressFiles> files_;         // null: they cannot be written
 
   // Of the present course.
   uint64_t shard_losses_ = 0;
@@ -447,6 +453,7 @@ absl::StatusOr<JobOutcome> JobRun::TrainPhase() {
     job->set_phase(phase_->name());
     job->set_max_steps(max_steps());
   }));
+  told_of_phase_ = parts_.metrics->BeginPhase(id_, phase_->name(), max_steps(), parts_.now());
   return InCourses([this] { return Course(); });
 }
 
@@ -787,7 +794,9 @@ absl::StatusOr<uint64_t> JobRun::Restore() {
     job->set_best_held_out_loss(rules_->best_loss());
     job->set_held_out_loss(evaluations_.empty() ? 0 : evaluations_.back().loss);
   });
+  RestartFiles(version);
   reached_ = version;
+  told_of_phase_->Return(version, tokens_);
   return version;
 }
 
@@ -1017,6 +1026,7 @@ absl::StatusOr<double> JobRun::TrainLoss(uint64_t version, absl::Span<const v1::
                                             " predictions where the units have ", wanted));
   }
   if (!std::isfinite(sum)) {
+    parts_.metrics->CountNonfinite("train_loss");
     return absl::InvalidArgumentError(absl::StrCat(
         "the loss is not finite at step ", version + 1, " of phase ", phase_->name(), " (", sum,
         "); try a lower learning rate, a longer warm-up or a smaller clip_norm; the last checkpoint is of step ",
@@ -1036,6 +1046,7 @@ absl::StatusOr<double> JobRun::HeldOutLoss(uint64_t version, absl::Span<const v1
                                             " predictions where the units have ", wanted));
   }
   if (!std::isfinite(sum)) {
+    parts_.metrics->CountNonfinite("held_out_loss");
     return absl::InvalidArgumentError(absl::StrCat("the held-out loss is not finite at step ", version, " of phase ",
                                                    phase_->name(), " (", sum, "); the last checkpoint is of step ",
                                                    on_shelf_));
@@ -1074,6 +1085,7 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
   about.set_bytes(evaluation.bytes);
   about.set_best(best);
   about.mutable_statistics()->insert(evaluation.statistics.begin(), evaluation.statistics.end());
+  WriteFiles(event);
   parts_.book->Append(id_, std::move(event));
   parts_.book->Update(id_, [&](v1::Job* job) {
     job->set_held_out_loss(evaluation.loss);
@@ -1082,8 +1094,10 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
     job->set_best_held_out_loss(rules_->best_loss());
   });
   if (parts_.on_evaluation) parts_.on_evaluation();
-  parts_.metrics->held_out_loss->Set(evaluation.loss);
-  parts_.metrics->SetHeldOutStatistics(evaluation.statistics);
+  uint64_t rises = 0;
+  for (size_t i = evaluations_.size(); i > 1 && evaluations_[i - 1].loss > evaluations_[i - 2].loss; --i) ++rises;
+  told_of_phase_->Evaluated(evaluation.loss, version > 0 ? std::optional(rules_->best_loss()) : std::nullopt, rises,
+                            evaluation.statistics);
   Log(Severity::kInfo, "evaluated",
       {{"job", id_},
        {"phase", phase_->name()},
@@ -1107,6 +1121,7 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   MILLRACE_ASSIGN_OR_RETURN(const FleetNorms norms, fleet_->Norms(asked));
   const double norm = std::sqrt(norms.squared_norm);
   if (!std::isfinite(norm)) {
+    parts_.metrics->CountNonfinite("gradient");
     return absl::InvalidArgumentError(absl::StrCat(
         "the gradient is not finite at step ", version + 1, " of phase ", phase_->name(),
         "; try a lower learning rate, a longer warm-up or a smaller clip_norm; the last checkpoint is of step ",
@@ -1132,17 +1147,15 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   const uint64_t step_tokens = planner_->training_tokens(version);
   tokens_ += step_tokens;
   const absl::Time now = parts_.now();
-  CoordinatorMetrics& metrics = *parts_.metrics;
-  metrics.steps->Increment();
-  metrics.tokens->Increment(static_cast<double>(step_tokens));
-  metrics.saturated->Increment(static_cast<double>(norms.saturated));
-  metrics.train_loss->Set(train_loss);
-  metrics.SetTrainStatistics(step_statistics_);
-  metrics.gradient_norm->Set(norm);
-  metrics.learning_rate->Set(learning_rate);
-  metrics.step->Set(static_cast<double>(reached_));
-  metrics.step_duration->Observe(absl::ToDoubleSeconds(now - step_began_));
-  metrics.last_step_timestamp->Set(absl::ToDoubleSeconds(now - absl::UnixEpoch()));
+  told_of_phase_->Applied({.step = reached_,
+                           .tokens = step_tokens,
+                           .phase_tokens = tokens_,
+                           .saturated = norms.saturated,
+                           .loss = train_loss,
+                           .gradient_norm = norm,
+                           .learning_rate = learning_rate},
+                          step_statistics_, now);
+  parts_.metrics->step_duration->Observe(absl::ToDoubleSeconds(now - step_began_));
   step_began_ = now;
   parts_.book->Update(id_, [&](v1::Job* job) {
     job->set_step(reached_);
@@ -1175,9 +1188,28 @@ absl::Status JobRun::Commit(uint64_t version, double train_loss) {
   about.set_workers(static_cast<uint32_t>(parts_.board->workers()));
   about.set_seconds_training(seconds_before_ + absl::ToDoubleSeconds(now - course_began_));
   about.mutable_statistics()->insert(step_statistics_.begin(), step_statistics_.end());
+  WriteFiles(event);
   parts_.book->Append(id_, std::move(event));
-  metrics.tokens_per_second->Set(tokens_per_second_);
+  told_of_phase_->SetTokensPerSecond(tokens_per_second_);
   return absl::OkStatus();
+}
+
+// The files are for people: training goes on without them, to the next run or recovery.
+void JobRun::RestartFiles(uint64_t version) {
+  absl::StatusOr<std::unique_ptr<ProgressFiles>> files = ProgressFiles::Open(directory_);
+  absl::Status status = files.status();
+  if (status.ok()) status = (*files)->Restart(phase_->name(), version, absl::ToUnixMillis(parts_.now()));
+  files_ = status.ok() ? *std::move(files) : nullptr;
+  if (!status.ok()) Tell(Severity::kWarning, absl::StrCat("progress is not written to files: ", status.message()));
+}
+
+void JobRun::WriteFiles(v1::JobEvent event) {
+  if (files_ == nullptr) return;
+  event.set_unix_ms(absl::ToUnixMillis(parts_.now()));
+  const absl::Status written = files_->Add(event);
+  if (written.ok()) return;
+  Tell(Severity::kWarning, absl::StrCat("progress is no longer written to files: ", written.message()));
+  files_.reset();
 }
 
 // Starts writing `version`, which the shards are at, and returns as soon as they hold it.
@@ -1231,9 +1263,8 @@ absl::Status JobRun::PlaceCheckpoint(const CheckpointManifest& manifest, bool be
   about.set_best(best);
   parts_.book->Append(id_, std::move(event));
   const absl::Time now = parts_.now();
-  parts_.metrics->checkpoints->Increment();
+  told_of_phase_->Checkpoint(now);
   parts_.metrics->checkpoint_duration->Observe(absl::ToDoubleSeconds(now - begun));
-  parts_.metrics->last_checkpoint_timestamp->Set(absl::ToDoubleSeconds(now - absl::UnixEpoch()));
   Log(Severity::kInfo, "checkpoint",
       {{"job", id_}, {"phase", manifest.phase}, {"step", manifest.step}, {"digest", manifest.digest}, {"best", best}});
   return absl::OkStatus();

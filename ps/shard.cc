@@ -70,6 +70,7 @@ absl::Status RunShard(const ShardOptions& options) {
     serving.access = &access;
     TellExpiry(options.tls.get(), &registry);
   }
+  serving.metrics = &registry;
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
   const std::string address = ReachableAddress(server->address());
   Log(Severity::kInfo, "serves", {{"address", server->address()}, {"threads", options.threads}});

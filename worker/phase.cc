@@ -20,6 +20,7 @@
 #include "model/formats/config_json.h"
 #include "model/formats/peft.h"
 #include "text/tokenizer.h"
+#include "worker/model_flops.h"
 #include "worker/objective.h"
 #include "worker/parameters.h"
 #include "worker/phase_models.h"
@@ -96,6 +97,7 @@ class PhaseSeat::Epoch {
   }
 
   uint64_t number() const { return context_.epoch(); }
+  double Flops(const v1::WorkUnit& unit) const { return ModelFlops(models_->models().trained(), table_, unit); }
 
   void Plan(v1::WorkResult* result) const {
     *result->mutable_table() = table_;
@@ -463,6 +465,7 @@ absl::Status PhaseSeat::Do(const v1::WorkUnit& unit, v1::WorkResult* result) {
 }
 
 absl::Status PhaseSeat::EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* result) {
+  model_flops_ = 0;
   MILLRACE_RETURN_IF_ERROR(Enter(unit));
   switch (unit.kind()) {
     case v1::WorkUnit::PLAN:
@@ -471,9 +474,13 @@ absl::Status PhaseSeat::EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* res
     case v1::WorkUnit::INITIALIZE:
       return epoch_->Initialize();
     case v1::WorkUnit::TRAIN:
-      return epoch_->Train(unit, result);
+      MILLRACE_RETURN_IF_ERROR(epoch_->Train(unit, result));
+      model_flops_ = epoch_->Flops(unit);
+      return absl::OkStatus();
     case v1::WorkUnit::EVALUATE:
-      return epoch_->Evaluate(unit, result);
+      MILLRACE_RETURN_IF_ERROR(epoch_->Evaluate(unit, result));
+      model_flops_ = epoch_->Flops(unit);
+      return absl::OkStatus();
     case v1::WorkUnit::ROLLOUT:
       return epoch_->Rollout(unit, result);
     default:

@@ -32,6 +32,8 @@ class PhaseSeat {
   // INVALID_ARGUMENT and OUT_OF_RANGE: this unit cannot be done, by nobody (a gradient that is not finite, a model that
   // cannot be). Other errors may go away: shards that are lost or configured anew.
   absl::Status Do(const v1::WorkUnit& unit, v1::WorkResult* result);
+  // Own thread only. Of the unit that was done last (model_flops.h); 0 if it neither trained nor evaluated.
+  double model_flops() const { return model_flops_; }
 
  private:
   class Models;
@@ -47,6 +49,7 @@ class PhaseSeat {
   // Own thread only. The models outlive epochs that have the same ones.
   std::unique_ptr<Models> models_;
   std::unique_ptr<Epoch> epoch_;
+  double model_flops_ = 0;
 
   absl::Mutex mutex_;
   uint64_t announced_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -172,7 +172,7 @@ v1::WorkResult Worker::Do(const v1::WorkUnit& unit) {
   result.set_unit(unit.unit());
   const absl::Time begun = absl::Now();
   const absl::Status done = seat_.Do(unit, &result);
-  metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun, result.predictions());
+  metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun, result.predictions(), seat_.model_flops());
   if (!done.ok()) {
     result.set_failed(true);
     // Whatever lies between here and a shard may be tried again, by another worker or after a recovery. What this

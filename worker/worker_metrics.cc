@@ -22,7 +22,8 @@ std::string KindName(v1::WorkUnit::Kind kind) {
 
 }  // namespace
 
-void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions) {
+void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions,
+                          double model_flops) {
   const std::string name = KindName(kind);
   metrics_
       .Counter("millrace_worker_units_total", "Work units done, by kind and result.",
@@ -32,6 +33,12 @@ void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration too
       .Histogram("millrace_worker_unit_duration_seconds", "Time that a work unit took, pulls and pushes included.",
                  DurationBounds(), {{"kind", name}})
       ->Observe(absl::ToDoubleSeconds(took));
+  if (model_flops > 0) {
+    metrics_
+        .Counter("millrace_worker_model_flops_total", "Floating-point operations by the model's formula.",
+                 {{"kind", name}})
+        ->Increment(model_flops);
+  }
   if (predictions == 0 || kind == v1::WorkUnit::ROLLOUT) return;
   metrics_
       .Counter("millrace_worker_tokens_total", "What losses were means over (tokens, pairs, answers), by kind of unit.",

@@ -18,8 +18,9 @@ class WorkerMetrics {
 
   absl::Status Serve() { return metrics_.Serve(listen_); }
   void TellCertificate(const Tls* tls) { TellExpiry(tls, &metrics_); }
-  // A unit was done, well or not, and took so long; `predictions` of it were computed.
-  void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions);
+  // A unit was done, well or not, and took so long; `predictions` of it were computed, with so much arithmetic of the
+  // model.
+  void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions, double model_flops);
 
  private:
   const std::string listen_;

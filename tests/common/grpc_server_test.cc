@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "common/grpc_channel.h"
 #include "common/grpc_status.h"
+#include "common/metrics.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/jobs.grpc.pb.h"
@@ -25,6 +26,7 @@ namespace millrace {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 using text::TemporaryFolder;
 
@@ -184,6 +186,61 @@ TEST(GrpcServer, WithMutualTlsAnswersOnlyWhoShowsACertificate) {
   EXPECT_EQ(call(certificates->ForClient()), grpc::StatusCode::OK);
   EXPECT_EQ(call(grpc::SslCredentials({certificates->authority, "", ""})), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(call(nullptr), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST(GrpcServer, CountsCallsByMethodAndCode) {
+  FakeJobs jobs;
+  Metrics metrics;
+  GrpcServerOptions options;
+  options.listen = "127.0.0.1:0";
+  options.services = {&jobs};
+  options.metrics = &metrics;
+  auto server = GrpcServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto channel = NewChannel((*server)->address());
+  const auto stub = v1::Jobs::NewStub(channel);
+  for (int i = 0; i < 3; ++i) {
+    grpc::ClientContext context;
+    v1::ListJobsReply reply;
+    EXPECT_TRUE(stub->ListJobs(&context, {}, &reply).ok());
+  }
+  {
+    grpc::ClientContext context;
+    v1::Job reply;
+    EXPECT_EQ(stub->PauseJob(&context, {}, &reply).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  }
+  {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(50)));
+    v1::Job reply;
+    EXPECT_EQ(stub->GetJob(&context, {}, &reply).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  }
+  for (int i = 0; i < 5; ++i) {
+    // Nobody can make a series of a name of their own.
+    grpc::GenericStub generic(channel);
+    grpc::CompletionQueue queue;
+    grpc::ClientContext context;
+    const grpc::Slice nothing;
+    const grpc::ByteBuffer request(&nothing, 1);
+    const auto call = generic.PrepareUnaryCall(&context, absl::StrCat("/made.up/Method", i), request, &queue);
+    call->StartCall();
+    grpc::ByteBuffer reply;
+    grpc::Status status;
+    void* tag = nullptr;
+    bool ok = false;
+    call->Finish(&reply, &status, nullptr);
+    EXPECT_TRUE(queue.Next(&tag, &ok));
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED);
+    queue.Shutdown();
+  }
+  server->reset();  // every call has ended
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, HasSubstr("millrace_rpcs_total{code=\"OK\",method=\"Jobs/ListJobs\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_rpc_duration_seconds_count{method=\"Jobs/ListJobs\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_rpcs_total{code=\"UNIMPLEMENTED\",method=\"Jobs/PauseJob\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_rpcs_total{code=\"CANCELLED\",method=\"Jobs/GetJob\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("millrace_rpcs_total{code=\"UNIMPLEMENTED\",method=\"other\"} 5\n"));
+  EXPECT_THAT(text, Not(HasSubstr("made.up")));
 }
 
 TEST(GrpcServer, MayHaveAsManyConnectionsAsTheHardLimitAllows) {

@@ -10,6 +10,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/machine.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -75,6 +76,39 @@ TEST(Metrics, ResidentMemoryIsThereFromTheStart) {
   const std::string text = Metrics().Text();
   EXPECT_THAT(text, HasSubstr("# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes "));
   EXPECT_THAT(text, Not(HasSubstr("process_resident_memory_bytes 0\n")));
+}
+
+TEST(Metrics, OfTheProcessAndItsBuildAreThereFromTheStart) {
+  const std::string text = Metrics().Text();
+  EXPECT_THAT(text, HasSubstr(absl::StrCat("millrace_build_info{build=\"", BuildDescription(), "\"} 1\n")));
+  EXPECT_THAT(text, HasSubstr("# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total "));
+  for (const char* name :
+       {"process_memory_limit_bytes", "process_available_memory_bytes", "process_start_time_seconds"}) {
+    EXPECT_THAT(text, HasSubstr(absl::StrCat("# TYPE ", name, " gauge\n", name, " ")));
+    EXPECT_THAT(text, Not(HasSubstr(absl::StrCat("\n", name, " 0\n"))));
+  }
+}
+
+TEST(MetricGroup, GoesWithItsSeriesAndLeavesOthers) {
+  Metrics metrics;
+  metrics.Gauge("millrace_step", "Step.", {{"train_job", "b"}})->Set(7);
+  {
+    MetricGroup group(&metrics, {{"train_job", "a"}});
+    group.Gauge("millrace_step", "Step.")->Set(3);
+    group.Gauge("millrace_statistic", "Statistic.", {{"name", "kl"}})->Set(0.5);
+    EXPECT_EQ(group.Gauge("millrace_step", "Step."), group.Gauge("millrace_step", "Step."));
+    group.Counter("millrace_steps_total", "Steps.")->Increment(2);
+    const std::string text = metrics.Text();
+    EXPECT_THAT(text, HasSubstr("millrace_step{train_job=\"a\"} 3\n"));
+    EXPECT_THAT(text, HasSubstr("millrace_statistic{name=\"kl\",train_job=\"a\"} 0.5\n"));
+    EXPECT_THAT(text, HasSubstr("millrace_steps_total{train_job=\"a\"} 2\n"));
+  }
+  const std::string text = metrics.Text();
+  EXPECT_THAT(text, Not(HasSubstr("train_job=\"a\"")));
+  EXPECT_THAT(text, HasSubstr("millrace_step{train_job=\"b\"} 7\n"));
+  // A group of the same labels starts anew.
+  MetricGroup again(&metrics, {{"train_job", "a"}});
+  EXPECT_EQ(again.Counter("millrace_steps_total", "Steps.")->Value(), 0);
 }
 
 TEST(Metrics, AreServedOverHttp) {

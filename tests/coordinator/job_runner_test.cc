@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <thread>
 
+#include "absl/strings/numbers.h"
 #include "common/job_file.h"
 #include "coordinator/checkpoint_shelf.h"
 #include "coordinator/simulated_cluster.h"
@@ -21,6 +23,7 @@ using testing::Contains;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 using Kind = JobOutcome::Kind;
 
 namespace fs = std::filesystem;
@@ -29,9 +32,8 @@ namespace fs = std::filesystem;
 class JobRunnerTest : public testing::Test {
  protected:
   void SetUp() override {
-    directory_ = fs::path(testing::TempDir()) / absl::StrCat("runner-", testing::UnitTest::GetInstance()
-                                                                            ->current_test_info()
-                                                                            ->name());
+    directory_ = fs::path(testing::TempDir()) /
+                 absl::StrCat("runner-", testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(directory_);
     fs::create_directories(directory_ / "jobs" / "tiny");
     std::ofstream text(directory_ / "text.txt");
@@ -50,15 +52,15 @@ class JobRunnerTest : public testing::Test {
     store_ = *std::move(store);
     book_ = *JobBook::Open(store_.get());
     board_ = std::make_unique<WorkBoard>();
-    members_ = std::make_unique<Members>(Members::Options{
-        .on_join =
-            [this](const Member& member) {
-              if (member.role == v1::WORKER) board_->Admit(member.id);
-            },
-        .on_loss =
-            [this](const Member& member, absl::string_view) {
-              member.role == v1::WORKER ? board_->Dismiss(member.id) : board_->Wake();
-            }});
+    members_ = std::make_unique<Members>(Members::Options{.on_join =
+                                                              [this](const Member& member) {
+                                                                if (member.role == v1::WORKER) board_->Admit(member.id);
+                                                              },
+                                                          .on_loss =
+                                                              [this](const Member& member, absl::string_view) {
+                                                                member.role == v1::WORKER ? board_->Dismiss(member.id)
+                                                                                          : board_->Wake();
+                                                              }});
     JoinShard();
   }
   void Kill() {
@@ -217,8 +219,8 @@ TEST_F(JobRunnerTest, AJobRunsFromTextToItsLastCheckpoint) {
   EXPECT_EQ(last->name, "pretrain-12");
   EXPECT_EQ(Link("last"), "pretrain-12");
   EXPECT_FALSE(Link("best").empty());
-  for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json",
-                           "manifest.json"}) {
+  for (const char* file :
+       {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json", "manifest.json"}) {
     EXPECT_TRUE(fs::exists(fs::path(last->directory) / file)) << file;
   }
   bool data = false;
@@ -340,7 +342,8 @@ TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_EQ(outcome->kind, Kind::kStopped);
   // Step 8 may have been complete when the runner looked.
-  EXPECT_THAT(OnShelf(), testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
+  EXPECT_THAT(OnShelf(),
+              testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
   Kill();
   Start();
   // Killed: nothing is written at its end, as with a job that is cancelled.
@@ -434,6 +437,44 @@ TEST_F(JobRunnerTest, TheBestIsCheckpointedEvenWhereNoCheckpointIsDue) {
   ASSERT_TRUE(Run().ok());
   EXPECT_THAT(OnShelf(), ElementsAre("pretrain-5", "pretrain-10", "pretrain-20"));
   EXPECT_EQ(Link("best"), "pretrain-10");
+}
+
+TEST_F(JobRunnerTest, MetricsTellOfThePhaseAndGoAMinuteAfterTheJob) {
+  Submit(Spec(20));
+  AddWorker();
+  ASSERT_TRUE(Run().ok());
+  const std::string labels = "{phase=\"pretrain\",train_job=\"tiny\"}";
+  const auto evaluations = static_cast<double>(EvaluatedSteps().size());
+  const std::string text = registry_.Text();
+  for (const auto& [name, value] : std::map<std::string, double>{{"steps_total", 20},
+                                                                 {"step", 20},
+                                                                 {"target_steps", 20},
+                                                                 {"trained_tokens_total", 20 * 6 * 8},
+                                                                 {"phase_tokens", 20 * 6 * 8},
+                                                                 {"evaluations_total", evaluations},
+                                                                 {"checkpoints_total", 4}}) {
+    EXPECT_THAT(text, HasSubstr(absl::StrCat("millrace_", name, labels, " ", value, "\n")));
+  }
+  v1::EvaluationEvent last;
+  for (const v1::JobEvent& event : Events()) {
+    if (event.has_evaluation()) last = event.evaluation();
+  }
+  double told = 0;
+  const std::string line = absl::StrCat("\nmillrace_held_out_loss_nats", labels, " ");
+  const size_t at = text.find(line);
+  ASSERT_NE(at, std::string::npos) << text;
+  ASSERT_TRUE(absl::SimpleAtod(text.substr(at + line.size(), text.find('\n', at + 1) - at - line.size()), &told));
+  EXPECT_NEAR(told, last.loss(), 1e-9);
+
+  // While the job runs they stay; a minute after its end they are gone.
+  const absl::Time now = absl::Now();
+  metrics_.DropEnded(now + absl::Hours(1));
+  EXPECT_THAT(registry_.Text(), HasSubstr("train_job"));
+  metrics_.EndJob("tiny", now);
+  metrics_.DropEnded(now + absl::Seconds(30));
+  EXPECT_THAT(registry_.Text(), HasSubstr("train_job"));
+  metrics_.DropEnded(now + absl::Seconds(61));
+  EXPECT_THAT(registry_.Text(), Not(HasSubstr("train_job")));
 }
 
 TEST_F(JobRunnerTest, ALossThatIsNotFiniteEndsTheJobNamingTheStep) {

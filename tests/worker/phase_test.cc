@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "blocks/block_table.h"
@@ -403,6 +404,21 @@ TEST_F(PhaseSeatTest, TrainingPushesTheSumOfItsMicrobatches) {
   const double loss = Direct(unit, &gradients);
   EXPECT_EQ(result_.loss_sum(), loss);
   EXPECT_EQ(result_.predictions(), 2u * 10 + 3 * 7);
+
+  // Each matrix element is a multiplication and an addition in the forward pass and in both products of the backward
+  // one; attention is two products of a row with a matrix [columns, hidden_size] a layer.
+  double matrices = 0;
+  for (const blocks::TensorInfo& tensor : blocks_->tensors()) {
+    const bool position = absl::StrContains(tensor.name, "wpe");
+    if (tensor.shape.size() == 2 && !position) matrices += static_cast<double>(tensor.size);
+  }
+  double flops = 0;
+  for (const v1::Microbatch& microbatch : unit.microbatches()) {
+    const double columns = microbatch.columns() - 1;
+    flops += microbatch.rows() * columns *
+             (6 * matrices + 12.0 * Context().model().layers() * Context().model().hidden_size() * columns);
+  }
+  EXPECT_EQ(seat.model_flops(), flops);
 
   std::set<uint32_t> pushed;
   uint64_t saturated = 0;
