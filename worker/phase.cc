@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "blocks/block_table.h"
@@ -377,10 +378,12 @@ class PhaseSeat::Epoch {
     for (size_t i = indices.size(); i-- > 0;) {
       const blocks::Block& block = blocks_.blocks()[indices[i]];
       if (!clipped[i].ok()) {
-        return absl::InvalidArgumentError(
+        absl::Status error = absl::InvalidArgumentError(
             absl::StrCat("the gradient is not finite at step ", version + 1, " of phase ", context_.phase().name(),
                          " in ", blocks_.Name(block), ": ", clipped[i].status().message(),
                          "; try a lower learning rate, a longer warm-up or a smaller clip_norm"));
+        error.SetPayload(kNotFinite, absl::Cord());
+        return error;
       }
       MILLRACE_RETURN_IF_ERROR(
           push->Add(block.index, parameters_->coding(block.index), std::move(coded[i]), *clipped[i]));

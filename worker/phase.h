@@ -13,6 +13,9 @@
 
 namespace millrace::worker {
 
+// Payload of an error that says that a gradient was not finite.
+inline constexpr char kNotFinite[] = "millrace/not-finite";
+
 // Where a worker sits while it works on one phase after another. An epoch is fenced: once a later one is announced,
 // calls to the shards of the former end, and its units fail with FAILED_PRECONDITION.
 class PhaseSeat {

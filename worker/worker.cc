@@ -174,6 +174,7 @@ v1::WorkResult Worker::Do(const v1::WorkUnit& unit) {
   const absl::Status done = seat_.Do(unit, &result);
   metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun, result.predictions(), seat_.model_flops());
   if (!done.ok()) {
+    if (done.GetPayload(kNotFinite).has_value()) metrics_.CountNonfinite();
     result.set_failed(true);
     // Whatever lies between here and a shard may be tried again, by another worker or after a recovery. What this
     // unit computes will not change.

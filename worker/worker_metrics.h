@@ -14,17 +14,22 @@ namespace millrace::worker {
 class WorkerMetrics {
  public:
   // `listen`: HOST:PORT, or empty for nowhere.
-  explicit WorkerMetrics(std::string listen) : listen_(std::move(listen)) {}
+  explicit WorkerMetrics(std::string listen)
+      : listen_(std::move(listen)),
+        nonfinite_(metrics_.Counter("millrace_worker_nonfinite_units_total",
+                                    "Work units that failed because a gradient was not finite.")) {}
 
   absl::Status Serve() { return metrics_.Serve(listen_); }
   void TellCertificate(const Tls* tls) { TellExpiry(tls, &metrics_); }
   // A unit was done, well or not, and took so long; `predictions` of it were computed, with so much arithmetic of the
   // model.
   void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions, double model_flops);
+  void CountNonfinite() { nonfinite_->Increment(); }
 
  private:
   const std::string listen_;
   Metrics metrics_;
+  prometheus::Counter* const nonfinite_;
 };
 
 }  // namespace millrace::worker

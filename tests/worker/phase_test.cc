@@ -548,6 +548,7 @@ TEST_F(PhaseSeatTest, AGradientThatIsNotFiniteIsNobodys) {
   PhaseSeat seat(&compute_);
   const absl::Status done = seat.Do(TrainUnit(41), &result_);
   EXPECT_EQ(done.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(done.GetPayload(kNotFinite).has_value());
   EXPECT_THAT(std::string(done.message()), AllOf(HasSubstr("not finite"), HasSubstr("step 42"), HasSubstr("pretrain")));
   // The seat is as good as before.
   UseWeights(1);
