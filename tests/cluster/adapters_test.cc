@@ -318,7 +318,7 @@ TEST_F(Adapters, OnlyTheAdapterTravelsAndAReferenceAddsNoModel) {
   const std::string folder = base.File("pretrain-20", "");
   const uint64_t model = Parameters(base.File("pretrain-20", "model.safetensors"));
 
-  Cluster cluster({.workers = 1, .shards = 2, .shard_metrics = true});
+  Cluster cluster({.workers = 1, .shards = 2, .metrics = true});
   std::string yaml = absl::StrCat(kPretrained + 1, Phase("lora", "{type: lora, rank: 2}", folder));
   // A job that begins with the folder.
   yaml.erase(yaml.find("  - name: pretrain"), yaml.find("  - name: lora") - yaml.find("  - name: pretrain"));

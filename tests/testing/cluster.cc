@@ -148,6 +148,7 @@ Cluster::Cluster(Options options) : options_(std::move(options)) {
                                         "--lease",
                                         absl::StrCat(options_.lease_seconds)};
   if (options_.page) arguments.insert(arguments.end(), {"--http", "127.0.0.1:0"});
+  ServeMetrics("coordinator", &arguments);
   coordinator_ = NewMember("coordinator", std::move(arguments), /*serves=*/true);
   Connect();
   for (int i = 0; i < options_.shards; ++i) AddShard();
@@ -174,6 +175,12 @@ std::unique_ptr<Member> Cluster::NewMember(const std::string& name, std::vector<
   return std::make_unique<Member>(name, std::move(arguments), folder_ / (name + ".log"), address_file);
 }
 
+void Cluster::ServeMetrics(const std::string& role, std::vector<std::string>* arguments) {
+  if (!options_.metrics) return;
+  metrics_[role].push_back(FreeAddress());
+  arguments->insert(arguments->end(), {"--metrics", metrics_[role].back()});
+}
+
 void Cluster::Connect() { client_ = std::make_unique<client::CoordinatorClient>(coordinator_->address()); }
 
 size_t Cluster::AddWorker(const std::string& max_isa) {
@@ -188,6 +195,7 @@ size_t Cluster::AddWorker(const std::string& max_isa) {
     arguments.push_back("--shared-memory");
     arguments.push_back("off");
   }
+  ServeMetrics("worker", &arguments);
   workers_.push_back(NewMember(name, std::move(arguments), /*serves=*/false));
   return workers_.size() - 1;
 }
@@ -195,17 +203,14 @@ size_t Cluster::AddWorker(const std::string& max_isa) {
 size_t Cluster::AddShard() {
   const std::string name = absl::StrCat("shard-", shards_.size() + 1);
   std::vector<std::string> arguments = {"ps", "--coordinator", coordinator_->address(), "--name", name};
-  if (options_.shard_metrics) {
-    shard_metrics_.push_back(FreeAddress());
-    arguments.insert(arguments.end(), {"--metrics", shard_metrics_.back()});
-  }
+  ServeMetrics("shard", &arguments);
   shards_.push_back(NewMember(name, std::move(arguments), /*serves=*/true));
   return shards_.size() - 1;
 }
 
 double Cluster::ShardMetric(const std::string& name) const {
   double sum = 0;
-  for (const std::string& address : shard_metrics_) {
+  for (const std::string& address : metrics("shard")) {
     const std::string text = Exchange(address, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     const size_t at = text.find(absl::StrCat("\n", name, " "));
     double value = 0;

@@ -11,6 +11,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -76,9 +77,9 @@ class Cluster {
     std::vector<std::string> max_isas;  // of the workers in turn; empty: no limit
     bool share_memory = true;           // workers with shards
     double lease_seconds = 10;
-    std::string directory;       // of the coordinator; empty: a temporary one
-    bool page = false;           // the coordinator serves the rating page
-    bool shard_metrics = false;  // shards serve metrics
+    std::string directory;  // of the coordinator; empty: a temporary one
+    bool page = false;      // the coordinator serves the rating page
+    bool metrics = false;   // every process serves metrics
   };
   explicit Cluster(Options options);
   ~Cluster();
@@ -114,12 +115,15 @@ class Cluster {
   std::string LastDigest(const std::string& job_id) const;
   // Sum over the shards of a metric's present value, named as in Prometheus' text: "a_total{b=\"c\"}".
   double ShardMetric(const std::string& name) const;
+  // HOST:PORT of the metrics of the processes of a role: coordinator, shard or worker.
+  const std::vector<std::string>& metrics(const std::string& role) const { return metrics_.at(role); }
   // The ends of all logs.
   std::string Logs() const;
 
  private:
   std::unique_ptr<Member> NewMember(const std::string& name, std::vector<std::string> arguments, bool serves);
   void Connect();
+  void ServeMetrics(const std::string& role, std::vector<std::string>* arguments);
 
   Options options_;
   TemporaryFolder folder_;
@@ -127,7 +131,7 @@ class Cluster {
   std::unique_ptr<Member> coordinator_;
   std::vector<std::unique_ptr<Member>> workers_;
   std::vector<std::unique_ptr<Member>> shards_;
-  std::vector<std::string> shard_metrics_;  // their addresses
+  std::map<std::string, std::vector<std::string>> metrics_;
   std::unique_ptr<client::CoordinatorClient> client_;
 };
 
