@@ -48,6 +48,7 @@ constexpr Command kCommands[] = {
     {kRoles, "ps", "holds a share of the parameters", &RunShardRole},
     {kRoles, "worker", "computes gradients and evaluations", &RunWorkerRole},
     {kRoles, "certs", "makes certificates for all roles, and tokens for people", &RunCerts},
+    {kRoles, "health", "asks a role how it does", &RunHealth},
 };
 
 }  // namespace

@@ -78,6 +78,7 @@ absl::Status RunRatings(Arguments arguments);
 absl::Status RunCoordinatorRole(Arguments arguments);
 absl::Status RunShardRole(Arguments arguments);
 absl::Status RunWorkerRole(Arguments arguments);
+absl::Status RunHealth(Arguments arguments);
 
 // `certs` and `certs token`.
 absl::Status RunCerts(Arguments arguments);

@@ -79,6 +79,7 @@ absl::Status RunCoordinatorRole(Arguments arguments) {
   options.listen = server.listen;
   options.address_file = server.address_file;
   options.metrics_listen = server.metrics;
+  options.health_listen = server.health;
   options.http_listen = page.http;
   options.http_token_file = page.token_file;
   options.shards = static_cast<uint32_t>(shards);

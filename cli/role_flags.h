@@ -16,6 +16,7 @@ struct ServerFlags {
   std::string listen = "127.0.0.1:0";
   std::string address_file;
   std::string metrics;
+  std::string health;
   bool log_json = false;
 
   void Declare(Flags* flags) {
@@ -27,6 +28,8 @@ struct ServerFlags {
   void DeclareMetrics(Flags* flags) {
     tls.Declare(flags);
     flags->Text("metrics", "HOST:PORT", "where to serve Prometheus' metrics; default: nowhere", &metrics);
+    flags->Text("health", "HOST:PORT", "where to tell health by gRPC (live, ready), unencrypted; default: nowhere",
+                &health);
     flags->Switch("log-json", "writes each line of the log as a JSON object", &log_json);
   }
   // After the flags were parsed.

@@ -48,6 +48,7 @@ absl::Status RunWorkerRole(Arguments arguments) {
   options.threads = threads > 0 ? static_cast<int>(threads) : Cores();
   options.metrics_listen = server.metrics;
   MILLRACE_ASSIGN_OR_RETURN(options.tls, server.tls.Open());
+  options.health_listen = server.health;
   options.stop = stop.notification();
   return worker::RunWorker(options);
 }

@@ -33,8 +33,8 @@ struct Endpoint {
 };
 
 // A connection of its own to HOST:PORT (equal channels would share one: a bulk transfer would hold heartbeats up). It
-// is made on first use, and again soon after it broke; a peer that answers no ping for some seconds counts as broken.
-// Without credentials it is plain TCP.
+// is made on first use, and again soon after it broke, to wherever the name leads then; a peer that answers no ping for
+// some seconds counts as broken. Without credentials it is plain TCP.
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address,
                                           std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr);
 inline std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {

@@ -18,6 +18,7 @@
 #include "common/audit_log.h"
 #include "common/files.h"
 #include "common/grpc_server.h"
+#include "common/health.h"
 #include "common/http_server.h"
 #include "common/log.h"
 #include "common/metrics.h"
@@ -79,6 +80,7 @@ class Coordinator {
   absl::Status Run() {
     MILLRACE_RETURN_IF_ERROR(CheckListen(options_.listen, options_.tls != nullptr, options_.plaintext));
     MILLRACE_ASSIGN_OR_RETURN(const DataRoots roots, OpenRoots());
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<HealthServer> health, HealthServer::Start(options_.health_listen));
     MILLRACE_RETURN_IF_ERROR(MakeDirectories(directory_));
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<DirectoryLock> lock, DirectoryLock::Take(directory_));
     MILLRACE_ASSIGN_OR_RETURN(store_, JobStore::Open(absl::StrCat(directory_, "/coordinator.sqlite")));
@@ -130,10 +132,13 @@ class Coordinator {
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 
+    health->SetReady(true);
+
     absl::Notification ended;
     std::thread ticker([&] { Tick(&ended); });
     std::thread stopper([&] {
       options_.stop->WaitForNotification();
+      health->SetReady(false);
       queue.Stop();
       page.reset();
     });

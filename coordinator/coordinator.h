@@ -31,6 +31,7 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:0";  // HOST:PORT; port 0: any
   std::string address_file;            // written with the bound HOST:PORT once serving; empty: none
   std::string metrics_listen;          // HOST:PORT of the Prometheus endpoint; empty: none
+  std::string health_listen;           // HOST:PORT that tells live and ready (common/health.h); empty: none
   std::string http_listen;             // HOST:PORT of the dashboard and the rating page; empty: none
   std::string http_token_file;         // the secret that raters' requests must bring; empty: none
   AnswerPrompt prompt;                 // for the dashboard; null: models cannot be asked

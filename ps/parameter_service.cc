@@ -73,6 +73,11 @@ void ParameterService::Announce(uint64_t epoch) {
   if (old != nullptr) old->Close(Superseded(epoch));
 }
 
+bool ParameterService::HasWhatItShould() const {
+  absl::ReaderMutexLock lock(&mutex_);
+  return store_ == nullptr || store_->ready();
+}
+
 absl::StatusOr<ParameterService::Store> ParameterService::Find(uint64_t epoch) const {
   absl::ReaderMutexLock lock(&mutex_);
   return FindLocked(epoch);

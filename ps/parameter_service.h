@@ -28,6 +28,8 @@ class ParameterService final : public v1::ParameterServer::Service {
 
   // A newer epoch has begun: drops what belongs to an older one and wakes whoever waits there. Thread-safe.
   void Announce(uint64_t epoch);
+  // Every block that this shard was configured to hold is loaded. Thread-safe.
+  bool HasWhatItShould() const;
   // Ends whatever waits, and refuses calls from now on; before the server shuts down.
   void Close();
 

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "client/coordinator_client.h"
 #include "common/grpc_server.h"
+#include "common/health.h"
 #include "common/log.h"
 #include "common/machine.h"
 #include "common/metrics.h"
@@ -54,6 +55,7 @@ std::string ReachableAddress(absl::string_view bound) {
 absl::Status RunShard(const ShardOptions& options) {
   MILLRACE_RETURN_IF_ERROR(CheckListen(options.listen, options.tls != nullptr, options.plaintext));
   BoundHeap();
+  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<HealthServer> health, HealthServer::Start(options.health_listen));
   Metrics registry;
   ShardMetrics metrics(&registry);
   MILLRACE_RETURN_IF_ERROR(registry.Serve(options.metrics_listen));
@@ -72,7 +74,7 @@ absl::Status RunShard(const ShardOptions& options) {
   }
   serving.metrics = &registry;
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
-  const std::string address = ReachableAddress(server->address());
+  const std::string address = options.advertise.empty() ? ReachableAddress(server->address()) : options.advertise;
   Log(Severity::kInfo, "serves", {{"address", server->address()}, {"threads", options.threads}});
 
   client::Membership::Options membership;
@@ -96,6 +98,7 @@ absl::Status RunShard(const ShardOptions& options) {
         {{"coordinator", options.coordinator}, {"name", options.name}, {"address", address}});
     absl::Time next_expiry = absl::InfinitePast();
     while (status.ok() && !options.stop->WaitForNotificationWithTimeout(kLook)) {
+      health->SetReady(!(*joined)->member_id().empty() && service.HasWhatItShould());
       malloc_trim(0);
       if (absl::Now() >= next_expiry) {
         TellExpiry(options.tls.get(), &registry);
@@ -103,6 +106,7 @@ absl::Status RunShard(const ShardOptions& options) {
       }
       status = (*joined)->status();
     }
+    health->SetReady(false);
     // The coordinator hears of it before calls fail.
     joined->reset();
   }

@@ -16,9 +16,11 @@ struct ShardOptions {
   std::string coordinator;     // HOST:PORT
   std::string name;            // unique among the living shards of the cluster
   std::string listen;          // HOST:PORT to serve at; port 0: any. Others reach it there, or if the host is 0.0.0.0
-                               // or [::] (every network of the machine) by the machine's name
+                               // or [::] (every network of the machine) by the machine's name,
+  std::string advertise;       // unless this HOST:PORT says where
   std::string address_file;    // written with the bound HOST:PORT once serving; empty: none
   std::string metrics_listen;  // HOST:PORT of the Prometheus endpoint; empty: none
+  std::string health_listen;   // HOST:PORT that tells live and ready (common/health.h); empty: none
   int threads = 1;             // for norms and the optimizer
   std::shared_ptr<const Tls> tls;  // null: plain TCP, on this machine alone
   bool plaintext = false;          // plain TCP for others too

@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/coordinator_client.h"
+#include "common/health.h"
 #include "common/log.h"
 #include "common/machine.h"
 #include "common/status.h"
@@ -53,6 +54,7 @@ class Worker {
         coordinator_(CoordinatorOf(options)) {}
 
   absl::Status Run() {
+    MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<HealthServer> health, HealthServer::Start(options_.health_listen));
     MILLRACE_RETURN_IF_ERROR(metrics_.Serve());
     client::Membership::Options membership;
     membership.coordinator = CoordinatorOf(options_);
@@ -83,6 +85,7 @@ class Worker {
           metrics_.TellCertificate(options_.tls.get());
           next_expiry = absl::Now() + kTellExpiry;
         }
+        health->SetReady(!Stopping() && !membership_->member_id().empty());
         if (!Stopping()) continue;
         coordinator_.InterruptNextWork();
         asked = std::min(asked, absl::Now());

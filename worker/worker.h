@@ -17,6 +17,7 @@ struct WorkerOptions {
   std::string coordinator;                       // HOST:PORT
   std::string name;                              // unique among the living workers of the cluster
   std::string metrics_listen;                    // HOST:PORT of the Prometheus endpoint; empty: none
+  std::string health_listen;                     // HOST:PORT that tells live and ready (common/health.h); empty: none
   kernels::Isa max_isa = kernels::Isa::kScalar;  // instruction sets above are not used
   bool share_memory = true;                      // with shards on this machine
   int threads = 1;                               // that compute, the calling one included
