@@ -1,4 +1,5 @@
 // millrace ps: the role that holds parameters.
+#include "absl/time/time.h"
 #include "cli/commands.h"
 #include "cli/flags.h"
 #include "cli/role_flags.h"
@@ -12,6 +13,7 @@ namespace millrace::cli {
 absl::Status RunShardRole(Arguments arguments) {
   std::string coordinator, name, advertise;
   int64_t threads = 1;
+  double grace = 60;
   ServerFlags server;
   Flags flags("ps", "Runs a parameter-server shard: holds parameters, sums gradients, applies the optimizer.",
               "--coordinator coordinator:7400 --listen 10.0.0.5:7401 --tls certs/shard");
@@ -20,6 +22,8 @@ absl::Status RunShardRole(Arguments arguments) {
   flags.Text("advertise", "HOST:PORT", "where others reach it, if not at --listen: a name that outlives its address",
              &advertise);
   flags.Integer("threads", "T", "for the optimizer", &threads, 1, 1024);
+  flags.Number("grace", "SECONDS", "how long to wait at the end for the checkpoint of a job that needs it", &grace, 0,
+               3600);
   server.Declare(&flags);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   server.SetLog();
@@ -35,6 +39,7 @@ absl::Status RunShardRole(Arguments arguments) {
   options.threads = static_cast<int>(threads);
   MILLRACE_ASSIGN_OR_RETURN(options.tls, server.tls.Open());
   options.plaintext = server.plaintext;
+  options.grace = absl::Seconds(grace);
   options.stop = stop.notification();
   return ps::RunShard(options);
 }

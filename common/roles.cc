@@ -34,7 +34,8 @@ constexpr MethodRule kRules[] = {
     {.method = "/millrace.v1.Ratings/ExportRatings", .roles = kOperator},
     {.method = "/millrace.v1.Cluster/Join", .roles = kShard | kWorker},
     {.method = "/millrace.v1.Cluster/Attend", .roles = kShard | kWorker},
-    {.method = "/millrace.v1.Cluster/NextWork", .roles = kWorker},
+    // Shards say by it that they leave.
+    {.method = "/millrace.v1.Cluster/NextWork", .roles = kShard | kWorker},
     {.method = "/millrace.v1.ParameterServer/Configure", .roles = kCoordinator},
     // Workers load what a model begins with.
     {.method = "/millrace.v1.ParameterServer/Load", .roles = kCoordinator | kWorker},

@@ -141,8 +141,13 @@ grpc::ServerUnaryReactor* ClusterService::NextWork(grpc::CallbackServerContext* 
                                                    const v1::NextWorkRequest* request, v1::NextWorkReply* reply) {
   grpc::ServerUnaryReactor* const call = context->DefaultReactor();
   const absl::Status taken = TakeIn(*request);
-  if (!taken.ok() || request->drain()) {
+  if (!taken.ok()) {
     call->Finish(ToGrpc(taken));
+    return call;
+  }
+  if (request->drain()) {
+    // A shard waits here until it may go. Should it not wait so long, its stream's end ends the call.
+    members_->Leave(request->member_id(), [call] { call->Finish(grpc::Status::OK); });
     return call;
   }
   const absl::Time deadline = absl::Now() + absl::Milliseconds(std::min(request->wait_ms(), kLongestWaitMs));
@@ -193,6 +198,7 @@ void ClusterService::Dismiss(const std::string& member_id, absl::string_view why
 
 void ClusterService::Close() {
   for (const Member& worker : members_->Living(v1::WORKER)) board_->Dismiss(worker.id);
+  members_->Release();
   absl::MutexLock lock(&mutex_);
   closed_ = true;
   for (const auto& [attendance, member] : attendances_) {

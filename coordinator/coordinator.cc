@@ -179,6 +179,11 @@ class Coordinator {
       // The runner looks whether it can go on.
       board_.Wake();
     };
+    options.on_leaving = [this](const Member& member) {
+      Log(Severity::kInfo, "leaves", {{"member", member.id}, {"name", member.name}, {"address", member.address}});
+      // The runner brings its job to safety.
+      board_.Wake();
+    };
     return options;
   }
 

@@ -255,8 +255,11 @@ class JobRun {
       case Wish::kCancel:
         return true;
     }
+    // A shard that leaves waits for a checkpoint of this version, if there can be one.
+    if (ShardLeaves() && (!stepping_ || MayPauseAt(reached_))) return true;
     return parts_.members->shard_losses() != shard_losses_;
   }
+  bool ShardLeaves() const { return parts_.members->shard_departures() != shard_departures_; }
   bool Asked() const { return control_.wish() != Wish::kNone; }
   JobOutcome AsAsked() const {
     switch (control_.wish()) {
@@ -333,6 +336,7 @@ class JobRun {
 
   // Of the present course.
   uint64_t shard_losses_ = 0;
+  uint64_t shard_departures_ = 0;
   std::vector<std::string> addresses_;
   uint64_t epoch_ = 0;
   std::unique_ptr<ShardFleet> fleet_;
@@ -469,6 +473,8 @@ absl::StatusOr<JobOutcome> JobRun::InCourses(const std::function<absl::StatusOr<
     parts_.board->Withdraw();
     checkpoint_.reset();  // one that was on its way is given up, unless it has arrived
     fleet_.reset();
+    const bool left = ShardLeaves();
+    parts_.members->Release();
     seconds_before_ += absl::ToDoubleSeconds(parts_.now() - course_began_);
     if (outcome.ok()) return outcome;
     if (Asked() && ShardTrouble(outcome.status())) return AsAsked();
@@ -478,12 +484,16 @@ absl::StatusOr<JobOutcome> JobRun::InCourses(const std::function<absl::StatusOr<
     furthest = std::max(furthest, reached_);
     if (tries > kTries && absl::IsFailedPrecondition(outcome.status())) return outcome.status();
     const bool lost = parts_.members->shard_losses() != shard_losses_;
-    Tell(Severity::kWarning, absl::StrCat("a shard was lost or does not answer at step ", reached_,
-                                          lost ? "" : absl::StrCat(": ", outcome.status().message()),
-                                          "; returns to the last checkpoint as soon as ", parts_.shards,
-                                          parts_.shards == 1 ? " shard is" : " shards are", " there"));
+    const std::string what = left ? absl::StrCat("a shard leaves at step ", reached_,
+                                                 reached_ == on_shelf_ ? ", which is checkpointed; goes on"
+                                                                       : "; returns to the last checkpoint")
+                                  : absl::StrCat("a shard was lost or does not answer at step ", reached_,
+                                                 lost ? "" : absl::StrCat(": ", outcome.status().message()),
+                                                 "; returns to the last checkpoint");
+    Tell(Severity::kWarning,
+         absl::StrCat(what, " as soon as ", parts_.shards, parts_.shards == 1 ? " shard is" : " shards are", " there"));
     parts_.metrics->recoveries->Increment();
-    if (!lost) control_.Pause(std::min(kLongestPause, kFirstPause * (1 << std::min(tries - 1, 10))));
+    if (!lost && !left) control_.Pause(std::min(kLongestPause, kFirstPause * (1 << std::min(tries - 1, 10))));
   }
 }
 
@@ -574,6 +584,7 @@ absl::StatusOr<JobOutcome> JobRun::SamplingCourse(const std::string& id) {
 absl::Status JobRun::AwaitCluster() {
   for (bool told = false;;) {
     shard_losses_ = parts_.members->shard_losses();
+    shard_departures_ = parts_.members->shard_departures();
     const absl::Time until = told ? absl::InfiniteFuture() : absl::Now() + absl::Seconds(1);
     const bool there = parts_.members->Await(parts_.shards, 1, until, [this] { return Asked(); });
     if (Asked()) return absl::CancelledError("asked");
@@ -585,10 +596,13 @@ absl::Status JobRun::AwaitCluster() {
     }
     if (!there || shards.size() < parts_.shards) continue;
     addresses_.clear();
+    std::vector<std::string> ids;
     for (const Member& shard : shards) {
-      if (addresses_.size() < parts_.shards) addresses_.push_back(shard.address);
+      if (ids.size() == parts_.shards) break;
+      ids.push_back(shard.id);
+      addresses_.push_back(shard.address);
     }
-    return absl::OkStatus();
+    if (parts_.members->Hold(ids)) return absl::OkStatus();
   }
 }
 
@@ -952,11 +966,12 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
     if (version < max_steps() && !answering) PrepareUnits(version + 1);
     absl::StatusOr<std::vector<v1::WorkResult>> results = Await();
     if (!results.ok()) {
-      if (absl::IsCancelled(results.status()) && Asked() && control_.wish() != Wish::kCancel && version > 0) {
+      const bool stopping = Asked() && control_.wish() != Wish::kCancel;
+      if (absl::IsCancelled(results.status()) && (stopping || (ShardLeaves() && !Asked())) && version > 0) {
         // Nobody is there to finish the step, or there is no time: the shards still hold this version.
         if (version != on_shelf_ && MayPauseAt(version)) MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
         MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
-        return AsAsked();
+        if (stopping) return AsAsked();
       }
       return results.status();
     }
@@ -986,7 +1001,8 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
       MILLRACE_ASSIGN_OR_RETURN(train_loss, LearnFromRollout(version, absl::MakeSpan(*results).subspan(0, training)));
     }
     const Wish wish = control_.wish();
-    const bool pausing = (wish == Wish::kPause || wish == Wish::kStop) && MayPauseAt(version + 1);
+    const bool leaving = ShardLeaves();
+    const bool pausing = (wish == Wish::kPause || wish == Wish::kStop || leaving) && MayPauseAt(version + 1);
     // The next units go out before the commit: workers' pulls wait at the shards for the version.
     if (!pausing) Offer();
     MILLRACE_RETURN_IF_ERROR(Commit(version, train_loss));
@@ -994,6 +1010,7 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
     if (pausing) {
       MILLRACE_RETURN_IF_ERROR(BeginCheckpoint(version));
       MILLRACE_RETURN_IF_ERROR(FinishCheckpoint());
+      if (leaving && wish == Wish::kNone) return absl::UnavailableError("a shard leaves");
       return AsAsked();
     }
   }

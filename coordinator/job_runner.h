@@ -40,7 +40,8 @@ struct RunnerParts {
 //
 // Whatever happens to workers is made good by the work board. When a shard is lost, the run returns to the last
 // checkpoint under a new epoch and goes on as soon as enough shards are there: the result is the same, because every
-// step is a function of its version. An error means that the job cannot go on: text that cannot be read, a loss that
+// step is a function of its version. A shard that says that it is to end is waited for with a checkpoint of the present
+// version, so that nothing has to be computed again. An error means that the job cannot go on: text that cannot be read, a loss that
 // is not finite, a full disk, a unit that fails again and again.
 //
 // All waiting ends soon when a wish is asked of `control`, given that its `wake` calls Wake of the members and the

@@ -103,16 +103,61 @@ absl::Status Members::Hear(absl::string_view member_id, uint64_t resident_bytes,
 
 void Members::Remove(absl::string_view member_id, absl::string_view why) {
   std::optional<Member> gone;
+  std::function<void()> released;
   {
     absl::MutexLock lock(&mutex_);
     const auto member = members_.find(member_id);
     if (member == members_.end()) return;
     gone = std::move(member->second);
     members_.erase(member);
-    if (gone->role == v1::SHARD) ++shard_losses_;
+    if (gone->role == v1::SHARD && (gone->held || !gone->leaving)) ++shard_losses_;
+    if (const auto waiting = leaving_.find(member_id); waiting != leaving_.end()) {
+      released = std::move(waiting->second);
+      leaving_.erase(waiting);
+    }
     changed_.SignalAll();
   }
   if (options_.on_loss) options_.on_loss(*gone, why);
+  if (released) released();
+}
+
+void Members::Leave(absl::string_view member_id, std::function<void()> released) {
+  std::optional<Member> leaves;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto member = members_.find(member_id);
+    if (member != members_.end() && member->second.role == v1::SHARD) {
+      if (!member->second.leaving && member->second.held) {
+        ++shard_departures_;
+        leaves = member->second;
+      }
+      member->second.leaving = true;
+      // Asked twice, the first call has nothing to wait for any more.
+      if (member->second.held) std::swap(leaving_[member->first], released);
+    }
+  }
+  if (released) released();
+  if (leaves.has_value() && options_.on_leaving) options_.on_leaving(*leaves);
+}
+
+bool Members::Hold(const std::vector<std::string>& member_ids) {
+  absl::MutexLock lock(&mutex_);
+  for (const std::string& id : member_ids) {
+    const auto member = members_.find(id);
+    if (member == members_.end() || member->second.leaving) return false;
+  }
+  for (const std::string& id : member_ids) members_.find(id)->second.held = true;
+  return true;
+}
+
+void Members::Release() {
+  std::map<std::string, std::function<void()>, std::less<>> released;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (auto& [id, member] : members_) member.held = false;
+    released.swap(leaving_);
+  }
+  for (const auto& [id, call] : released) call();
 }
 
 std::vector<std::string> Members::Expire(absl::Time now) {
@@ -132,7 +177,7 @@ std::vector<Member> Members::Living(v1::MemberRole role) const {
   {
     absl::MutexLock lock(&mutex_);
     for (const auto& [id, member] : members_) {
-      if (member.role == role) living.push_back(member);
+      if (member.role == role && !member.leaving) living.push_back(member);
     }
   }
   std::sort(living.begin(), living.end(), [](const Member& a, const Member& b) { return a.number < b.number; });
@@ -141,7 +186,7 @@ std::vector<Member> Members::Living(v1::MemberRole role) const {
 
 size_t Members::Count(v1::MemberRole role) const {
   return std::count_if(members_.begin(), members_.end(),
-                       [role](const auto& entry) { return entry.second.role == role; });
+                       [role](const auto& entry) { return entry.second.role == role && !entry.second.leaving; });
 }
 
 bool Members::Await(size_t shards, size_t workers, absl::Time deadline, absl::FunctionRef<bool()> interrupted) const {

@@ -1,5 +1,6 @@
 // Knows which workers and shards live: they join once, then speak every heartbeat; whoever is silent for a lease's
-// length, or whose stream breaks, is gone at once.
+// length, or whose stream breaks, is gone at once. A shard that is to end says so first and is let go once the job that
+// it holds weights of is safe.
 #pragma once
 
 #include <atomic>
@@ -30,6 +31,8 @@ struct Member {
   uint32_t threads = 0;
   uint64_t resident_bytes = 0;
   uint64_t number = 0;  // in the order of joining
+  bool held = false;    // a shard that a job works with
+  bool leaving = false;
   absl::Time last_heard;
 };
 
@@ -44,6 +47,7 @@ class Members {
     size_t limit = 4096;  // members at a time
     std::function<void(const Member&)> on_join;
     std::function<void(const Member&, absl::string_view why)> on_loss;
+    std::function<void(const Member&)> on_leaving;  // a shard that is held is to end
   };
   explicit Members(Options options) : options_(std::move(options)) {}
 
@@ -61,12 +65,22 @@ class Members {
   // Removes who has been silent for longer than the lease; returns their ids.
   std::vector<std::string> Expire(absl::Time now);
 
-  // Living members of a role, in the order of joining.
+  // The shard is to end: no job takes it any more. Calls `released` once it may go: at once unless a job holds it, when
+  // the job lets go of it, or when it is gone. For whoever holds nothing and is no member, at once.
+  void Leave(absl::string_view member_id, std::function<void()> released);
+  // A job works with these shards from now on. False, and nothing is held, if one of them is gone or leaving.
+  bool Hold(const std::vector<std::string>& member_ids);
+  // The job lets go of whatever it holds.
+  void Release();
+
+  // Living members of a role that are not leaving, in the order of joining.
   std::vector<Member> Living(v1::MemberRole role) const;
 
-  // Counts shards ever lost: a runner that remembers the number sees by it that one of its shards may be gone. May be
-  // called under any lock.
+  // Counts shards ever lost, other than by Leave and `released`: a runner that remembers the number sees by it that one
+  // of its shards may be gone. May be called under any lock.
   uint64_t shard_losses() const { return shard_losses_.load(); }
+  // Counts shards that were held when they were to end; likewise.
+  uint64_t shard_departures() const { return shard_departures_.load(); }
 
   // Waits until there are `shards` shards and `workers` workers, or `interrupted` (called under a lock, must not
   // block) says so after Wake(), or `deadline`. True: they are there.
@@ -81,7 +95,9 @@ class Members {
   mutable absl::CondVar changed_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Member, std::less<>> members_ ABSL_GUARDED_BY(mutex_);  // by id
   uint64_t joined_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<std::string, std::function<void()>, std::less<>> leaving_ ABSL_GUARDED_BY(mutex_);  // by id: to be called
   std::atomic<uint64_t> shard_losses_ = 0;
+  std::atomic<uint64_t> shard_departures_ = 0;
 };
 
 }  // namespace millrace::coordinator

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/time.h"
 #include "common/credentials.h"
 
 namespace millrace::ps {
@@ -22,9 +23,10 @@ struct ShardOptions {
   std::string metrics_listen;  // HOST:PORT of the Prometheus endpoint; empty: none
   std::string health_listen;   // HOST:PORT that tells live and ready (common/health.h); empty: none
   int threads = 1;             // for norms and the optimizer
-  std::shared_ptr<const Tls> tls;  // null: plain TCP, on this machine alone
-  bool plaintext = false;          // plain TCP for others too
-  absl::Notification* stop = nullptr;  // required; notified: leave, end calls, return
+  std::shared_ptr<const Tls> tls;            // null: plain TCP, on this machine alone
+  bool plaintext = false;                    // plain TCP for others too
+  absl::Duration grace = absl::Seconds(60);  // how long to wait at the end for a job that needs what this shard holds
+  absl::Notification* stop = nullptr;        // required; notified: leave, end calls, return
 };
 
 // Serves until `stop` is notified (OK) or the coordinator refuses the shard (PERMISSION_DENIED). UNAVAILABLE if an

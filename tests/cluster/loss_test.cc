@@ -1,6 +1,7 @@
 // Processes come and go, politely or not: the result stays the same.
 #include <random>
 #include <string>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/tiny.h"
@@ -104,8 +105,8 @@ TEST(Loss, CoordinatorIsKilledAndTheOthersFindItAgain) {
 TEST(Loss, CoordinatorCheckpointsWhenAskedToLeave) {
   Cluster cluster({.workers = 1, .shards = 1});
   // No checkpoint is due before the end.
-  const std::string job = cluster.Submit(
-      kTinyJob, {"phases.0.checkpoint.every_steps=1000", "phases.0.evaluate.every_steps=1000"});
+  const std::string job =
+      cluster.Submit(kTinyJob, {"phases.0.checkpoint.every_steps=1000", "phases.0.evaluate.every_steps=1000"});
   cluster.AwaitStep(job, 15);
   EXPECT_TRUE(cluster.coordinator().Terminate().well()) << cluster.coordinator().log();
   cluster.coordinator().Restart();
@@ -117,6 +118,36 @@ TEST(Loss, CoordinatorCheckpointsWhenAskedToLeave) {
   EXPECT_GE(checkpoints->back().step(), 15u);
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), TinyDigest());
+}
+
+TEST(Loss, ShardThatIsAskedToLeaveHasTheJobCheckpointedFirst) {
+  Cluster cluster({.workers = 2, .shards = 2});
+  // No checkpoint is due before the end.
+  const std::string job =
+      cluster.Submit(kTinyJob, {"phases.0.checkpoint.every_steps=1000", "phases.0.evaluate.every_steps=1000"});
+  cluster.AwaitStep(job, 15);
+  EXPECT_TRUE(cluster.shard(1).Terminate().well()) << cluster.shard(1).log();
+  const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
+  ASSERT_TRUE(checkpoints.ok()) << checkpoints.status();
+  ASSERT_FALSE(checkpoints->empty());
+  const uint64_t kept = checkpoints->back().step();
+  EXPECT_GE(kept, 15u);
+  // Nothing is done twice: what was reached is what is kept.
+  EXPECT_EQ(cluster.Job(job).step(), kept);
+  cluster.shard(1).Restart();
+  cluster.AwaitSuccess(job);
+  EXPECT_EQ(cluster.LastDigest(job), TinyDigest());
+}
+
+TEST(Loss, SpareShardThatIsAskedToLeaveDisturbsNobody) {
+  Cluster cluster({.workers = 2, .shards = 2});
+  const std::string job = cluster.Submit(kTinyJob, {"phases.0.stop.max_steps=300"});
+  cluster.AwaitStep(job, 5);
+  const size_t spare = cluster.AddShard();
+  while (!::testing::Value(cluster.shard(spare).log(), ::testing::HasSubstr("joined"))) std::this_thread::yield();
+  EXPECT_TRUE(cluster.shard(spare).Terminate().well()) << cluster.shard(spare).log();
+  cluster.AwaitSuccess(job);
+  EXPECT_EQ(cluster.coordinator().log().find("as soon as 2 shards"), std::string::npos) << cluster.coordinator().log();
 }
 
 TEST(Loss, SilentWorkerLosesItsLease) {

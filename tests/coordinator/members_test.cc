@@ -26,15 +26,16 @@ v1::JoinRequest Request(v1::MemberRole role, const std::string& name) {
 
 class MembersTest : public testing::Test {
  protected:
-  Members members_{{.worker_conformance_digest = "w",
-                    .shard_conformance_digest = "s",
-                    .lease = absl::Seconds(10),
-                    .limit = 3,
-                    .on_join = [this](const Member& member) { joined_.push_back(member.name); },
-                    .on_loss = [this](const Member& member, absl::string_view why) {
-                      lost_.push_back(member.name + ": " + std::string(why));
-                    }}};
-  std::vector<std::string> joined_, lost_;
+  Members members_{
+      {.worker_conformance_digest = "w",
+       .shard_conformance_digest = "s",
+       .lease = absl::Seconds(10),
+       .limit = 3,
+       .on_join = [this](const Member& member) { joined_.push_back(member.name); },
+       .on_loss = [this](const Member& member,
+                         absl::string_view why) { lost_.push_back(member.name + ": " + std::string(why)); },
+       .on_leaving = [this](const Member& member) { leaving_.push_back(member.name); }}};
+  std::vector<std::string> joined_, lost_, leaving_;
 };
 
 TEST_F(MembersTest, AnotherConformanceDigestIsRefusedNamingMemberBuildAndProcessor) {
@@ -66,6 +67,52 @@ TEST_F(MembersTest, SilenceForLongerThanTheLeaseRemovesAMember) {
   members_.Remove(lively, "again");
   EXPECT_EQ(members_.shard_losses(), 1u);
   EXPECT_EQ(lost_.size(), 2u);
+}
+
+TEST_F(MembersTest, AShardThatNoJobHoldsMayGoAtOnce) {
+  const std::string spare = members_.Join(Request(v1::SHARD, "spare"), kStart)->member_id();
+  const std::string worker = members_.Join(Request(v1::WORKER, "w"), kStart)->member_id();
+  int released = 0;
+  members_.Leave(spare, [&] { ++released; });
+  members_.Leave(worker, [&] { ++released; });
+  members_.Leave("nobody", [&] { ++released; });
+  EXPECT_EQ(released, 3);
+  // Nothing is to be done for it, and no job takes it any more.
+  EXPECT_EQ(members_.shard_departures(), 0u);
+  EXPECT_TRUE(leaving_.empty());
+  EXPECT_TRUE(members_.Living(v1::SHARD).empty());
+  EXPECT_FALSE(members_.Hold({spare}));
+  members_.Remove(spare, "its stream ended");
+  EXPECT_EQ(members_.shard_losses(), 0u);
+}
+
+TEST_F(MembersTest, AShardThatAJobHoldsMayGoWhenTheJobLetsGo) {
+  const std::string first = members_.Join(Request(v1::SHARD, "first"), kStart)->member_id();
+  const std::string second = members_.Join(Request(v1::SHARD, "second"), kStart)->member_id();
+  ASSERT_TRUE(members_.Hold({first, second}));
+  int released = 0;
+  members_.Leave(first, [&] { ++released; });
+  EXPECT_EQ(released, 0);
+  EXPECT_EQ(members_.shard_departures(), 1u);
+  EXPECT_THAT(leaving_, ElementsAre("first"));
+  EXPECT_EQ(members_.Living(v1::SHARD).size(), 1u);
+  EXPECT_EQ(members_.shard_losses(), 0u);
+  members_.Release();
+  EXPECT_EQ(released, 1);
+  members_.Remove(first, "its stream ended");
+  EXPECT_EQ(members_.shard_losses(), 0u);
+  EXPECT_EQ(released, 1);
+}
+
+TEST_F(MembersTest, AShardThatDiesBeforeItMayGoIsLost) {
+  const std::string shard = members_.Join(Request(v1::SHARD, "s"), kStart)->member_id();
+  ASSERT_TRUE(members_.Hold({shard}));
+  int released = 0;
+  members_.Leave(shard, [&] { ++released; });
+  members_.Remove(shard, "its stream ended");
+  EXPECT_EQ(members_.shard_losses(), 1u);
+  // The call that waited is not left hanging.
+  EXPECT_EQ(released, 1);
 }
 
 TEST_F(MembersTest, ANameIsFreeAgainWhenItsMemberHasGone) {

@@ -52,6 +52,28 @@ class OneMemberCluster : public v1::Cluster::Service {
     return grpc::Status::OK;
   }
 
+  // Ends at Release(), if Keep() came before.
+  grpc::Status NextWork(grpc::ServerContext* context, const v1::NextWorkRequest* request, v1::NextWorkReply*) override {
+    absl::MutexLock lock(&mutex_);
+    drained_ = *request;
+    while (!released_ && !context->IsCancelled()) changed_.WaitWithTimeout(&mutex_, absl::Milliseconds(10));
+    return grpc::Status::OK;
+  }
+
+  void Keep() {
+    absl::MutexLock lock(&mutex_);
+    released_ = false;
+  }
+  v1::NextWorkRequest AwaitDrain() {
+    absl::MutexLock lock(&mutex_);
+    while (!drained_.drain()) changed_.WaitWithTimeout(&mutex_, absl::Milliseconds(10));
+    return drained_;
+  }
+  void Release() {
+    absl::MutexLock lock(&mutex_);
+    released_ = true;
+    changed_.SignalAll();
+  }
   void Announce(uint64_t epoch) {
     absl::MutexLock lock(&mutex_);
     epoch_ = epoch;
@@ -73,6 +95,9 @@ class OneMemberCluster : public v1::Cluster::Service {
  private:
   absl::Mutex mutex_;
   bool attends_ ABSL_GUARDED_BY(mutex_) = false;
+  bool released_ ABSL_GUARDED_BY(mutex_) = true;
+  v1::NextWorkRequest drained_ ABSL_GUARDED_BY(mutex_);
+  absl::CondVar changed_ ABSL_GUARDED_BY(mutex_);
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status refusal_ ABSL_GUARDED_BY(mutex_);
   v1::JoinRequest joined_ ABSL_GUARDED_BY(mutex_);
@@ -143,6 +168,37 @@ TEST_F(ShardTest, OnEveryNetworkItGoesByTheMachinesName) {
   char name[256] = "";
   ASSERT_EQ(gethostname(name, sizeof(name) - 1), 0);
   EXPECT_THAT(cluster_.AwaitMember().address(), ::testing::StartsWith(absl::StrCat(name, ":")));
+}
+
+TEST_F(ShardTest, GoesByTheNameThatItIsTold) {
+  options_.listen = "0.0.0.0:0";
+  options_.advertise = "shard-0.shards.example:7401";
+  Run();
+  EXPECT_EQ(cluster_.AwaitMember().address(), "shard-0.shards.example:7401");
+}
+
+TEST_F(ShardTest, StaysAndServesUntilItMayGo) {
+  cluster_.Keep();
+  Run();
+  const auto stub = v1::ParameterServer::NewStub(NewChannel(cluster_.AwaitMember().address()));
+  stop_.Notify();
+  EXPECT_EQ(cluster_.AwaitDrain().member_id(), "shard-1");
+  EXPECT_TRUE(cluster_.attends());
+  EXPECT_EQ(StatusOf(stub.get()).epoch(), 0u);
+  cluster_.Release();
+  EXPECT_TRUE(Join().ok()) << status_;
+  EXPECT_FALSE(cluster_.attends());
+}
+
+TEST_F(ShardTest, GoesWhenItsGraceIsOver) {
+  cluster_.Keep();
+  options_.grace = absl::Milliseconds(200);
+  Run();
+  cluster_.AwaitMember();
+  const absl::Time asked = absl::Now();
+  EXPECT_TRUE(Stop().ok()) << status_;
+  EXPECT_GE(absl::Now() - asked, absl::Milliseconds(200));
+  EXPECT_LT(absl::Now() - asked, absl::Seconds(20));
 }
 
 TEST_F(ShardTest, AnnouncedEpochFencesOlderOnes) {

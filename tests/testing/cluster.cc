@@ -164,6 +164,10 @@ Cluster::~Cluster() {
 
 std::unique_ptr<Member> Cluster::NewMember(const std::string& name, std::vector<std::string> arguments, bool serves) {
   arguments.insert(arguments.begin(), Millrace());
+  if (options_.health) {
+    health_[name] = FreeAddress();
+    arguments.insert(arguments.end(), {"--health", health_[name]});
+  }
   std::string address_file;
   if (serves) {
     address_file = folder_ / (name + ".address");

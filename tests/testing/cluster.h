@@ -80,6 +80,7 @@ class Cluster {
     std::string directory;  // of the coordinator; empty: a temporary one
     bool page = false;      // the coordinator serves the rating page
     bool metrics = false;   // every process serves metrics
+    bool health = false;    // all tell their health
   };
   explicit Cluster(Options options);
   ~Cluster();
@@ -88,6 +89,8 @@ class Cluster {
   Member& worker(size_t i) { return *workers_.at(i); }
   Member& shard(size_t i) { return *shards_.at(i); }
   size_t workers() const { return workers_.size(); }
+  // Where a member tells its health.
+  const std::string& health(const Member& member) const { return health_.at(member.name()); }
   client::CoordinatorClient& client() { return *client_; }
   const std::string& directory() const { return directory_; }
 
@@ -132,6 +135,7 @@ class Cluster {
   std::vector<std::unique_ptr<Member>> workers_;
   std::vector<std::unique_ptr<Member>> shards_;
   std::map<std::string, std::vector<std::string>> metrics_;
+  std::map<std::string, std::string> health_;  // addresses, by the members' names
   std::unique_ptr<client::CoordinatorClient> client_;
 };
 
