@@ -5,7 +5,7 @@
 import {execFileSync} from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import {gates} from './gates.mjs';
+import {external, gates} from './gates.mjs';
 import {sources, Tools} from './tools.mjs';
 
 const kubernetes = path.join(sources, 'deploy/kubernetes');
@@ -153,6 +153,17 @@ async function main([millrace, folder]) {
     failures += found.length;
     for (const fault of found) console.error(`${overlay}: ${fault}`);
     console.log(`${overlay}: ${objects.length} objects, ${found.length} faults`);
+  }
+  const documented = fs.readFileSync(path.join(sources, 'docs/deploy.md'), 'utf8');
+  for (const [, folder] of documented.matchAll(/-k deploy\/kubernetes\/([\w/-]+)/g)) {
+    if (overlays.includes(folder)) continue;
+    ++failures;
+    console.error(`docs/deploy.md: there is no ${folder}`);
+  }
+  for (const name of [...overlays, ...external()]) {
+    if (documented.includes(`\`${name}\``)) continue;
+    ++failures;
+    console.error(`docs/deploy.md does not tell of ${name}`);
   }
   const autoscale = tools.render(path.join(kubernetes, 'overlays/autoscale'));
   for (const [gate, what, change] of mutations) {

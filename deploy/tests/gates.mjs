@@ -7,6 +7,7 @@ const kExternal = {
   Secret: new Set(['millrace-coordinator-tls', 'millrace-shard-tls', 'millrace-worker-tls', 'millrace-client-tls',
                    'millrace-tokens', 'millrace-client-token']),
 };
+export const external = () => Object.values(kExternal).flatMap((names) => [...names]);
 const kClusterWide = new Set(['Namespace', 'PriorityClass']);
 const kMinimumUid = 10000;
 

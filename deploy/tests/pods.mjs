@@ -4,16 +4,19 @@
 import {execFileSync, spawnSync} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
 import {here} from './tools.mjs';
 
 const kRunc = '/usr/sbin/runc';
 
 export class Pods {
-  // `objects` as kustomize renders them; `millrace`: the program, for probes; files go to `folder`.
-  constructor(objects, millrace, folder, prefix) {
+  // `objects` as kustomize renders them; `millrace`: the program, for probes; files go to `folder`; names begin with
+  // `prefix`.
+  constructor(objects, millrace, image, folder, prefix) {
     this.objects = objects;
     this.millrace = millrace;
+    this.image = image;  // in place of whatever the manifests name
     this.folder = folder;
     this.network = prefix;
     this.prefix = prefix;
@@ -31,6 +34,11 @@ export class Pods {
       throw new Error(`podman ${args.join(' ')}: status ${done.status}\n${done.stderr}`);
     }
     return options.mayFail ? done : done.stdout.trim();
+  }
+
+  // Those that pods may get.
+  possibleAddresses() {
+    return Array.from({length: 60}, (_, i) => `10.213.77.${10 + i}`);
   }
 
   open() {
@@ -66,13 +74,14 @@ export class Pods {
   }
 
   // A ConfigMap's or Secret's files as a kubelet lays them out: links to a folder that can be exchanged at once.
-  #project(name, files) {
+  #project(name, files, group, mode) {
     const folder = path.join(this.folder, name);
     fs.rmSync(folder, {recursive: true, force: true});
     fs.mkdirSync(path.join(folder, '..2026_01_01'), {recursive: true});
     fs.symlinkSync('..2026_01_01', path.join(folder, '..data'));
     for (const [file, content] of Object.entries(files)) {
-      fs.writeFileSync(path.join(folder, '..data', file), content, {mode: 0o644});
+      fs.writeFileSync(path.join(folder, '..data', file), content, {mode});
+      if (group !== undefined) fs.chownSync(path.join(folder, '..data', file), 0, group);
       fs.symlinkSync(`..data/${file}`, path.join(folder, file));
     }
     return folder;
@@ -94,7 +103,7 @@ export class Pods {
     if (security.allowPrivilegeEscalation === false) args.push('--security-opt', 'no-new-privileges');
     const {limits} = container.resources;
     const cpus = limits.cpu.endsWith('m') ? Number(limits.cpu.slice(0, -1)) / 1000 : Number(limits.cpu);
-    args.push('--memory', limits.memory.replace(/i$/, '').toLowerCase(), '--cpus', String(cpus));
+    args.push('--memory', limits.memory.replace(/i$/, '').toLowerCase(), '--cpus', String(Math.min(cpus, os.cpus().length)));
 
     const values = {};
     for (const {name: variable, value, valueFrom} of container.env ?? []) {
@@ -120,13 +129,16 @@ export class Pods {
         const own = this.objects.find((object) => object.kind === 'ConfigMap' && object.metadata.name === source);
         const files = own?.data ?? given[source];
         if (files === undefined) throw new Error(`${name}: nothing is given for ${source}`);
-        args.push('--volume', `${this.#project(`${name}-${source}`, files)}:${mount.mountPath}:ro`);
+        const fileMode = (volume.configMap ?? volume.secret).defaultMode ?? 0o644;
+        args.push('--volume', `${this.#project(`${name}-${source}`, files, pod.securityContext.fsGroup, fileMode)}:${mount.mountPath}:ro`);
+      } else if (volume.persistentVolumeClaim) {
+        args.push('--volume', `${given[volume.persistentVolumeClaim.claimName]}:${mount.mountPath}:ro`);
       } else {
         throw new Error(`${name}: volume ${mount.name} is of a kind that is not known here`);
       }
     }
     const expanded = container.args.map((arg) => arg.replace(/\$\(([A-Z_]+)\)/g, (_, variable) => values[variable]));
-    this.podman(['run', ...args, container.image, ...expanded]);
+    this.podman(['run', ...args, this.image, ...expanded]);
     const started = {name, workload, address, container: `${this.prefix}-${name}`, given};
     this.pods.set(name, started);
     return started;

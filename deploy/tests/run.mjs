@@ -1,5 +1,6 @@
-// Runs overlays/local by podman, trains in it, takes pods away in every way, and compares the weights with those of
+// Runs an overlay by podman, trains in it, takes pods away in every way, and compares the weights with those of
 // `millrace train` on this machine. Called by deploy/tests/run.
+//   node run.mjs local|production
 import {execFileSync, spawnSync} from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -10,12 +11,43 @@ import {sources, Tools} from './tools.mjs';
 const millrace = path.join(sources, 'build/bin/millrace');
 const tools = Tools.install(path.join(sources, 'build/deploy-tools'));
 const work = fs.mkdtempSync(path.join(os.tmpdir(), 'millrace-pods-'));
-const objects = [...tools.render(path.join(sources, 'deploy/kubernetes/overlays/local')),
-                 ...tools.render(path.join(sources, 'deploy/kubernetes/jobs/tiny'))];
-const pods = new Pods(objects, millrace, work, 'millrace-test');
-// What `kubectl create configmap tiny --from-file=…` makes.
+const [overlay] = process.argv.slice(2);
+const encrypted = overlay === 'production';
+const objects = [...tools.render(path.join(sources, 'deploy/kubernetes/overlays', overlay)),
+                 ...tools.render(path.join(sources, 'deploy/kubernetes/jobs', encrypted ? 'tiny-tls' : 'tiny'))];
+const version = /^project\(millrace VERSION ([0-9.]+)/m.exec(fs.readFileSync(path.join(sources, 'CMakeLists.txt'), 'utf8'))[1];
+const pods = new Pods(objects, millrace, `localhost/millrace:${version}`, work, 'millrace-test');
+
+// ---- what whoever installs makes beside the manifests (docs/deploy.md) ----
+
+// Of `kubectl create configmap tiny --from-file=…`.
 const given = {tiny: Object.fromEntries(['tiny.yaml', 'tiny.txt'].map(
                    (name) => [name, fs.readFileSync(path.join(sources, 'examples', name), 'utf8')]))};
+const clientFlags = [];
+if (encrypted) {
+  const text = path.join(work, 'text');
+  fs.mkdirSync(path.join(text, 'tiny'), {recursive: true});
+  for (const [name, content] of Object.entries(given.tiny)) fs.writeFileSync(path.join(text, 'tiny', name), content);
+  given['millrace-text'] = text;
+
+  const hosts = ['millrace-coordinator.millrace.svc.cluster.local', '*.millrace-shards.millrace.svc.cluster.local',
+                 ...pods.possibleAddresses()];
+  const certs = path.join(work, 'certs');
+  execFileSync(millrace, ['certs', '--out', certs, ...hosts.flatMap((host) => ['--host', host])]);
+  const read = (role, names) => Object.fromEntries(
+      names.map((name) => [name, fs.readFileSync(path.join(certs, role, name), 'utf8')]));
+  for (const role of ['coordinator', 'shard', 'worker']) {
+    given[`millrace-${role}-tls`] = read(role, ['tls.crt', 'tls.key', 'ca.crt']);
+  }
+  const token = spawnSync(millrace, ['certs', 'token', 'tester', 'operator'], {encoding: 'utf8'});
+  given['millrace-tokens'] = {tokens: token.stderr};
+  given['millrace-client-tls'] = read('operator', ['ca.crt']);
+  given['millrace-client-token'] = {token: token.stdout};
+  fs.mkdirSync(path.join(work, 'client'));
+  fs.copyFileSync(path.join(certs, 'operator/ca.crt'), path.join(work, 'client/ca.crt'));
+  fs.writeFileSync(path.join(work, 'token'), token.stdout, {mode: 0o600});
+  clientFlags.push('--tls', path.join(work, 'client'), '--token-file', path.join(work, 'token'));
+}
 
 const rows = [];
 let failures = 0;
@@ -26,9 +58,9 @@ function record(fault, happened, well) {
 }
 
 const run = (args, options = {}) => execFileSync(millrace, args, {encoding: 'utf8', ...options}).trim();
-const [coordinatorPod] = [() => pods.of('millrace-coordinator')[0]];
-const at = () => `${coordinatorPod().address}:7400`;
-const jobs = () => JSON.parse(run(['jobs', '--json', '--coordinator', at()]));
+const coordinatorPod = () => pods.of('millrace-coordinator')[0];
+const there = () => ['--coordinator', `${coordinatorPod().address}:7400`, ...clientFlags];
+const jobs = () => JSON.parse(run(['jobs', '--json', ...there()]));
 const jobOf = (id) => jobs().find((job) => job.id === id);
 const pause = (seconds) => execFileSync('sleep', [String(seconds)]);
 
@@ -62,7 +94,7 @@ function reference(overrides) {
 }
 
 function submit(overrides) {
-  const job = JSON.parse(run(['submit', path.join(sources, 'examples/tiny.yaml'), '--json', '--coordinator', at(),
+  const job = JSON.parse(run(['submit', path.join(sources, 'examples/tiny.yaml'), '--json', ...there(),
                               ...[...overrides, 'data.sources.0.path=/text/tiny/tiny.txt'].flatMap((o) => ['--set', o])]));
   return job.id;
 }
@@ -78,19 +110,20 @@ function fault(name, overrides, harm) {
   awaitJob(id, 'step 100', (job) => Number(job.step) >= 100 || ended(job));
   const what = harm(id);
   const job = awaitJob(id, 'its end', ended);
-  const digest = job.state.toLowerCase() === 'succeeded' ? run(['digest', `${id}@last`, '--coordinator', at()]) : job.state;
+  const digest = job.state.toLowerCase() === 'succeeded' ? run(['digest', `${id}@last`, ...there()]) : job.state;
   const same = digest === reference(overrides);
   record(name, `${what}; ended after ${((Date.now() - begun) / 1000).toFixed(1)} s, weights ${same ? 'the same' : `other: ${digest}`}`, same);
 }
-const logsOf = (id) => run(['logs', id, '--coordinator', at()]);
+const logsOf = (id) => run(['logs', id, ...there()]);
 
 function main() {
   pods.close();
   pods.open();
   const begun = Date.now();
   const [coordinator] = pods.scale('millrace-coordinator', undefined, given);
-  const shards = pods.scale('millrace-shard');
-  const workers = pods.scale('millrace-worker');
+  const shards = pods.scale('millrace-shard', undefined, given);
+  // This is one machine, whatever the overlay says.
+  const workers = pods.scale('millrace-worker', 2, given);
   for (const pod of [coordinator, ...shards, ...workers]) pods.awaitReady(pod);
   record('start', `${pods.pods.size} pods ready after ${((Date.now() - begun) / 1000).toFixed(1)} s`, true);
   const checked = [...pods.pods.values()].filter((pod) => pods.podman(['healthcheck', 'run', pod.container], {mayFail: true}).status === 0);
@@ -99,7 +132,7 @@ function main() {
   // In the cluster, as `kubectl apply -k deploy/kubernetes/jobs/tiny` does it.
   const inside = pods.runToEnd(pods.workload('tiny'), given);
   const golden = /^f32 ([0-9a-f]{64})/m.exec(fs.readFileSync(path.join(sources, 'tests/golden/tiny.digest'), 'utf8'))[1];
-  const digest = inside.status === 0 ? run(['digest', 'tiny@last', '--coordinator', at()]) : inside.log;
+  const digest = inside.status === 0 ? run(['digest', 'tiny@last', ...there()]) : inside.log;
   record('no fault, submitted by a Job in the cluster', `status ${inside.status}, weights ${digest === golden ? 'as tests/golden/tiny.digest' : digest}`,
          inside.status === 0 && digest === golden);
 
@@ -125,7 +158,7 @@ function main() {
     const [shard] = pods.of('millrace-shard');
     const {status, seconds} = pods.evict(shard);
     const said = /a shard leaves at step (\d+), which is checkpointed/.exec(logsOf(id));
-    const checkpoints = JSON.parse(run(['checkpoints', id, '--json', '--coordinator', at()]));
+    const checkpoints = JSON.parse(run(['checkpoints', id, '--json', ...there()]));
     pods.replace(shard);
     if (status !== 0 || said === null) throw new Error(`status ${status}: ${logsOf(id)}`);
     if (!checkpoints.some(({step}) => Number(step) === Number(said[1]))) throw new Error(`no checkpoint of ${said[1]}`);
@@ -143,22 +176,33 @@ function main() {
     const before = Number(jobOf(id).step);
     const {status, seconds} = pods.evict(pod);
     pods.awaitReady(pods.replace(pod));
-    const checkpoints = JSON.parse(run(['checkpoints', id, '--json', '--coordinator', at()]));
+    const checkpoints = JSON.parse(run(['checkpoints', id, '--json', ...there()]));
     if (status !== 0 || !checkpoints.some(({step}) => Number(step) >= before)) throw new Error(`status ${status}`);
     return `status 0 after ${seconds.toFixed(1)} s, checkpointed first`;
   });
   fault('workers are scaled from 2 to 4', kLong, () => {
-    const all = pods.scale('millrace-worker', 4);
+    const all = pods.scale('millrace-worker', 4, given);
     all.forEach((pod) => pods.awaitReady(pod));
     return `${all.length} ready`;
   });
 
+  if (encrypted) {
+    const [ca] = clientFlags.slice(1);
+    const refused = (what, args, pattern) => {
+      const {status, stderr} = spawnSync(millrace, ['jobs', '--coordinator', `${coordinatorPod().address}:7400`, ...args], {encoding: 'utf8'});
+      record(`a client ${what}`, stderr.trim().split('\n')[0], status === 1 && pattern.test(stderr));
+    };
+    refused('with a worker\'s certificate', ['--tls', path.join(work, 'certs/worker')], /worker/);
+    fs.writeFileSync(path.join(work, 'wrong'), 'x'.repeat(40), {mode: 0o600});
+    refused('with a wrong token', ['--tls', ca, '--token-file', path.join(work, 'wrong')], /token/i);
+    refused('without TLS', [], /no coordinator answers/);
+  }
   const metrics = execFileSync('curl', ['--silent', '--fail', `http://${coordinatorPod().address}:9400/metrics`], {encoding: 'utf8'});
   record('metrics', 'the coordinator counts steps', /^millrace_steps_total\S* [1-9]/m.test(metrics) || /^millrace_\S*steps_total\S* [1-9]/m.test(metrics));
   for (const pod of [...pods.of('millrace-worker'), ...pods.of('millrace-shard'), coordinatorPod()]) {
     const {status, seconds, log} = pods.evict(pod);
     record(`${pod.name} ends`, `status ${status} after ${seconds.toFixed(1)} s`, status === 0);
-    if (status !== 0) console.error(log.slice(-2000));
+    if (status !== 0 || seconds > 5) console.error(log.slice(-2000), new Date().toISOString());
   }
 }
 
