@@ -126,8 +126,7 @@ TEST(Encoders, LearnWhatIsHiddenAndWhatFollowsAndServeTheCommands) {
   const std::vector<v1::EvaluationEvent> evaluations = Evaluations(&cluster, job);
   ASSERT_FALSE(evaluations.empty());
   const auto& last = evaluations.back().statistics();
-  // One word of six is ln 6 = 1.79 nats; of 24, without the text around, 3.18. What is told of pairs is right in 7 of 8
-  // at most.
+  // How often tokens occur gives some 3.4 nats. What is told of pairs is right in 7 of 8 at most.
   EXPECT_LT(last.at("masked_loss"), 2.5);
   EXPECT_GT(last.at("next_sentence_accuracy"), 0.8);
   EXPECT_EQ(evaluations.back().perplexity(), 0);  // that is of text which is continued
