@@ -71,10 +71,11 @@ absl::StatusOr<KeyPair> Authority(const std::string& out, absl::Time now) {
 
 absl::Status RunToken(Arguments arguments) {
   std::string name, role;
-  Flags flags("certs token",
-              "Prints a new token, which its owner keeps in a file for --token-file, on standard output, and its line for "
-              "the coordinator's --tokens file on standard error.",
-              "alice operator > alice.token 2>> tokens");
+  Flags flags(
+      "certs token",
+      "Prints a new token, which its owner keeps in a file for --token-file, on standard output, and its line for "
+      "the coordinator's --tokens file on standard error.",
+      "alice operator > alice.token 2>> tokens");
   flags.Positional("NAME", "whose it is", &name).Required();
   flags.Positional("ROLE", "operator, or viewer", &role).Required();
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
@@ -97,7 +98,8 @@ absl::Status RunCerts(Arguments arguments) {
               "certificates of the same authority. `millrace certs token NAME ROLE` makes a token.",
               "--out certs --host 10.0.0.1 --host node-2");
   flags.Text("out", "DIR", "folder to make", &out).Required();
-  flags.List("host", "NAME", "name or IP address at which a coordinator or shard is reached, besides localhost", &hosts);
+  flags.List("host", "NAME", "name or IP address at which a coordinator or shard is reached, besides localhost",
+             &hosts);
   flags.Integer("days", "N", "so long do the roles' certificates hold", &days, 1, 3650);
   MILLRACE_RETURN_IF_ERROR(flags.Parse(arguments));
   const absl::Time now = absl::Now();

@@ -18,7 +18,8 @@ absl::StatusOr<Endpoint> CoordinatorFlags::Address() const {
       }
       return Endpoint(coordinator);
     }
-    MILLRACE_ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> opened, tls.Open({.needs_identity = token_file.empty()}));
+    MILLRACE_ASSIGN_OR_RETURN(const std::shared_ptr<const Tls> opened,
+                              tls.Open({.needs_identity = token_file.empty()}));
     if (token_file.empty()) return Endpoint(coordinator, opened->ForChannels(Role::kCoordinator));
     MILLRACE_ASSIGN_OR_RETURN(const std::string token, ReadTokenFile(token_file));
     return Endpoint(coordinator, opened->ForChannels(Role::kCoordinator, token));

@@ -13,10 +13,10 @@ namespace millrace::cli {
 inline constexpr char kDefaultClusterDirectory[] = "runs/cluster";
 
 struct CoordinatorFlags {
-  std::string coordinator;                                             // --coordinator
-  std::string directory = kDefaultClusterDirectory;                    // --dir
-  TlsFlags tls;                                                        // --tls
-  std::string token_file = FromEnvironment("MILLRACE_TOKEN_FILE");     // --token-file
+  std::string coordinator;                                          // --coordinator
+  std::string directory = kDefaultClusterDirectory;                 // --dir
+  TlsFlags tls;                                                     // --tls
+  std::string token_file = FromEnvironment("MILLRACE_TOKEN_FILE");  // --token-file
 
   void Declare(Flags* flags) {
     flags->Text("coordinator", "HOST:PORT", "where the coordinator serves; default: that of the cluster in --dir",

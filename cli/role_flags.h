@@ -22,7 +22,8 @@ struct ServerFlags {
   void Declare(Flags* flags) {
     flags->Text("listen", "HOST:PORT", "where to serve; port 0: any", &listen);
     flags->Text("address-file", "PATH", "file to write HOST:PORT to once serving", &address_file);
-    flags->Switch("plaintext", "lets others than this machine come without TLS: nobody is asked who they are", &plaintext);
+    flags->Switch("plaintext", "lets others than this machine come without TLS: nobody is asked who they are",
+                  &plaintext);
     DeclareMetrics(flags);
   }
   void DeclareMetrics(Flags* flags) {

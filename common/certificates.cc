@@ -144,9 +144,9 @@ absl::StatusOr<KeyPair> Make(const CertificateRequest& request, const KeyPair* a
   }
   MILLRACE_RETURN_IF_ERROR(AddExtension(made, signer, NID_basic_constraints,
                                         authority == nullptr ? "critical,CA:TRUE,pathlen:0" : "critical,CA:FALSE"));
-  MILLRACE_RETURN_IF_ERROR(AddExtension(made, signer, NID_key_usage,
-                                        authority == nullptr ? "critical,keyCertSign,cRLSign"
-                                                             : "critical,digitalSignature"));
+  MILLRACE_RETURN_IF_ERROR(
+      AddExtension(made, signer, NID_key_usage,
+                   authority == nullptr ? "critical,keyCertSign,cRLSign" : "critical,digitalSignature"));
   if (authority != nullptr) {
     MILLRACE_RETURN_IF_ERROR(AddExtension(made, signer, NID_ext_key_usage, "serverAuth,clientAuth"));
   }
@@ -209,8 +209,8 @@ absl::StatusOr<CertificateFacts> ReadCertificate(absl::string_view pem) {
   if (const int at = X509_NAME_get_index_by_NID(subject, NID_commonName, -1); at >= 0) {
     facts.common_name = Text(X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
   }
-  const Names names(static_cast<GENERAL_NAMES*>(
-      X509_get_ext_d2i(certificate.get(), NID_subject_alt_name, nullptr, nullptr)));
+  const Names names(
+      static_cast<GENERAL_NAMES*>(X509_get_ext_d2i(certificate.get(), NID_subject_alt_name, nullptr, nullptr)));
   for (int i = 0; names != nullptr && i < sk_GENERAL_NAME_num(names.get()); ++i) {
     const GENERAL_NAME* const name = sk_GENERAL_NAME_value(names.get(), i);
     if (name->type == GEN_DNS) facts.hosts.push_back(Text(name->d.dNSName));

@@ -18,9 +18,9 @@ struct KeyPair {
 };
 
 struct CertificateRequest {
-  std::string common_name;          // at most 64 bytes
-  std::vector<std::string> hosts;   // subject alternative names: DNS names and IP addresses
-  std::vector<std::string> uris;    // likewise
+  std::string common_name;         // at most 64 bytes
+  std::vector<std::string> hosts;  // subject alternative names: DNS names and IP addresses
+  std::vector<std::string> uris;   // likewise
   absl::Time not_before, not_after;
 };
 

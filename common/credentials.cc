@@ -37,8 +37,7 @@ std::string HostOf(absl::string_view address) {
   const size_t colon = address.rfind(':');
   absl::string_view host = address;
   // A bare IPv6 address has several.
-  if (colon != absl::string_view::npos &&
-      (address.find(':') == colon || (colon > 0 && address[colon - 1] == ']'))) {
+  if (colon != absl::string_view::npos && (address.find(':') == colon || (colon > 0 && address[colon - 1] == ']'))) {
     host = address.substr(0, colon);
   }
   if (absl::StartsWith(host, "[") && absl::EndsWith(host, "]")) host = host.substr(1, host.size() - 2);
@@ -74,9 +73,8 @@ class ServerVerifier : public tls::ExternalCertificateVerifier {
     for (const std::string& uri : facts->uris) {
       if (uri == wanted) return grpc::Status::OK;
     }
-    return {grpc::StatusCode::UNAUTHENTICATED,
-            absl::StrCat("the certificate shown at ", Shown(host), " is not a ", RoleName(role_), "'s: it lacks the URI ",
-                         wanted)};
+    return {grpc::StatusCode::UNAUTHENTICATED, absl::StrCat("the certificate shown at ", Shown(host), " is not a ",
+                                                            RoleName(role_), "'s: it lacks the URI ", wanted)};
   }
 
   const Role role_;
@@ -86,7 +84,8 @@ bool IsLoopbackAddress(const sockaddr* address) {
   if (address->sa_family == AF_INET) {
     return (ntohl(reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr) >> 24) == 127;
   }
-  return address->sa_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
+  return address->sa_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr);
 }
 
 }  // namespace
@@ -191,9 +190,10 @@ bool IsLoopback(absl::string_view listen) {
 
 absl::Status CheckListen(absl::string_view listen, bool encrypted, bool plaintext) {
   if (encrypted || plaintext || IsLoopback(listen)) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "--listen ", listen, " is reached from other machines, and nothing would be encrypted and nobody asked who they are: "
-      "give --tls DIR (`millrace certs` makes such folders), or --plaintext in a network of your own"));
+  return absl::FailedPreconditionError(
+      absl::StrCat("--listen ", listen,
+                   " is reached from other machines, and nothing would be encrypted and nobody asked who they are: "
+                   "give --tls DIR (`millrace certs` makes such folders), or --plaintext in a network of your own"));
 }
 
 }  // namespace millrace

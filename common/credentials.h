@@ -23,7 +23,7 @@
 namespace millrace {
 
 struct TlsOptions {
-  bool needs_identity = true;  // false: ca.crt will do; tls.crt and tls.key are used where they are
+  bool needs_identity = true;                 // false: ca.crt will do; tls.crt and tls.key are used where they are
   absl::Duration refresh = absl::Seconds(5);  // at least 1 s
 };
 
@@ -42,8 +42,8 @@ class Tls {
   // The same, with a token in each call.
   std::shared_ptr<grpc::ChannelCredentials> ForChannels(Role server, const std::string& token) const;
 
-  // For a server. Callers' certificates are verified where they are brought; who may call is Access' matter. Requires an
-  // identity.
+  // For a server. Callers' certificates are verified where they are brought; who may call is Access' matter. Requires
+  // an identity.
   std::shared_ptr<grpc::ServerCredentials> ForServers() const;
 
   // When the certificate in the folder, as it is now, ends.

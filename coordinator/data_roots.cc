@@ -70,9 +70,9 @@ absl::Status DataRoots::CheckOne(const Named& named, absl::string_view file, boo
     if (LiesIn(resolved, root)) return absl::OkStatus();
   }
   if (model && LiesIn(resolved, jobs_)) return absl::OkStatus();
-  return absl::PermissionDeniedError(absl::StrCat(
-      named.field, ": ", Shown(named.path), " leads to ", Shown(resolved), ", outside of what jobs may read here: ",
-      absl::StrJoin(roots_, ", "), " (--data-root of the coordinator)"));
+  return absl::PermissionDeniedError(absl::StrCat(named.field, ": ", Shown(named.path), " leads to ", Shown(resolved),
+                                                  ", outside of what jobs may read here: ", absl::StrJoin(roots_, ", "),
+                                                  " (--data-root of the coordinator)"));
 }
 
 absl::Status DataRoots::CheckFolder(const Named& named, const std::string& path, bool model, Depth depth) const {
@@ -93,7 +93,8 @@ absl::Status DataRoots::CheckSources(const std::string& field, const v1::DataSpe
     if (RatedPhase(source).has_value()) continue;  // the coordinator writes that file
     const Named named{absl::StrCat(field, ".sources.", i, ".path"), source.path()};
     const std::string path = From(base, source.path());
-    // Before anything is listed: messages about what is there tell of it too. A name with a pattern may also be a file's.
+    // Before anything is listed: messages about what is there tell of it too. A name with a pattern may also be a
+    // file's.
     MILLRACE_RETURN_IF_ERROR(CheckOne(named, BeforePattern(path), false));
     MILLRACE_RETURN_IF_ERROR(CheckOne(named, path, false));
     if (depth != Depth::kFiles) continue;

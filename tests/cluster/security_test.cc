@@ -72,9 +72,17 @@ class SecurityTest : public ::testing::Test {
     ASSERT_EQ(made.status, 0) << made.text;
   }
   void StartCoordinator(const std::vector<std::string>& more = {}) {
-    std::vector<std::string> arguments = {"coordinator", "--dir",         folder_ / "coordinator", "--listen", "127.0.0.1:0",
-                                          "--shards",    "2",             "--tls",                 Certs("coordinator"),
-                                          "--data-root", MILLRACE_SOURCE_DIR "/examples"};
+    std::vector<std::string> arguments = {"coordinator",
+                                          "--dir",
+                                          folder_ / "coordinator",
+                                          "--listen",
+                                          "127.0.0.1:0",
+                                          "--shards",
+                                          "2",
+                                          "--tls",
+                                          Certs("coordinator"),
+                                          "--data-root",
+                                          MILLRACE_SOURCE_DIR "/examples"};
     arguments.insert(arguments.end(), more.begin(), more.end());
     coordinator_ = Start("coordinator", std::move(arguments), /*serves=*/true);
   }
@@ -95,16 +103,15 @@ class SecurityTest : public ::testing::Test {
   }
   std::unique_ptr<Member> StartWorker(const std::string& name, const std::string& role = "worker",
                                       const std::vector<std::string>& more = {}) {
-    std::vector<std::string> arguments = {"worker", "--coordinator", coordinator_->address(), "--name",
-                                          name,     "--threads",     "1",                     "--tls",
-                                          Certs(role)};
+    std::vector<std::string> arguments = {
+        "worker", "--coordinator", coordinator_->address(), "--name", name, "--threads", "1", "--tls", Certs(role)};
     arguments.insert(arguments.end(), more.begin(), more.end());
     return Start(name, std::move(arguments), /*serves=*/false);
   }
   std::vector<Json> Audited() {
     std::vector<Json> lines;
-    for (const std::string& line :
-         std::vector<std::string>(absl::StrSplit(ReadAll(folder_ / "coordinator/audit.jsonl"), '\n', absl::SkipEmpty()))) {
+    for (const std::string& line : std::vector<std::string>(
+             absl::StrSplit(ReadAll(folder_ / "coordinator/audit.jsonl"), '\n', absl::SkipEmpty()))) {
       lines.push_back(Json::parse(line, nullptr, /*allow_exceptions=*/false));
       EXPECT_FALSE(lines.back().is_discarded()) << line;
     }
@@ -142,7 +149,8 @@ TEST_F(SecurityTest, ACertificateOpensWhatItsRoleMay) {
   for (const char* role : {"viewer", "worker", "shard", "coordinator"}) {
     const Outcome submit = Ask({"submit", TinyFile()}, role);
     EXPECT_EQ(submit.status, 1) << role;
-    EXPECT_THAT(submit.text, AllOf(HasSubstr(absl::StrCat("a ", role)), HasSubstr("Jobs/SubmitJob"), HasSubstr("operator may")));
+    EXPECT_THAT(submit.text,
+                AllOf(HasSubstr(absl::StrCat("a ", role)), HasSubstr("Jobs/SubmitJob"), HasSubstr("operator may")));
   }
   const Outcome list = Ask({"jobs"}, "viewer");
   EXPECT_THAT(list.text, HasSubstr("tiny"));
@@ -165,9 +173,10 @@ TEST_F(SecurityTest, ACertificateOpensWhatItsRoleMay) {
     done.push_back(absl::StrCat(line["who"].get<std::string>(), " ", line["method"].get<std::string>(), " ",
                                 line.value("job", "-"), " ", line["code"].get<std::string>()));
   }
-  EXPECT_THAT(done, ::testing::IsSupersetOf({"operator Jobs/SubmitJob tiny OK", "worker Jobs/SubmitJob - PERMISSION_DENIED",
-                                             "viewer Jobs/CancelJob - PERMISSION_DENIED", "operator Jobs/CancelJob tiny OK",
-                                             "viewer Cluster/Join - PERMISSION_DENIED"}));
+  EXPECT_THAT(done,
+              ::testing::IsSupersetOf({"operator Jobs/SubmitJob tiny OK", "worker Jobs/SubmitJob - PERMISSION_DENIED",
+                                       "viewer Jobs/CancelJob - PERMISSION_DENIED", "operator Jobs/CancelJob tiny OK",
+                                       "viewer Cluster/Join - PERMISSION_DENIED"}));
 }
 
 TEST_F(SecurityTest, AShardDoesForEachWhatItsRoleMay) {
@@ -243,8 +252,8 @@ TEST_F(SecurityTest, ATokenStandsInForACertificateAndAppearsNowhere) {
   fs::create_directory(folder_ / "ca");
   fs::copy_file(folder_ / "certs/ca.crt", folder_ / "ca/ca.crt");
   const auto with = [&](std::vector<std::string> arguments, const std::string& token_file) {
-    const std::vector<std::string> flags = {"--coordinator", coordinator_->address(), "--tls", folder_ / "ca",
-                                            "--token-file",  token_file};
+    const std::vector<std::string> flags = {"--coordinator", coordinator_->address(), "--tls",
+                                            folder_ / "ca",  "--token-file",          token_file};
     arguments.insert(arguments.end(), flags.begin(), flags.end());
     return Run(arguments);
   };
@@ -271,7 +280,8 @@ TEST_F(SecurityTest, ATokenStandsInForACertificateAndAppearsNowhere) {
   EXPECT_THAT(refused.text, HasSubstr("a viewer ('bob') may not call Jobs/CancelJob"));
   EXPECT_EQ(with({"cancel", "tiny"}, folder_ / "alice").status, 0);
   // Without a certificate, a token is what is missing.
-  EXPECT_THAT(Run({"jobs", "--coordinator", coordinator_->address(), "--tls", folder_ / "ca"}).text, HasSubstr("tls.crt"));
+  EXPECT_THAT(Run({"jobs", "--coordinator", coordinator_->address(), "--tls", folder_ / "ca"}).text,
+              HasSubstr("tls.crt"));
   // Nor does it go out in the clear.
   EXPECT_THAT(Run({"jobs", "--coordinator", "192.0.2.1:7400", "--tls=", "--token-file", folder_ / "bob"}).text,
               HasSubstr("a token is sent under TLS only"));
@@ -298,8 +308,7 @@ TEST_F(SecurityTest, JobsReadNothingOutsideTheRoots) {
 }
 
 TEST_F(SecurityTest, ServersRefusePlainTcpBeyondThisMachine) {
-  const Outcome coordinator =
-      Run({"coordinator", "--dir", folder_ / "c", "--listen", "0.0.0.0:0", "--tls="});
+  const Outcome coordinator = Run({"coordinator", "--dir", folder_ / "c", "--listen", "0.0.0.0:0", "--tls="});
   EXPECT_EQ(coordinator.status, 1);
   EXPECT_THAT(coordinator.text, AllOf(HasSubstr("0.0.0.0:0"), HasSubstr("--tls DIR"), HasSubstr("--plaintext")));
   const Outcome without_root =
@@ -314,10 +323,10 @@ TEST_F(SecurityTest, ServersRefusePlainTcpBeyondThisMachine) {
   EXPECT_EQ(tokens.status, 2);
   EXPECT_THAT(tokens.text, HasSubstr("--tls"));
   // With --plaintext they serve.
-  const auto plain = Start("plain",
-                           {"coordinator", "--dir", folder_ / "plain", "--listen", "0.0.0.0:0", "--plaintext",
-                            "--data-root", "/", "--tls="},
-                           /*serves=*/true);
+  const auto plain = Start(
+      "plain",
+      {"coordinator", "--dir", folder_ / "plain", "--listen", "0.0.0.0:0", "--plaintext", "--data-root", "/", "--tls="},
+      /*serves=*/true);
   EXPECT_THAT(plain->address(), HasSubstr("0.0.0.0:"));
 }
 

@@ -54,8 +54,9 @@ std::set<std::string> DeclaredMethods() {
     std::ifstream stream(entry.path());
     const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
     if (!absl::StrContains(text, "\nservice ")) continue;
-    const google::protobuf::FileDescriptor* const file = google::protobuf::DescriptorPool::generated_pool()->FindFileByName(
-        absl::StrCat("proto/millrace/v1/", entry.path().filename().string()));
+    const google::protobuf::FileDescriptor* const file =
+        google::protobuf::DescriptorPool::generated_pool()->FindFileByName(
+            absl::StrCat("proto/millrace/v1/", entry.path().filename().string()));
     EXPECT_NE(file, nullptr) << entry.path() << " has a service that this test does not link";
     for (int i = 0; file != nullptr && i < file->service_count(); ++i) {
       for (int j = 0; j < file->service(i)->method_count(); ++j) {
@@ -84,8 +85,8 @@ TEST(MethodRules, ThereIsOneForEachMethodAndNoOther) {
 
 TEST(MethodRules, MembersDoNothingThatPeopleDo) {
   for (const MethodRule& rule : MethodRules()) {
-    const bool people = absl::StartsWith(rule.method, "/millrace.v1.Jobs/") ||
-                        absl::StartsWith(rule.method, "/millrace.v1.Ratings/");
+    const bool people =
+        absl::StartsWith(rule.method, "/millrace.v1.Jobs/") || absl::StartsWith(rule.method, "/millrace.v1.Ratings/");
     for (const Role member : {Role::kCoordinator, Role::kShard, Role::kWorker}) {
       EXPECT_FALSE(people && Allows(rule, member)) << rule.method;
     }
@@ -139,7 +140,8 @@ class FakeJobs final : public v1::Jobs::Service {
 class AccessTest : public ::testing::Test {
  protected:
   AccessTest() {
-    folder_.Write("tokens", absl::StrCat(*TokenLine("alice", "operator", kAlices), "\n", *TokenLine("bob", "viewer", kBobs)));
+    folder_.Write("tokens",
+                  absl::StrCat(*TokenLine("alice", "operator", kAlices), "\n", *TokenLine("bob", "viewer", kBobs)));
     AccessOptions options;
     options.tokens = *Tokens::Open(folder_ / "tokens");
     options.audit = *AuditLog::Open(folder_ / "audit.jsonl");

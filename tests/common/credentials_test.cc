@@ -90,7 +90,8 @@ TEST_F(TlsTest, BothEndsKnowEachOther) {
 TEST_F(TlsTest, AServerOfAnotherAuthorityIsNotTrusted) {
   const TestAuthority other;
   const auto server = Serve(other.Place(folder_ / "server", Role::kCoordinator));
-  EXPECT_TRUE(absl::IsUnavailable(Call(server->address(), Trusting(authority_.Place(folder_ / "viewer", Role::kViewer)))));
+  EXPECT_TRUE(
+      absl::IsUnavailable(Call(server->address(), Trusting(authority_.Place(folder_ / "viewer", Role::kViewer)))));
   EXPECT_THAT(trouble_, HasSubstr("ertificate"));
 }
 
@@ -99,7 +100,8 @@ TEST_F(TlsTest, AServerOfAnotherNameIsNotTrustedAndSaysWhichItHas) {
   request.hosts = {"coordinator.example", "10.9.8.7"};
   const auto server = Serve(authority_.Place(folder_ / "server", request));
   EXPECT_FALSE(Call(server->address(), Trusting(authority_.Place(folder_ / "viewer", Role::kViewer))).ok());
-  EXPECT_THAT(trouble_, AllOf(HasSubstr("shown at 127.0.0.1 is not for that name but for coordinator.example, 10.9.8.7")));
+  EXPECT_THAT(trouble_,
+              AllOf(HasSubstr("shown at 127.0.0.1 is not for that name but for coordinator.example, 10.9.8.7")));
 }
 
 TEST_F(TlsTest, AServerOfAnotherRoleIsNotTrusted) {
@@ -150,7 +152,8 @@ TEST_F(TlsTest, FilesAreReadAgainWhenTheyChange) {
   // The server's end of it: who shows a certificate of the old authority, and trusts the new one, is refused too.
   const KeyPair old_pair = authority_.Issue(TestAuthority::Request(Role::kViewer));
   EXPECT_FALSE(
-      Call(server->address(), grpc::SslCredentials({next.pair().certificate, old_pair.key, old_pair.certificate})).ok());
+      Call(server->address(), grpc::SslCredentials({next.pair().certificate, old_pair.key, old_pair.certificate}))
+          .ok());
 }
 
 TEST_F(TlsTest, OpenSaysWhatIsWrongWithTheFiles) {
@@ -189,7 +192,8 @@ TEST(CheckListen, RefusesPlainTcpToOthersUnlessAskedTo) {
                              "no.such.host.invalid:1", ":7400"}) {
     EXPECT_FALSE(IsLoopback(listen)) << listen;
     const absl::Status status = CheckListen(listen, false, false);
-    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(listen), HasSubstr("--tls DIR"), HasSubstr("--plaintext")));
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr(listen), HasSubstr("--tls DIR"), HasSubstr("--plaintext")));
     EXPECT_TRUE(CheckListen(listen, true, false).ok());
     EXPECT_TRUE(CheckListen(listen, false, true).ok());
   }

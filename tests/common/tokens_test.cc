@@ -54,12 +54,14 @@ TEST(Tokens, OfALineThatWasMadeAreFound) {
   const std::string alices = NewToken(), bobs = NewToken();
   EXPECT_NE(alices, bobs);
   EXPECT_EQ(alices.size(), 64u);
-  folder.Write("tokens", absl::StrCat(*TokenLine("alice", "operator", alices), "\n", *TokenLine("bob", "viewer", bobs)));
+  folder.Write("tokens",
+               absl::StrCat(*TokenLine("alice", "operator", alices), "\n", *TokenLine("bob", "viewer", bobs)));
   const auto tokens = Tokens::Open(folder / "tokens");
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   EXPECT_EQ((*tokens)->Find(alices)->name, "alice");
   EXPECT_EQ((*tokens)->Find(bobs)->role, Role::kViewer);
-  for (const std::string& none : {std::string(), std::string("x"), alices + "0", alices.substr(1), std::string(300, 'a')}) {
+  for (const std::string& none :
+       {std::string(), std::string("x"), alices + "0", alices.substr(1), std::string(300, 'a')}) {
     EXPECT_FALSE((*tokens)->Find(none).has_value()) << none;
   }
   EXPECT_FALSE(TokenLine("a b", "viewer", "x").ok());

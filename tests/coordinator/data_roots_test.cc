@@ -45,9 +45,9 @@ class DataRootsTest : public ::testing::Test {
 
 TEST_F(DataRootsTest, WhatLiesInARootMayBeRead) {
   Link(folder_ / "root/b", "root/inside");
-  for (const std::string& path : {std::string("a.txt"), std::string("b"), std::string("*.txt"), std::string("**"),
-                                  std::string("b/../a.txt"), std::string("inside/c.txt"), folder_ / "root/a.txt",
-                                  folder_ / "root", std::string("not/there.txt")}) {
+  for (const std::string& path :
+       {std::string("a.txt"), std::string("b"), std::string("*.txt"), std::string("**"), std::string("b/../a.txt"),
+        std::string("inside/c.txt"), folder_ / "root/a.txt", folder_ / "root", std::string("not/there.txt")}) {
     EXPECT_TRUE(Check(WithSource(path)).ok()) << path << ": " << Check(WithSource(path));
     EXPECT_TRUE(Check(WithSource(path), Depth::kPaths).ok()) << path;
   }
@@ -65,9 +65,8 @@ TEST_F(DataRootsTest, WhatLeadsOutsideIsRefusedByFieldPathAndRoots) {
     for (const Depth depth : {Depth::kPaths, Depth::kFiles}) {
       const absl::Status status = Check(WithSource(path), depth);
       EXPECT_TRUE(absl::IsPermissionDenied(status)) << path << ": " << status;
-      EXPECT_THAT(std::string(status.message()),
-                  AllOf(HasSubstr("data.sources.0.path"), HasSubstr(path), HasSubstr(folder_ / "root"),
-                        HasSubstr("--data-root")));
+      EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("data.sources.0.path"), HasSubstr(path),
+                                                       HasSubstr(folder_ / "root"), HasSubstr("--data-root")));
     }
   }
 }

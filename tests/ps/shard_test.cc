@@ -164,6 +164,7 @@ TEST_F(ShardTest, IntroducesItselfAndLeavesWhenAsked) {
 
 TEST_F(ShardTest, OnEveryNetworkItGoesByTheMachinesName) {
   options_.listen = "0.0.0.0:0";
+  options_.plaintext = true;
   Run();
   char name[256] = "";
   ASSERT_EQ(gethostname(name, sizeof(name) - 1), 0);
