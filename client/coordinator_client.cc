@@ -34,6 +34,9 @@ constexpr absl::Duration kShortestDelay = absl::Milliseconds(50);
 constexpr absl::Duration kLongestDelay = absl::Seconds(2);
 // How often a wait that cannot be woken looks whether it is still wanted.
 constexpr absl::Duration kLook = absl::Milliseconds(100);
+// How long a call that does not wait for its connection does so under TLS. A handshake goes on only while somebody
+// waits for it, and a call that fails at once leaves it half made; it would be given up before the next call.
+constexpr absl::Duration kHandshake = absl::Seconds(2);
 // A stream that lasted so long was a living one, even if nothing came.
 constexpr absl::Duration kLiving = absl::Seconds(1);
 // How long a first Join waits for a member of its name to be found dead.
@@ -51,6 +54,7 @@ struct CoordinatorClient::Impl {
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Jobs::Stub> jobs;
   std::unique_ptr<v1::Cluster::Stub> cluster;
+  bool encrypted = false;
   absl::Duration patience;
   absl::Mutex mutex;
   std::set<grpc::ClientContext*> waiting ABSL_GUARDED_BY(mutex);   // NextWork calls in flight
@@ -86,6 +90,7 @@ struct CoordinatorClient::Impl {
 CoordinatorClient::CoordinatorClient(Endpoint coordinator, absl::Duration patience)
     : address_(coordinator.address), impl_(std::make_unique<Impl>()) {
   impl_->channel = NewChannel(coordinator);
+  impl_->encrypted = coordinator.credentials != nullptr;
   impl_->jobs = v1::Jobs::NewStub(impl_->channel);
   impl_->cluster = v1::Cluster::NewStub(impl_->channel);
   impl_->patience = patience;
@@ -392,6 +397,7 @@ absl::Status CoordinatorClient::FetchCheckpoint(absl::string_view job_id, absl::
 }
 
 absl::StatusOr<v1::NextWorkReply> CoordinatorClient::NextWork(const v1::NextWorkRequest& request) {
+  if (impl_->encrypted) impl_->channel->WaitForConnected(Deadline(kHandshake));
   grpc::ClientContext context;
   context.set_deadline(Deadline(absl::Milliseconds(request.wait_ms()) + kCallDeadline));
   {
@@ -417,6 +423,7 @@ void CoordinatorClient::InterruptNextWork() {
 
 struct Membership::Impl {
   Options options;
+  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Cluster::Stub> stub;
   std::thread thread;
 
@@ -449,6 +456,7 @@ struct Membership::Impl {
 };
 
 absl::StatusOr<v1::JoinReply> Membership::Impl::JoinOnce() {
+  if (options.coordinator.credentials != nullptr) channel->WaitForConnected(Deadline(kHandshake));
   grpc::ClientContext context;
   context.set_deadline(Deadline(absl::Seconds(5)));
   {
@@ -549,7 +557,8 @@ Membership::Membership(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 absl::StatusOr<std::unique_ptr<Membership>> Membership::Join(Options options, const absl::Notification* stop) {
   auto impl = std::make_unique<Impl>();
-  impl->stub = v1::Cluster::NewStub(NewChannel(options.coordinator));
+  impl->channel = NewChannel(options.coordinator);
+  impl->stub = v1::Cluster::NewStub(impl->channel);
   impl->options = std::move(options);
   Impl* const inside = impl.get();
   std::unique_ptr<Membership> membership(new Membership(std::move(impl)));

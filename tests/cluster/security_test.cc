@@ -142,6 +142,21 @@ TEST_F(SecurityTest, AJobUnderTlsEndsWithTheBitsOfOneWithoutIt) {
   }
 }
 
+TEST_F(SecurityTest, MembersComeBackWhenTheCoordinatorDoes) {
+  MakeCertificates();
+  StartCoordinator();
+  const auto first = StartShard("first"), second = StartShard("second");
+  const auto worker = StartWorker("worker");
+  EXPECT_EQ(Ask({"submit", TinyFile(), "--set", "phases.0.stop.max_steps=20", "--watch"}, "operator").status, 0);
+  // So long that a connection fails for good before there is somebody to make one to.
+  coordinator_->Kill();
+  EXPECT_FALSE(worker->AwaitEnd(absl::Seconds(3)).has_value());
+  coordinator_->Restart();
+  const Outcome again = Ask({"submit", TinyFile(), "--watch"}, "operator");
+  EXPECT_EQ(again.status, 0) << again.text << coordinator_->log() << worker->log() << first->log();
+  EXPECT_EQ(Ask({"digest", "tiny-2@last"}, "viewer").text, TinyDigest() + "\n");
+}
+
 TEST_F(SecurityTest, ACertificateOpensWhatItsRoleMay) {
   MakeCertificates();
   StartCoordinator();
