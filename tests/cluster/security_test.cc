@@ -148,10 +148,19 @@ TEST_F(SecurityTest, MembersComeBackWhenTheCoordinatorDoes) {
   const auto first = StartShard("first"), second = StartShard("second");
   const auto worker = StartWorker("worker");
   EXPECT_EQ(Ask({"submit", TinyFile(), "--set", "phases.0.stop.max_steps=20", "--watch"}, "operator").status, 0);
-  // So long that a connection fails for good before there is somebody to make one to.
   coordinator_->Kill();
-  EXPECT_FALSE(worker->AwaitEnd(absl::Seconds(3)).has_value());
+  // One that never was connected, and has failed to be by now.
+  const auto late = StartWorker("late");
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  const auto await = [&](const char* text) {
+    while (!absl::StrContains(late->log(), text)) {
+      ASSERT_FALSE(late->AwaitEnd(absl::Milliseconds(20)).has_value()) << late->log();
+      ASSERT_LT(absl::Now(), deadline) << "waited for '" << text << "':\n" << late->log();
+    }
+  };
+  await("cannot join");
   coordinator_->Restart();
+  await("joined");
   const Outcome again = Ask({"submit", TinyFile(), "--watch"}, "operator");
   EXPECT_EQ(again.status, 0) << again.text << coordinator_->log() << worker->log() << first->log();
   EXPECT_EQ(Ask({"digest", "tiny-2@last"}, "viewer").text, TinyDigest() + "\n");
