@@ -42,10 +42,13 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
   }
   grpc::ServerBuilder builder;
   int port = 0;
+  std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
   if (options.access != nullptr) {
     if (options.credentials != nullptr) options.credentials->SetAuthMetadataProcessor(options.access->Processor());
-    builder.experimental().SetInterceptorCreators(options.access->Interceptors());
+    interceptors = options.access->Interceptors();
   }
+  if (options.metrics != nullptr) interceptors.push_back(CountRpcs(options.metrics));
+  builder.experimental().SetInterceptorCreators(std::move(interceptors));
   builder.AddListeningPort(
       options.listen, options.credentials != nullptr ? options.credentials : grpc::InsecureServerCredentials(), &port);
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -57,11 +60,6 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const GrpcServerOp
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
   for (grpc::Service* const service : options.services) builder.RegisterService(service);
-  if (options.metrics != nullptr) {
-    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> interceptors;
-    interceptors.push_back(CountRpcs(options.metrics));
-    builder.experimental().SetInterceptorCreators(std::move(interceptors));
-  }
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr || port == 0) {
     return absl::UnavailableError(

@@ -128,7 +128,7 @@ class Coordinator {
     serving.access = access.get();
     if (options_.tls != nullptr) serving.credentials = options_.tls->ForServers();
     TellExpiry(options_.tls.get(), &registry_);
-    serving.metrics = &registry_;
+    if (!options_.metrics_listen.empty()) serving.metrics = &registry_;
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
     Log(Severity::kInfo, "serves", {{"address", server->address()}, {"directory", directory_}});
 

@@ -94,7 +94,7 @@ absl::Status RunShard(const ShardOptions& options) {
     serving.access = &access;
     TellExpiry(options.tls.get(), &registry);
   }
-  serving.metrics = &registry;
+  if (!options.metrics_listen.empty()) serving.metrics = &registry;
   MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> server, GrpcServer::Start(serving));
   const std::string address = options.advertise.empty() ? ReachableAddress(server->address()) : options.advertise;
   Log(Severity::kInfo, "serves", {{"address", server->address()}, {"threads", options.threads}});

@@ -5,8 +5,7 @@
 // 60", "N * 3600", "N * 86400" where they are seconds; Prometheus scrapes and evaluates every 200 ms.
 #include "testing/cluster.h"
 
-#include <signal.h>
-
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -290,6 +289,16 @@ TEST(Monitoring, SeesAWorkingClusterAndItsTroubles) {
   for (const char* alert : {"MillraceCoordinatorAbsent", "MillraceShardMissing", "MillraceNoWorkers",
                             "MillraceLossNotFinite", "MillraceJobFailed", "MillraceVersionSkew"}) {
     EXPECT_THAT(firing, Not(Contains(alert)));
+  }
+
+  // Their names are as Prometheus wants them, by its own word.
+  const fs::path promtool = fs::path(program).parent_path() / "promtool";
+  for (const char* role : {"coordinator", "shard", "worker"}) {
+    const std::string answer =
+        Exchange(cluster.metrics(role)[0], "GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+    Write(folder / "metrics.txt", answer.substr(answer.find("\r\n\r\n") + 4));
+    const std::string check = absl::StrCat(promtool.string(), " check metrics < ", folder / "metrics.txt");
+    EXPECT_EQ(std::system(check.c_str()), 0) << role;
   }
 
   // Every metric of the table exists.
