@@ -32,8 +32,9 @@ namespace fs = std::filesystem;
 class JobRunnerTest : public testing::Test {
  protected:
   void SetUp() override {
-    directory_ = fs::path(testing::TempDir()) /
-                 absl::StrCat("runner-", testing::UnitTest::GetInstance()->current_test_info()->name());
+    directory_ = fs::path(testing::TempDir()) / absl::StrCat("runner-", testing::UnitTest::GetInstance()
+                                                                            ->current_test_info()
+                                                                            ->name());
     fs::remove_all(directory_);
     fs::create_directories(directory_ / "jobs" / "tiny");
     std::ofstream text(directory_ / "text.txt");
@@ -52,15 +53,15 @@ class JobRunnerTest : public testing::Test {
     store_ = *std::move(store);
     book_ = *JobBook::Open(store_.get());
     board_ = std::make_unique<WorkBoard>();
-    members_ = std::make_unique<Members>(Members::Options{.on_join =
-                                                              [this](const Member& member) {
-                                                                if (member.role == v1::WORKER) board_->Admit(member.id);
-                                                              },
-                                                          .on_loss =
-                                                              [this](const Member& member, absl::string_view) {
-                                                                member.role == v1::WORKER ? board_->Dismiss(member.id)
-                                                                                          : board_->Wake();
-                                                              }});
+    members_ = std::make_unique<Members>(Members::Options{
+        .on_join =
+            [this](const Member& member) {
+              if (member.role == v1::WORKER) board_->Admit(member.id);
+            },
+        .on_loss =
+            [this](const Member& member, absl::string_view) {
+              member.role == v1::WORKER ? board_->Dismiss(member.id) : board_->Wake();
+            }});
     JoinShard();
   }
   void Kill() {
@@ -219,8 +220,8 @@ TEST_F(JobRunnerTest, AJobRunsFromTextToItsLastCheckpoint) {
   EXPECT_EQ(last->name, "pretrain-12");
   EXPECT_EQ(Link("last"), "pretrain-12");
   EXPECT_FALSE(Link("best").empty());
-  for (const char* file :
-       {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json", "manifest.json"}) {
+  for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json",
+                           "manifest.json"}) {
     EXPECT_TRUE(fs::exists(fs::path(last->directory) / file)) << file;
   }
   bool data = false;
@@ -342,8 +343,7 @@ TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_EQ(outcome->kind, Kind::kStopped);
   // Step 8 may have been complete when the runner looked.
-  EXPECT_THAT(OnShelf(),
-              testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
+  EXPECT_THAT(OnShelf(), testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
   Kill();
   Start();
   // Killed: nothing is written at its end, as with a job that is cancelled.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# rules_test.sh FOLDER SOURCE: promtool's own checks of deploy/prometheus, and the alerts' tests. FOLDER has promtool, or
-# else the path does; without it the test is skipped.
+# rules_test.sh FOLDER SOURCE: promtool's own checks of deploy/prometheus, and the alerts' tests. FOLDER has promtool,
+# or else the path does; without it the test is skipped.
 set -euo pipefail
 promtool=$1/promtool
 [ -x "$promtool" ] || promtool=$(command -v promtool) || {
