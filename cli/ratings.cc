@@ -11,7 +11,7 @@
 #include "cli/commands.h"
 #include "cli/coordinator_flags.h"
 #include "cli/flags.h"
-#include "cli/rating_page.h"
+#include "cli/page_address.h"
 #include "client/ratings_client.h"
 #include "common/message_json.h"
 #include "common/status.h"
@@ -24,11 +24,11 @@ namespace millrace::cli {
 namespace {
 
 absl::Status TellPage(const Endpoint& coordinator) {
-  MILLRACE_ASSIGN_OR_RETURN(const std::string page, RatingPage(coordinator));
+  MILLRACE_ASSIGN_OR_RETURN(const std::string page, PageAddress(coordinator));
   if (page.empty()) {
     std::printf("No page is served: start the coordinator with --http HOST:PORT.\n");
   } else {
-    std::printf("Rate at %s\n", page.c_str());
+    std::printf("Rate at %srate\n", page.c_str());
   }
   return absl::OkStatus();
 }

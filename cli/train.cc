@@ -18,7 +18,7 @@
 #include "cli/job_view.h"
 #include "cli/local_cluster.h"
 #include "cli/page_flags.h"
-#include "cli/rating_page.h"
+#include "cli/page_address.h"
 #include "cli/stop_signal.h"
 #include "cli/submission.h"
 #include "client/coordinator_client.h"
@@ -135,8 +135,8 @@ absl::Status RunTrain(Arguments arguments) {
                             shards == 1 ? "" : "s", ", ", workers, " worker", workers == 1 ? "" : "s", "; logs in ",
                             directory, "/logs"));
     if (!page.http.empty()) {
-      MILLRACE_ASSIGN_OR_RETURN(const std::string link, RatingPage(cluster->coordinator()));
-      line.Print(absl::StrCat("rating page: ", link));
+      MILLRACE_ASSIGN_OR_RETURN(const std::string link, PageAddress(cluster->coordinator()));
+      line.Print(absl::StrCat("rating page: ", link, "rate"));
     }
     cluster->StartMembers();
     JobView view(&line);

@@ -14,7 +14,7 @@
 #include "cli/flags.h"
 #include "cli/local_cluster.h"
 #include "cli/page_flags.h"
-#include "cli/rating_page.h"
+#include "cli/page_address.h"
 #include "cli/stop_signal.h"
 #include "common/process.h"
 #include "common/status.h"
@@ -27,8 +27,8 @@ absl::Status TellHowToUse(const std::string& address, const std::string& directo
       directory == kDefaultClusterDirectory ? std::string() : absl::StrCat(" --dir ", directory);
   std::printf("coordinator: %s; logs in %s/logs\n", address.c_str(), directory.c_str());
   if (!page.http.empty()) {
-    MILLRACE_ASSIGN_OR_RETURN(const std::string link, RatingPage(address));
-    std::printf("rating page: %s\n", link.c_str());
+    MILLRACE_ASSIGN_OR_RETURN(const std::string link, PageAddress(address));
+    std::printf("dashboard: %s\nrating page: %srate\n", link.c_str(), link.c_str());
   }
   std::printf("  millrace submit JOB.yaml --watch%s\n  millrace down%s\n", where.c_str(), where.c_str());
   std::fflush(stdout);

@@ -1,4 +1,4 @@
-#include "cli/rating_page.h"
+#include "cli/page_address.h"
 
 #include "absl/strings/str_cat.h"
 #include "client/ratings_client.h"
@@ -6,9 +6,9 @@
 
 namespace millrace::cli {
 
-absl::StatusOr<std::string> RatingPage(const Endpoint& coordinator) {
+absl::StatusOr<std::string> PageAddress(const Endpoint& coordinator) {
   MILLRACE_ASSIGN_OR_RETURN(const v1::ListRatingSetsReply reply, client::RatingsClient(coordinator).ListRatingSets());
-  return reply.http_address().empty() ? std::string() : absl::StrCat("http://", reply.http_address(), "/rate");
+  return reply.http_address().empty() ? std::string() : absl::StrCat("http://", reply.http_address(), "/");
 }
 
 }  // namespace millrace::cli
