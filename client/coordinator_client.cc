@@ -589,6 +589,17 @@ Membership::~Membership() {
   if (impl_->thread.joinable()) impl_->thread.join();
 }
 
+absl::Status Membership::AwaitRelease(absl::Duration grace) {
+  v1::NextWorkRequest request;
+  request.set_member_id(member_id());
+  request.set_drain(true);
+  grpc::ClientContext context;
+  context.set_deadline(Deadline(grace));
+  v1::NextWorkReply reply;
+  // By the connection that stands: a new one might have to find the coordinator first.
+  return FromGrpc(impl_->stub->NextWork(&context, request, &reply));
+}
+
 std::string Membership::member_id() const {
   absl::MutexLock lock(&impl_->mutex);
   return impl_->member_id;

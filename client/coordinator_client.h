@@ -20,8 +20,8 @@
 namespace millrace::client {
 
 // One connection to a coordinator. Thread-safe. Calls fail with UNAVAILABLE naming the address when nobody answers
-// there within `patience` (they wait so long for the connection; NextWork does not wait), and with UNAUTHENTICATED where
-// TLS finds that it must not be trusted.
+// there within `patience` (they wait so long for the connection; NextWork does not wait), and with UNAUTHENTICATED
+// where TLS finds that it must not be trusted.
 class CoordinatorClient {
  public:
   explicit CoordinatorClient(Endpoint coordinator, absl::Duration patience = absl::Seconds(10));
@@ -92,6 +92,10 @@ class Membership {
   static absl::StatusOr<std::unique_ptr<Membership>> Join(Options options, const absl::Notification* stop);
   // Leaves: ends the stream, which frees whatever the member holds.
   ~Membership();
+
+  // Says that the member is to end and waits until the coordinator lets it go (NextWorkRequest.drain): for a shard,
+  // until a job that needs what it holds is safe. DEADLINE_EXCEEDED after `grace`.
+  absl::Status AwaitRelease(absl::Duration grace);
 
   // The present id; empty while joining again. A changed id means that leases of the old one are void.
   std::string member_id() const;

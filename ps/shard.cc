@@ -5,7 +5,6 @@
 
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -52,26 +51,6 @@ std::string ReachableAddress(absl::string_view bound) {
   return absl::StrCat(name, bound.substr(colon));
 }
 
-// Tells the coordinator that the member is to end, and waits until a job that needs what it holds is safe. Whatever
-// fails, the job goes on from its last checkpoint.
-void AwaitRelease(const ShardOptions& options, const Endpoint& endpoint, const std::string& member_id) {
-  if (member_id.empty() || options.grace <= absl::ZeroDuration()) return;
-  client::CoordinatorClient coordinator(endpoint);
-  v1::NextWorkRequest request;
-  request.set_member_id(member_id);
-  request.set_drain(true);
-  request.set_wait_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(options.grace)));
-  absl::Notification released;
-  std::thread limit([&] {
-    if (!released.WaitForNotificationWithTimeout(options.grace)) coordinator.InterruptNextWork();
-  });
-  Log(Severity::kInfo, "leaves", {{"grace", absl::FormatDuration(options.grace)}});
-  const absl::Status drained = coordinator.NextWork(request).status();
-  released.Notify();
-  limit.join();
-  if (!drained.ok()) Log(Severity::kInfo, "left without a word", {{"error", std::string(drained.message())}});
-}
-
 }  // namespace
 
 absl::Status RunShard(const ShardOptions& options) {
@@ -100,9 +79,8 @@ absl::Status RunShard(const ShardOptions& options) {
   Log(Severity::kInfo, "serves", {{"address", server->address()}, {"threads", options.threads}});
 
   client::Membership::Options membership;
-  Endpoint coordinator(options.coordinator);
-  if (options.tls != nullptr) coordinator.credentials = options.tls->ForChannels(Role::kCoordinator);
-  membership.coordinator = coordinator;
+  membership.coordinator = options.coordinator;
+  if (options.tls != nullptr) membership.coordinator.credentials = options.tls->ForChannels(Role::kCoordinator);
   membership.join.set_role(v1::SHARD);
   membership.join.set_name(options.name);
   membership.join.set_address(address);
@@ -130,7 +108,12 @@ absl::Status RunShard(const ShardOptions& options) {
       status = (*joined)->status();
     }
     health->SetReady(false);
-    if (status.ok()) AwaitRelease(options, coordinator, (*joined)->member_id());
+    if (status.ok() && options.grace > absl::ZeroDuration()) {
+      Log(Severity::kInfo, "leaves", {{"grace", absl::FormatDuration(options.grace)}});
+      // Whatever fails, the job goes on from its last checkpoint.
+      const absl::Status released = (*joined)->AwaitRelease(options.grace);
+      if (!released.ok()) Log(Severity::kInfo, "left without a word", {{"error", std::string(released.message())}});
+    }
     // The coordinator hears of it before calls fail.
     joined->reset();
   }

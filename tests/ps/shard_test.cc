@@ -173,6 +173,7 @@ TEST_F(ShardTest, OnEveryNetworkItGoesByTheMachinesName) {
 
 TEST_F(ShardTest, GoesByTheNameThatItIsTold) {
   options_.listen = "0.0.0.0:0";
+  options_.plaintext = true;
   options_.advertise = "shard-0.shards.example:7401";
   Run();
   EXPECT_EQ(cluster_.AwaitMember().address(), "shard-0.shards.example:7401");
