@@ -180,16 +180,20 @@ class Access::Witness : public grpc::experimental::Interceptor {
 
  private:
   void Meet() {
-    // The services of people are not callbacks.
-    const auto* const context = dynamic_cast<const grpc::ServerContext*>(context_);
-    if (context == nullptr) return;
-    peer_ = context->peer();
-    const std::shared_ptr<const grpc::AuthContext> connection = context->auth_context();
+    // What both have in common does not say who calls.
+    if (const auto* const sync = dynamic_cast<const grpc::ServerContext*>(context_)) MeetIn(*sync);
+    if (const auto* const callback = dynamic_cast<const grpc::CallbackServerContext*>(context_)) MeetIn(*callback);
+  }
+
+  template <typename Context>
+  void MeetIn(const Context& context) {
+    peer_ = context.peer();
+    const std::shared_ptr<const grpc::AuthContext> connection = context.auth_context();
     if (connection == nullptr || !IsEncrypted(*connection)) return;
-    const absl::StatusOr<Caller> caller = access_->Identify(*connection, context->client_metadata());
-    if (!caller.ok()) return;
-    who_ = caller->name;
-    role_ = std::string(RoleName(caller->role));
+    const absl::StatusOr<Caller> caller = access_->Identify(*connection, context.client_metadata());
+    // The file of tokens may have changed since the call was let in.
+    who_ = caller.ok() ? caller->name : "";
+    role_ = caller.ok() ? std::string(RoleName(caller->role)) : "";
     CallersNow::Get().Add(context_, this, who_);
   }
 
