@@ -285,6 +285,10 @@ void JobQueue::RunOne(const std::string& job_id) {
     running_.clear();
     control_.reset();
   }
+  // What was asked while the run was ending: it is nobody else's any more to be carried out.
+  const bool cancelled =
+      outcome.ok() && (outcome->kind == JobOutcome::Kind::kCancelled ||
+                       (outcome->kind == JobOutcome::Kind::kPaused && control->wish() == Wish::kCancel));
   absl::Status recorded;
   if (!outcome.ok()) {
     Log(Severity::kError, "job failed", {{"job", job_id}, {"error", std::string(outcome.status().message())}});
@@ -293,7 +297,7 @@ void JobQueue::RunOne(const std::string& job_id) {
   } else if (outcome->kind == JobOutcome::Kind::kSucceeded) {
     recorded = options_.book->SetState(job_id, v1::Job::SUCCEEDED,
                                        [&](v1::Job* entry) { entry->set_stop_reason(outcome->stop_reason); });
-  } else if (outcome->kind == JobOutcome::Kind::kCancelled) {
+  } else if (cancelled) {
     recorded = options_.book->SetState(job_id, v1::Job::CANCELLED,
                                        [](v1::Job* entry) { entry->set_stop_reason("cancelled"); });
   } else if (outcome->kind == JobOutcome::Kind::kPaused) {

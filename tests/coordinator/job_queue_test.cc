@@ -130,6 +130,26 @@ TEST(JobQueue, LabelsAreSetAndTakenAway) {
   EXPECT_EQ(jobs.queue().Update(update).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(JobQueue, ACancelThatComesAsTheJobPausesIsNotLost) {
+  SimulatedJobs jobs(&Any);
+  JobQueue* asked = nullptr;
+  JobQueue::Options options;
+  options.directory = ::testing::TempDir();
+  options.book = &jobs.book();
+  options.run = [&asked](const StoredJob& job, const JobControl&) -> absl::StatusOr<JobOutcome> {
+    // The run has come to its end, pausing, when somebody asks for more.
+    EXPECT_TRUE(asked->Pause(job.job.id()).ok());
+    EXPECT_TRUE(asked->Cancel(job.job.id()).ok());
+    asked->Stop();
+    return JobOutcome{JobOutcome::Kind::kPaused, ""};
+  };
+  JobQueue queue(std::move(options));
+  asked = &queue;
+  ASSERT_TRUE(queue.Submit(jobs.Request()).ok());
+  queue.Run();
+  EXPECT_EQ(jobs.book().Get("mine")->state(), v1::Job::CANCELLED);
+}
+
 TEST(JobQueue, AUserHasSoManyUnfinishedJobs) {
   SimulatedJobs jobs(&Any, 2);
   ASSERT_TRUE(jobs.queue().Submit(jobs.Request(), "ann").ok());
