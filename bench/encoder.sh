@@ -4,12 +4,12 @@
 #   topics  made here: 1500 documents of 29 words, each of one of four topics of six words. A piece from elsewhere is of
 #           another topic three times out of four, so that 7 of 8 pairs can be told at most.
 #   kjv     the King James Bible, from Debian's bible-kjv
-#   bench/encoder.sh [MILLRACE] [STEPS]      default build/bin/millrace, 3000 (of kjv); about 5 minutes on 2 cores that
-#   are free
+#   bench/encoder.sh [MILLRACE] [STEPS]      default build/bin/millrace, 4500 (of kjv); 13 minutes on 2 cores that are
+#   shared
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 millrace=${1:-build/bin/millrace}
-steps=${2:-3000}
+steps=${2:-4500}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
