@@ -43,7 +43,7 @@ absl::Status RunSweepStart(Arguments arguments) {
   std::vector<std::string> overrides;
   bool json = false;
   CoordinatorFlags where;
-  Flags flags("sweep start", "Submits a job for each trial of a sweep.", "examples/sweep.yaml examples/tiny.yaml");
+  Flags flags("sweep start", "Submits a job for each trial of a sweep.", "examples/sweeps/lr.yaml examples/tiny.yaml");
   flags.Positional("SWEEP.yaml", "what is varied, and when trials are given up (docs/sweeps.md)", &sweep_file)
       .Required();
   flags.Positional("JOB.yaml", "the job file that all trials share", &job_file).Required();
@@ -120,7 +120,7 @@ constexpr char kHelp[] =
     "  millrace sweep list                         lists the sweeps\n"
     "  millrace sweep cancel SWEEP                 gives up what has not ended\n\n"
     "`millrace sweep start --help` and so on say more; docs/sweeps.md says what can be varied.\n\n"
-    "Example:\n  millrace sweep start examples/sweep.yaml examples/tiny.yaml\n";
+    "Example:\n  millrace sweep start examples/sweeps/lr.yaml examples/tiny.yaml\n";
 
 }  // namespace
 

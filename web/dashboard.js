@@ -50,15 +50,26 @@ async function tryTo(ask, kind = 'asked') {
 }
 const tryToPoll = (ask) => tryTo(ask, 'polled');
 
-async function confirmed(question, answer) {
-  const dialog = element('confirm');
+let answerConfirm = null;  // settles what `confirmed` waits for
+
+// Whether people say yes. A question that is not answered when another is asked is answered with no.
+function confirmed(question, answer) {
+  answerConfirm?.(false);
   element('confirm-text').textContent = question;
   element('confirm-yes').textContent = answer;
-  dialog.returnValue = 'no';
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener('close', resolve, {once: true}));
-  return dialog.returnValue === 'yes';
+  if (!element('confirm').open) element('confirm').showModal();
+  return new Promise((resolve) => { answerConfirm = resolve; });
 }
+element('confirm-yes').addEventListener('click', () => {
+  answerConfirm?.(true);
+  answerConfirm = null;
+});
+element('confirm').addEventListener('close', () => {
+  // This comes after the dialog has closed: it may be open again, for another question.
+  if (element('confirm').open) return;
+  answerConfirm?.(false);
+  answerConfirm = null;
+});
 
 // ---- pieces ----
 

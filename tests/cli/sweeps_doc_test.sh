@@ -23,8 +23,8 @@ fail() {
   exit 1
 }
 
-diff <(awk '/^```/ {inside = ($0 == "```yaml"); next} inside' "$document") <(grep -v '^#' examples/sweep.yaml) ||
-  fail "docs/sweeps.md shows another examples/sweep.yaml"
+diff <(awk '/^```/ {inside = ($0 == "```yaml"); next} inside' "$document") <(grep -v '^#' examples/sweeps/lr.yaml) ||
+  fail "docs/sweeps.md shows another examples/sweeps/lr.yaml"
 mapfile -t lines < <(awk '/^```/ {inside = ($0 == "```sh"); next} inside' "$document")
 ran=0
 for line in "${lines[@]}"; do

@@ -138,10 +138,9 @@ void ExpectDefaultsFilled(const google::protobuf::Message& message) {
 }
 TEST(JobFile, EveryDefaultKeepsItsOwnRule) {
   // With what counts only where it is given.
-  ExpectDefaultsFilled(Parsed(Changed("    global_batch: 16\n", R"(    global_batch: 16
+  ExpectDefaultsFilled(Parsed("labels: {team: search}\n" + Changed("    global_batch: 16\n", R"(    global_batch: 16
     data: {sources: [{path: other.txt}]}
     trainable: {learning_rates: [{pattern: "*", multiplier: 2}]}
-labels: {team: search}
 )")));
   EXPECT_FALSE(Parsed(kJob).phases(0).has_data());
   // What only some objectives have.
@@ -676,6 +675,22 @@ TEST(JobFile, OverridesReachEveryField) {
   const v1::JobSpec lists = Parsed(kJob, {"data.sources=[{path: a}, {path: b}]", "data.sources.1.path=c"});
   ASSERT_EQ(lists.data().sources_size(), 2);
   EXPECT_EQ(lists.data().sources(1).path(), "c");
+}
+
+TEST(JobFile, LabelsAreNamesWithWords) {
+  const v1::JobSpec job = Parsed("labels: {team: search, run: 7}\n" + std::string(kJob));
+  EXPECT_EQ(job.labels().at("team"), "search");
+  EXPECT_EQ(job.labels().at("run"), "7");
+  EXPECT_EQ(Parsed(kJob, {"labels={a: b}"}).labels().at("a"), "b");
+  EXPECT_EQ(Refusal("labels: [a]\n" + std::string(kJob)),
+            "job.yaml:1: labels must be names with values, as in {name: value}");
+  EXPECT_EQ(Refusal("labels: {a: b, a: c}\n" + std::string(kJob)), "job.yaml:1: labels.a is given twice");
+  EXPECT_EQ(Refusal("labels: {a: [b]}\n" + std::string(kJob)), "job.yaml:1: labels.a: a single value is wanted here");
+  EXPECT_THAT(Refusal("labels: {a/b: c}\n" + std::string(kJob)), HasSubstr("labels: 'a/b' is no name"));
+  EXPECT_THAT(Refusal("labels: {a: " + std::string(65, 'x') + "}\n" + std::string(kJob)),
+              HasSubstr("has more than 64 bytes"));
+  EXPECT_EQ(Refusal(kJob, {"labels.a=b"}),
+            "--set labels.a=b: labels has no fields; give all its names, as in {name: value}");
 }
 
 TEST(JobFile, AWrongOverrideIsQuoted) {
