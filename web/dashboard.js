@@ -198,6 +198,9 @@ function draw(id, yes) {
   } else if (!yes) {
     drawn.delete(id);
   }
+  // A link to this comparison.
+  const ids = [...drawn.keys()].map(encodeURIComponent).join(',');
+  history.replaceState(null, '', ids === '' ? '#/' : `#/jobs/${ids}`);
   showJobs();
   drawComparison();
 }
@@ -544,15 +547,16 @@ async function poll() {
 }
 
 async function go() {
-  const [, page = '', name] = location.hash.slice(1).split('/').map(decodeURIComponent);
-  const next = page === 'job' && name ? newJobView(name)
+  const [, page = '', name] = location.hash.slice(1).split('/');
+  if (page === 'jobs' && name) drawn = new Map(name.split(',').slice(0, 100).map((id, i) => [decodeURIComponent(id), i]));
+  const next = page === 'job' && name ? newJobView(decodeURIComponent(name))
              : page === 'cluster'     ? clusterView
-             : page === 'submit'      ? newSubmitView(name)
+             : page === 'submit'      ? newSubmitView(name && decodeURIComponent(name))
                                       : jobsView;
   view = next;
   for (const section of document.querySelectorAll('main > section')) section.hidden = section.id !== next.name;
   for (const link of document.querySelectorAll('nav a')) {
-    const here = link.getAttribute('href') === `#/${page}` || (page === 'job' && link.getAttribute('href') === '#/');
+    const here = link.getAttribute('href') === `#/${['job', 'jobs'].includes(page) ? '' : page}`;
     if (here) link.setAttribute('aria-current', 'page'); else link.removeAttribute('aria-current');
   }
   tell('');

@@ -160,6 +160,10 @@ TEST_F(DashboardTest, JobsAreListedFoundAndLaidOverEachOther) {
   tab_->Click("#jobs-table tbody tr:nth-child(3) input");
   AwaitCurves("#compare-chart", 4);
   EXPECT_THAT(Text("#compare-chart .chart-legend"), HasSubstr("alpha, held-out loss"));
+  // The address is a link to the comparison.
+  EXPECT_EQ(tab_->Evaluate("location.hash"), "#/jobs/gamma,alpha");
+  tab_->Reload();
+  AwaitCurves("#compare-chart", 4);
   for (const char* axis : {"tokens", "time", "steps"}) {
     SetValue("#compare-chart-axis", axis, "change");
     EXPECT_TRUE(IsPainted("#compare-chart")) << axis;
