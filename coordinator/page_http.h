@@ -11,7 +11,8 @@
 // with status 400, 401, 403, 404, 405, 409, 411, 413, 415, 429, 500 or 503.
 //
 // Whoever may not call a method of the Jobs service by common/roles.h may not here. With a file of tokens a request
-// brings one; without, requests are answered where only this machine's can come, and to that by its own name.
+// brings one; without, requests are answered where only this machine's can come and nobody is asked who they are, and to
+// that by its own name.
 #pragma once
 
 #include <cstddef>
@@ -53,7 +54,7 @@ class PageHttp {
     JobBook* book = nullptr;
     const RatingsHttp* ratings = nullptr;
     Access* access = nullptr;
-    bool for_this_machine = true;  // nobody else reaches the pages
+    bool for_this_machine = true;  // nobody else reaches the pages, and nobody is asked who they are
     bool raters_have_token = false;
     AnswerPrompt prompt;  // null: models cannot be asked
   };
