@@ -2,12 +2,12 @@
 
 #include <google/protobuf/descriptor.h>
 
-#include <iterator>
 #include <map>
 #include <string>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
@@ -26,14 +26,10 @@ bool IsKnown(absl::string_view path) {
   return google::protobuf::DescriptorPool::generated_pool()->FindMethodByName(name) != nullptr;
 }
 
-const char* CodeName(grpc::StatusCode code) {
-  static constexpr const char* kNames[] = {
-      "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
-      "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
-      "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
-      "DATA_LOSS", "UNAUTHENTICATED"};
-  const auto number = static_cast<size_t>(code);
-  return number < std::size(kNames) ? kNames[number] : "UNKNOWN";
+// gRPC's codes are Abseil's; what is none of them counts as unknown.
+std::string CodeName(grpc::StatusCode code) {
+  std::string name = absl::StatusCodeToString(static_cast<absl::StatusCode>(code));
+  return name.empty() ? "UNKNOWN" : name;
 }
 
 class Method {
@@ -46,16 +42,16 @@ class Method {
 
   void Count(grpc::StatusCode code, absl::Duration took) {
     duration_->Observe(absl::ToDoubleSeconds(took));
-    Counter(CodeName(code))->Increment();
+    Counter(code)->Increment();
   }
 
  private:
-  prometheus::Counter* Counter(const char* code) {
+  prometheus::Counter* Counter(grpc::StatusCode code) {
     absl::MutexLock lock(&mutex_);
     prometheus::Counter*& counter = counters_[code];
     if (counter == nullptr) {
       counter = metrics_->Counter("millrace_rpcs_total", "Calls answered, by method and code.",
-                                  {{"method", name_}, {"code", code}});
+                                  {{"method", name_}, {"code", CodeName(code)}});
     }
     return counter;
   }
@@ -64,7 +60,7 @@ class Method {
   const std::string name_;
   prometheus::Histogram* const duration_;
   absl::Mutex mutex_;
-  std::map<const char*, prometheus::Counter*> counters_ ABSL_GUARDED_BY(mutex_);  // by CodeName's pointer
+  std::map<grpc::StatusCode, prometheus::Counter*> counters_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Calls share it: some may end after the server has let go of its factory.

@@ -204,8 +204,8 @@ HttpResponse PageHttp::AnswerJobs(const HttpRequest& request) {
     return archive.ok() ? *std::move(archive) : Refusal(archive.status());
   }
   if (handler == Handlers().end()) {
-    const absl::StatusOr<std::string> body = action == "events" ? Events(request) : Prompt(request);
-    return body.ok() ? RatingsHttp::Reply(200, "application/json; charset=utf-8", *body) : Refusal(body.status());
+    const absl::StatusOr<Json> reply = action == "events" ? Events(request) : Prompt(request);
+    return reply.ok() ? JsonReply(*reply) : Refusal(reply.status());
   }
   const absl::StatusOr<Json> reply = handler->second(parts_, *caller, request.body);
   std::string job;
@@ -218,17 +218,16 @@ HttpResponse PageHttp::AnswerJobs(const HttpRequest& request) {
   return reply.ok() ? JsonReply(*reply) : Refusal(reply.status());
 }
 
-absl::StatusOr<std::string> PageHttp::Events(const HttpRequest& request) const {
+absl::StatusOr<Json> PageHttp::Events(const HttpRequest& request) const {
   MILLRACE_ASSIGN_OR_RETURN(const uint64_t after, NumberOf(request, "after"));
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::JobEvent> events,
                             parts_.book->Read(request.Parameter("job"), after, kEventsAReply));
   Json list = Json::array();
   for (const v1::JobEvent& event : events) list.push_back(ToJson(event));
-  return Json{{"events", std::move(list)}, {"more", events.size() == kEventsAReply}}.dump(
-      -1, ' ', false, Json::error_handler_t::replace);
+  return Json{{"events", std::move(list)}, {"more", events.size() == kEventsAReply}};
 }
 
-absl::StatusOr<std::string> PageHttp::Prompt(const HttpRequest& request) {
+absl::StatusOr<Json> PageHttp::Prompt(const HttpRequest& request) {
   const Json body = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
   if (!body.is_object()) return absl::InvalidArgumentError("the body is no JSON object");
   PromptRequest asked;
@@ -257,7 +256,7 @@ absl::StatusOr<std::string> PageHttp::Prompt(const HttpRequest& request) {
   const absl::StatusOr<std::string> text = parts_.prompt(entry.directory, asked);
   prompting_.Unlock();
   MILLRACE_RETURN_IF_ERROR(text.status());
-  return Json{{"text", *text}, {"checkpoint", entry.name}}.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return Json{{"text", *text}, {"checkpoint", entry.name}};
 }
 
 absl::StatusOr<HttpResponse> PageHttp::Checkpoint(const HttpRequest& request) const {

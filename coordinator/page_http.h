@@ -11,8 +11,8 @@
 // with status 400, 401, 403, 404, 405, 409, 411, 413, 415, 429, 500 or 503.
 //
 // Whoever may not call a method of the Jobs service by common/roles.h may not here. With a file of tokens a request
-// brings one; without, requests are answered where only this machine's can come and nobody is asked who they are, and to
-// that by its own name.
+// brings one; without, requests are answered where only this machine's can come and nobody is asked who they are, and
+// to that by its own name.
 #pragma once
 
 #include <cstddef>
@@ -29,6 +29,7 @@
 #include "coordinator/job_book.h"
 #include "coordinator/jobs_service.h"
 #include "coordinator/ratings_http.h"
+#include "nlohmann/json_fwd.hpp"
 
 namespace millrace::coordinator {
 
@@ -66,8 +67,8 @@ class PageHttp {
   HttpResponse AnswerJobs(const HttpRequest& request);
   // Who asks, if it may call this method of the Jobs service. UNAUTHENTICATED, PERMISSION_DENIED.
   absl::StatusOr<Caller> Admit(const HttpRequest& request, absl::string_view method) const;
-  absl::StatusOr<std::string> Events(const HttpRequest& request) const;
-  absl::StatusOr<std::string> Prompt(const HttpRequest& request);
+  absl::StatusOr<nlohmann::ordered_json> Events(const HttpRequest& request) const;
+  absl::StatusOr<nlohmann::ordered_json> Prompt(const HttpRequest& request);
   absl::StatusOr<HttpResponse> Checkpoint(const HttpRequest& request) const;
 
   const Parts parts_;

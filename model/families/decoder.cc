@@ -14,6 +14,7 @@
 #include "model/adapters/attention_prompt.h"
 #include "model/adapters/linear_adapter.h"
 #include "model/adapters/virtual_tokens.h"
+#include "model/families/tensors.h"
 #include "model/layers/embedding.h"
 
 namespace millrace::model {
@@ -159,44 +160,15 @@ Decoder::Decoder(const v1::ModelSpec& spec, uint32_t vocab_size, Head head)
 
 LinearTensors Decoder::AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group, bool bias,
                                  bool residual) {
-  TensorSpec weight;
-  weight.name = name + ".weight";
-  weight.shape = gpt2() ? std::vector<int64_t>{inputs, outputs} : std::vector<int64_t>{outputs, inputs};
-  weight.role = Role::kMatrix;
-  weight.rows_are_inputs = gpt2();
-  weight.group = group;
-  weight.start = Start::kNormal;
   // Radford et al. 2019, section 2.3: what adds to the residual stream starts smaller by the root of how many do.
-  weight.start_size =
-      static_cast<float>(spec_.init_std() / (residual ? std::sqrt(2.0 * static_cast<double>(spec_.layers())) : 1.0));
-  LinearTensors tensors;
-  tensors.weight = tensors_.Add(std::move(weight));
-  if (bias) {
-    TensorSpec added;
-    added.name = name + ".bias";
-    added.shape = {outputs};
-    added.group = group;
-    tensors.bias = tensors_.Add(std::move(added));
-  }
-  return tensors;
+  const double std = spec_.init_std() / (residual ? std::sqrt(2.0 * static_cast<double>(spec_.layers())) : 1.0);
+  return model::AddLinear(&tensors_, name,
+                          {.inputs = inputs, .outputs = outputs, .rows_are_inputs = gpt2(), .bias = bias, .std = std},
+                          group);
 }
 
 NormTensors Decoder::AddNorm(const std::string& name, uint32_t group) {
-  TensorSpec gain;
-  gain.name = name + ".weight";
-  gain.shape = {hidden_size_};
-  gain.group = group;
-  gain.start = Start::kOnes;
-  NormTensors tensors;
-  tensors.gain = tensors_.Add(std::move(gain));
-  if (gpt2() && spec_.bias()) {
-    TensorSpec bias;
-    bias.name = name + ".bias";
-    bias.shape = {hidden_size_};
-    bias.group = group;
-    tensors.bias = tensors_.Add(std::move(bias));
-  }
-  return tensors;
+  return model::AddNorm(&tensors_, name, hidden_size_, gpt2() && spec_.bias(), group);
 }
 
 void Decoder::AddTensors(Head head) {

@@ -9,6 +9,7 @@
 #include "kernels/functions.h"
 #include "kernels/rows.h"
 #include "model/arena.h"
+#include "model/families/tensors.h"
 #include "model/layers/dropout.h"
 
 namespace millrace::model {
@@ -107,45 +108,19 @@ Encoder::Encoder(const v1::ModelSpec& spec, uint32_t vocab_size)
 
 // ---- tensors ----
 
-int Encoder::AddBias(const std::string& name, int64_t size, uint32_t group) {
-  TensorSpec bias;
-  bias.name = name;
-  bias.shape = {size};
-  bias.group = group;
-  return tensors_.Add(std::move(bias));
-}
-
 LinearTensors Encoder::AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group) {
-  TensorSpec weight;
-  weight.name = name + ".weight";
-  weight.shape = {outputs, inputs};
-  weight.role = Role::kMatrix;
-  weight.group = group;
-  weight.start = Start::kNormal;
-  weight.start_size = static_cast<float>(spec_.init_std());
-  LinearTensors tensors;
-  tensors.weight = tensors_.Add(std::move(weight));
-  tensors.bias = AddBias(name + ".bias", outputs, group);
-  return tensors;
+  return model::AddLinear(&tensors_, name, {.inputs = inputs, .outputs = outputs, .std = spec_.init_std()}, group);
 }
 
 NormTensors Encoder::AddNorm(const std::string& name, uint32_t group) {
-  TensorSpec gain;
-  gain.name = name + ".weight";
-  gain.shape = {hidden_size_};
-  gain.group = group;
-  gain.start = Start::kOnes;
-  NormTensors tensors;
-  tensors.gain = tensors_.Add(std::move(gain));
-  tensors.bias = AddBias(name + ".bias", hidden_size_, group);
-  return tensors;
+  return model::AddNorm(&tensors_, name, hidden_size_, /*bias=*/true, group);
 }
 
 void Encoder::AddHead() {
   const uint32_t group = last_group();
   MaskedHead head;
   head.pooler = AddLinear("bert.pooler.dense", hidden_size_, hidden_size_, group);
-  head.bias = AddBias("cls.predictions.bias", vocab_size_, group);
+  head.bias = AddBias(&tensors_, "cls.predictions.bias", vocab_size_, group);
   head.transform = AddLinear("cls.predictions.transform.dense", hidden_size_, hidden_size_, group);
   head.norm = AddNorm("cls.predictions.transform.LayerNorm", group);
   head.next_sentence = AddLinear("cls.seq_relationship", hidden_size_, 2, group);

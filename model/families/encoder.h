@@ -101,7 +101,6 @@ class Encoder : public Network {
   Encoder(const v1::ModelSpec& spec, uint32_t vocab_size);
   LinearTensors AddLinear(const std::string& name, int64_t inputs, int64_t outputs, uint32_t group);
   NormTensors AddNorm(const std::string& name, uint32_t group);
-  int AddBias(const std::string& name, int64_t size, uint32_t group);
   void AddHead();
 
   Linear LinearOf(const LinearTensors& tensors) const;
