@@ -55,15 +55,17 @@ row() {
       'BEGIN {printf "%d", s * (6 * p + a) / (6 * p) + 0.5}')
     rm -rf "$work/run"
     job "$model" "$count" "$rate" >"$work/job.yaml"
-    local began=$SECONDS
-    "$millrace" train "$work/job.yaml" --workers 2 --shards 2 --dir "$work/run" >"$work/log" 2>&1 || {
+    local spent
+    spent=$( (TIMEFORMAT='%U %S'; time "$millrace" train "$work/job.yaml" --workers 2 --shards 2 --dir "$work/run" \
+      >"$work/log" 2>&1) 2>&1) || {
       cat "$work/log" >&2
       exit 1
     }
-    local loss seconds=$((SECONDS - began))
+    local loss seconds
+    seconds=$(awk '{printf "%d", $1 + $2 + 0.5}' <<<"$spent")
     loss=$(sed -n 's/^ *best held-out loss *\([0-9.]*\).*/\1/p' "$work/log")
     parameters=$(field parameters)
-    echo "  $name, learning rate x $rate: $loss in $seconds s" >&2
+    echo "  $name, learning rate x $rate: $loss in $seconds s of a core" >&2
     if [ -z "$best" ] || awk -v a="$loss" -v b="$best" 'BEGIN {exit !(a < b)}'; then
       best=$loss
       local line
@@ -76,7 +78,7 @@ row() {
   printf '%s\n' "$line"
 }
 
-printf '%-12s  %10s  %9s  %6s  %10s  %4s  %8s  %6s\n' family parameters FLOP/tok steps TFLOP lr nats/tok s
+printf '%-12s  %10s  %9s  %6s  %10s  %4s  %8s  %6s\n' family parameters FLOP/tok steps TFLOP lr nats/tok core_s
 row transformer "family: llama, layers: 4, hidden_size: 128, heads: 4" "$attention"
 transformer=$parameters
 row lstm "family: lstm, layers: 2, hidden_size: 202, init_std: 0.1" 0

@@ -2,8 +2,8 @@
 // in their order, for other programs to train on.
 //
 // DATA is the job's folder of tokens (DIR/jobs/JOB/data). OUT/train.u32 and OUT/held_out.u32 hold u32, little-endian,
-// in rows of context + 1 tokens: a row's last `context` tokens are predicted. Prints the context. What is held out must
-// be whole rows (evaluate.max_tokens).
+// in rows of context + 1 tokens: a row's last `context` tokens are predicted. What is held out may end with a shorter
+// row. Prints the context.
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -22,14 +22,15 @@
 namespace millrace {
 namespace {
 
+// Only the last row may be shorter.
 absl::Status Append(const std::vector<v1::WorkUnit>& units, uint32_t columns, std::string* tokens) {
+  bool ended = false;
   for (const v1::WorkUnit& unit : units) {
     for (const v1::Microbatch& microbatch : unit.microbatches()) {
-      if (microbatch.columns() != columns) {
-        return absl::InvalidArgumentError(absl::StrCat("a row of ", microbatch.columns() - 1,
-                                                       " predictions among those of ", columns - 1,
-                                                       "; evaluate.max_tokens wants whole rows"));
+      if (ended || microbatch.columns() > columns) {
+        return absl::InternalError(absl::StrCat("a row of ", microbatch.columns(), " tokens among those of ", columns));
       }
+      ended = microbatch.columns() < columns;
       tokens->append(microbatch.tokens());
     }
   }

@@ -19,14 +19,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy
 import torch
 import yaml
-from peft import (AdaptionPromptConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig,
+from peft import (AdaLoraConfig, AdaptionPromptConfig, IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig,
                   PromptTuningConfig, get_peft_model)
 from transformers import AutoModelForCausalLM
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 
-def configuration(adapter):
+def configuration(adapter, steps):
     """peft's of a job's adapter."""
     targets = adapter.get("targets")
     common = {"task_type": "CAUSAL_LM"}
@@ -37,6 +37,14 @@ def configuration(adapter):
         return LoraConfig(r=rank, lora_alpha=adapter.get("alpha", rank), use_dora=adapter.get("dora", False),
                           use_rslora=adapter.get("rank_stabilized", False),
                           target_modules="all-linear" if targets == ["all-linear"] else targets, **common)
+    if kind == "adalora":
+        decay = adapter.get("importance_decay", [0.85, 0.85])
+        return AdaLoraConfig(init_r=adapter.get("rank", 12), target_r=adapter.get("target_rank", 8),
+                             lora_alpha=adapter.get("alpha", adapter.get("rank", 12)), total_step=steps,
+                             tinit=adapter.get("warmup_steps", 0), tfinal=adapter.get("final_steps", 0),
+                             deltaT=adapter.get("allocate_every", 1), beta1=decay[0], beta2=decay[1],
+                             orth_reg_weight=adapter.get("orthogonality", 0.5),
+                             target_modules="all-linear" if targets == ["all-linear"] else targets, **common)
     if kind == "ia3":
         return IA3Config(target_modules=targets, **common)
     if kind == "prompt_tuning":
@@ -52,8 +60,10 @@ def configuration(adapter):
 
 
 def read_rows(path, columns):
-    tokens = numpy.fromfile(path, dtype="<u4")
-    return torch.from_numpy(tokens.astype(numpy.int64)).view(-1, columns)
+    """The rows of that many columns, and a shorter one after them, of at least one prediction, if there is one."""
+    tokens = torch.from_numpy(numpy.fromfile(path, dtype="<u4").astype(numpy.int64))
+    whole = len(tokens) // columns * columns
+    return [tokens[:whole].view(-1, columns)] + ([tokens[None, whole:]] if whole < len(tokens) else [])
 
 
 def summed_loss(model, rows):
@@ -61,11 +71,18 @@ def summed_loss(model, rows):
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum")
 
 
+def orthogonality(model):
+    """AdaLoRA's mean distance from orthogonal matrices, which peft adds only to a loss of its own."""
+    matrices = [p if "lora_A" in name else p.T for name, p in model.named_parameters()
+                if "lora_A" in name or "lora_B" in name]
+    return sum(torch.norm(m @ m.T - torch.eye(m.shape[0])) for m in matrices) / len(matrices)
+
+
 @torch.no_grad()
-def mean_loss(model, rows):
+def mean_loss(model, groups):
     model.eval()
-    total = sum(summed_loss(model, some).double().item() for some in rows.split(8))
-    return total / rows[:, 1:].numel()
+    total = sum(summed_loss(model, some).double().item() for rows in groups for some in rows.split(8))
+    return total / sum(rows[:, 1:].numel() for rows in groups)
 
 
 def rate_factor(step, warmup, steps):
@@ -83,7 +100,7 @@ def train(folder, millrace_batches, seed):
         columns = 1 + int(subprocess.run(
             [millrace_batches, folder / "job.yaml", folder / "jobs" / job["name"] / "data", str(steps), made],
             check=True, capture_output=True, text=True).stdout)
-        rows, held_out = (read_rows(f"{made}/{name}.u32", columns) for name in ("train", "held_out"))
+        (rows,), held_out = (read_rows(f"{made}/{name}.u32", columns) for name in ("train", "held_out"))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(folder / phase["from"], dtype=torch.float32, attn_pdrop=0.0,
                                                  embd_pdrop=0.0, resid_pdrop=0.0)
@@ -91,11 +108,12 @@ def train(folder, millrace_batches, seed):
     if adapter is not None:
         if adapter["type"] == "llama_adapter":
             adapter.setdefault("layers", model.config.n_layer)
-        model = get_peft_model(model, configuration(adapter))
+        model = get_peft_model(model, configuration(adapter, steps))
         if adapter["type"] in ("prompt_tuning", "p_tuning_v2", "llama_adapter"):
             for name, p in model.named_parameters():
                 if p.requires_grad and "gate" not in name:
                     p.data *= adapter.get("init_std", 0.02)
+    adalora = adapter is not None and adapter["type"] == "adalora"
     trained = [p for p in model.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(trained, lr=optimizer["lr"], betas=optimizer["betas"],
                               weight_decay=optimizer["weight_decay"])
@@ -104,12 +122,16 @@ def train(folder, millrace_batches, seed):
         model.train()
         some = rows[(step - 1) * batch:step * batch]
         loss = summed_loss(model, some) / some[:, 1:].numel()
+        if adalora:
+            loss = loss + model.base_model.peft_config["default"].orth_reg_weight * orthogonality(model)
         adamw.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         for group in adamw.param_groups:
             group["lr"] = optimizer["lr"] * rate_factor(step, optimizer["warmup_steps"], steps)
         adamw.step()
+        if adalora:
+            model.base_model.update_and_allocate(step)
         if step % phase["evaluate"]["every_steps"] == 0 or step == steps:
             best = min(best, mean_loss(model, held_out))
     return best
