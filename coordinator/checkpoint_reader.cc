@@ -118,7 +118,12 @@ absl::Status CheckpointReader::CheckTable(const blocks::BlockTable& blocks, cons
                                 "]; F32 [", absl::StrJoin(tensor.shape, ", "), "] is wanted"));
     } else if (fresh == part.fresh().end() ||
                fresh->second.size() != static_cast<size_t>(tensor.size) * sizeof(float)) {
-      return wrong(absl::StrCat("it has no tensor ", name));
+      // As peft stores what a network made of virtual tokens.
+      const bool made = file->header().Find("prompt_embeddings") != nullptr;
+      return wrong(absl::StrCat("it has no tensor ", name,
+                                made ? ", only the virtual tokens themselves, without the network that made them; to "
+                                       "train these on, take prompt_tuning or, if they are keys and values, p_tuning_v2"
+                                     : ""));
     } else {
       impl_->of_tensor[i] = fresh->second;
     }

@@ -192,6 +192,30 @@ phases:
   EXPECT_THAT(other.err, HasSubstr("lora_A.weight is F32 [4, 32]; F32 [2, 32] is wanted"));
 }
 
+TEST_F(AdapterCommands, VirtualTokensOfPeftAreTrainedOnWithoutTheirNetwork) {
+  ASSERT_EQ(
+      Run("import --from " + Quoted(Work("base")) + With("prefix") + " --out " + Quoted(Work("with-tokens"))).status,
+      0);
+  const auto train = [&](const std::string& type) {
+    WriteAll(Work(type + ".yaml"), R"(
+name: again
+data: {sources: [{path: meals.txt}], clean: {dedup: none}, held_out: 0.05, split: {order: file}}
+tokenizer: {path: base/tokenizer.json}
+model: {family: llama, layers: 2, hidden_size: 32, heads: 2, context: 40}
+phases:
+  - {name: more, from: with-tokens, global_batch: 8, stop: {max_steps: 5}, evaluate: {every_steps: 5},
+     optimizer: {lr: 1.0e-2, weight_decay: 0}, adapter: {type: )" +
+                                       type + ", virtual_tokens: 4}}\n");
+    return Run("train " + Quoted(Work(type + ".yaml")) + " --workers 1 --shards 1 --dir " + Quoted(Work(type)));
+  };
+  const Outcome with_network = train("prefix_tuning");
+  EXPECT_EQ(with_network.status, 1);
+  EXPECT_THAT(with_network.err, HasSubstr("only the virtual tokens themselves"));
+  EXPECT_THAT(with_network.err, HasSubstr("p_tuning_v2"));
+  const Outcome alone = train("p_tuning_v2");
+  EXPECT_EQ(alone.status, 0) << alone.err;
+}
+
 TEST_F(AdapterCommands, GgufHasTheMergedModel) {
   EXPECT_EQ(Run("export " + Base() + With("lora") + " --format gguf --out " + Quoted(Work("lora.gguf"))).status, 0);
   EXPECT_NE(ReadAll(Work("lora.gguf")), "");
