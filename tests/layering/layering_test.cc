@@ -116,8 +116,8 @@ TEST(Layering, RoomsIncludeOnlyWhatTheTableAllows) {
       if (!IsSource(file)) continue;
       for (const auto& [used, line] : IncludedRooms(Read(file))) {
         ++includes;
-        EXPECT_TRUE(used == room || allowed.contains(used))
-            << fs::relative(file, Root()) << ": " << line << "\n" << room << "/ may not use " << used << "/";
+        EXPECT_TRUE(used == room || allowed.contains(used)) << fs::relative(file, Root()) << ": " << line << "\n"
+                                                            << room << "/ may not use " << used << "/";
       }
     }
   }
@@ -142,6 +142,25 @@ TEST(Layering, ProductionCodeIncludesNoTests) {
       EXPECT_EQ(text.find("#include \"../"), std::string::npos) << file;
     }
   }
+}
+
+// Then compiling the source shows that the header needs nothing before it.
+TEST(Layering, SourcesIncludeTheirOwnHeaderFirst) {
+  static const std::regex include(R"re(#\s*include\s*["<]([^">]*)[">])re");
+  int found = 0;
+  for (const auto& [room, unused] : Table()) {
+    for (const fs::path& file : FilesUnder(Root() / room)) {
+      fs::path header = file;
+      header.replace_extension(".h");
+      if (file.extension() != ".cc" || !fs::exists(header)) continue;
+      std::smatch match;
+      const std::string text = Read(file);
+      ASSERT_TRUE(std::regex_search(text, match, include)) << file;
+      EXPECT_EQ(match[1].str(), fs::relative(header, Root()).string()) << fs::relative(file, Root());
+      ++found;
+    }
+  }
+  EXPECT_GT(found, 100);
 }
 
 TEST(Layering, EverySourceOfARoomIsListed) {
@@ -179,7 +198,7 @@ TEST(Layering, NoTestIsDisabled) {
     if (!file.filename().string().ends_with("_test.cc") || file.filename() == "layering_test.cc") continue;
     const std::string text = Read(file);
     EXPECT_EQ(text.find("DISABLED_"), std::string::npos) << file;
-    EXPECT_FALSE(std::regex_search(text, std::regex("sleep_for|\\bsleep\\(|usleep\\(|absl::SleepFor"))) 
+    EXPECT_FALSE(std::regex_search(text, std::regex("sleep_for|\\bsleep\\(|usleep\\(|absl::SleepFor")))
         << fs::relative(file, Root()) << " sleeps; wait on a condition";
   }
 }
@@ -213,8 +232,8 @@ TEST(Layering, MetricsTableIsTheCodesMetrics) {
 }
 
 TEST(Layering, ReadersOfTheEnvironmentAreFew) {
-  // Configuration comes from the job file and flags; the shell alone has an environment. Who somebody is at a cluster is
-  // said once for all commands.
+  // Configuration comes from the job file and flags; the shell alone has an environment. Who somebody is at a cluster
+  // is said once for all commands.
   const fs::path who = Root() / "cli/tls_flags.h";
   for (const auto& [room, unused] : Table()) {
     for (const fs::path& file : FilesUnder(Root() / room)) {
