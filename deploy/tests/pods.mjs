@@ -1,7 +1,7 @@
 // Runs rendered Kubernetes objects with podman on one machine, as faithfully as that goes: StatefulSets become pods by
 // ordinal with a volume each, Deployments pods with drawn names, headless Services names that lead to the pods. Of the
 // rest of Kubernetes there is nothing here: no API, no scheduler, no policies, no budgets.
-import {execFileSync, spawnSync} from 'node:child_process';
+import {execFileSync, spawn, spawnSync} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -34,6 +34,20 @@ export class Pods {
       throw new Error(`podman ${args.join(' ')}: status ${done.status}\n${done.stderr}`);
     }
     return options.mayFail ? done : done.stdout.trim();
+  }
+
+  podmanStart(args) {
+    return spawn('podman', [...this.flags, ...args], {env: this.environment, stdio: ['ignore', 'pipe', 'pipe']});
+  }
+
+  // The same as podman(), which may fail, while other things go on.
+  podmanLater(args) {
+    return new Promise((resolve) => {
+      const child = this.podmanStart(args);
+      const said = {stdout: '', stderr: ''};
+      for (const stream of ['stdout', 'stderr']) child[stream].setEncoding('utf8').on('data', (text) => { said[stream] += text; });
+      child.on('close', (status) => resolve({status, ...said}));
+    });
   }
 
   // Those that pods may get.
