@@ -68,9 +68,9 @@ class Containers {
   }
 
   async states() {
-    const {stdout} = await this.pods.podmanLater(['ps', '-a', '--format', '{{.Names}} {{.State}} {{.ExitCode}}']);
-    return new Map(stdout.split('\n').filter(Boolean).map((line) => line.split(' ')).map(
-        ([name, state, code]) => [name.slice(this.pods.prefix.length + 1), {running: state === 'running', exited: state === 'exited', code: Number(code)}]));
+    const {stdout} = await this.pods.podmanLater(['ps', '-a', '--format', 'json']);
+    return new Map(JSON.parse(stdout || '[]').map(({Names: [name], State: state, ExitCode: code}) => [
+      name.slice(this.pods.prefix.length + 1), {running: state === 'running', exited: state === 'exited', code}]));
   }
 
   isReady(name) {

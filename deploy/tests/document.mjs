@@ -144,7 +144,7 @@ const checks = [
     expect(JSON.parse(out).items.length === 4, 'there are not 4 workers');
   }],
   [/^kubectl delete pod/, async () => {
-    const wait = await shell('kubectl rollout status statefulset/millrace-shard --namespace millrace --timeout=60s', work, 90);
+    const wait = await shell('kubectl wait --namespace millrace --for=jsonpath={.status.readyReplicas}=2 --timeout=60s statefulset/millrace-shard', work, 90);
     expect(wait.status === 0, wait.err);
   }],
   [/^build\/bin\/millrace watch/, async ({out, err}) => {
@@ -218,7 +218,10 @@ async function main() {
 
 let failed = false;
 try {
-  await main();
+  const stopped = new Promise((_, reject) => {
+    for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => reject(new Error(signal)));
+  });
+  await Promise.race([main(), stopped]);
 } catch (error) {
   failed = true;
   console.error(error.message);
