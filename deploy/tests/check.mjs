@@ -58,7 +58,7 @@ const shard = (objects) => pod(objects, 'StatefulSet', 'millrace-shard');
 const coordinator = (objects) => pod(objects, 'StatefulSet', 'millrace-coordinator');
 const without = (objects, kind, name) => objects.splice(objects.indexOf(find(objects, kind, name)), 1);
 
-// What is done to the autoscaling overlay, by the gate that has to say so.
+// What is done to the autoscaling overlay and its companions, by the gate that has to say so.
 const mutations = [
   ['schema', 'a misspelt field', (o) => { worker(o).containers[0].imagePullPolcy = 'Never'; }],
   ['schema', 'a misspelt field deep inside', (o) => { shard(o).containers[0].readinessProbe.grpc.sevice = 'ready'; }],
@@ -97,6 +97,24 @@ const mutations = [
   ['references', 'no volume', (o) => { worker(o).containers[0].volumeMounts = [...(worker(o).containers[0].volumeMounts ?? []), {name: 'x', mountPath: '/x'}]; }],
   ['references', 'no config map', (o) => { (worker(o).volumes ??= []).push({name: 'x', configMap: {name: 'x'}}); }],
   ['references', 'no variable', (o) => { shard(o).containers[0].env = shard(o).containers[0].env.filter(({name}) => name !== 'POD_NAME'); }],
+  ['endings', 'less time than a shard waits', (o) => { shard(o).containers[0].args.push('--grace=200'); }],
+  ['endings', 'a job for each attempt', (o) => { const c = pod(o, 'Job', 'tiny').containers[0]; c.args = c.args.filter((arg) => !arg.startsWith('--key')); }],
+  ['endings', 'attempts that nodes take', (o) => { find(o, 'Job', 'tiny').spec.podFailurePolicy.rules.pop(); }],
+  ['serviceAccounts', 'a right', (o) => { o.push({apiVersion: 'rbac.authorization.k8s.io/v1', kind: 'Role', metadata: {name: 'x', namespace: 'millrace'}, rules: []}); }],
+  ['pages', 'no tokens', (o) => { const c = coordinator(o).containers[0]; c.args = c.args.filter((arg) => !arg.startsWith('--tokens')); }],
+  ['pages', 'no secret of raters', (o) => { const c = coordinator(o).containers[0]; c.args = c.args.filter((arg) => !arg.startsWith('--http-token')); }],
+  ['pages', 'another port', (o) => { coordinator(o).containers[0].ports.find(({name}) => name === 'http').containerPort = 80; }],
+  ['networkPolicy', 'closed pages', (o) => { without(o, 'NetworkPolicy', 'pages'); }],
+  ['configMaps', 'a hash', (o) => { find(o, 'ConfigMap', 'millrace-prometheus').metadata.name += '-7d2cb945bb'; }],
+  ['quota', 'too many', (o) => { find(o, 'HorizontalPodAutoscaler', 'millrace-worker').spec.maxReplicas = 100; }],
+  ['quota', 'too much', (o) => { find(o, 'StatefulSet', 'millrace-coordinator').spec.volumeClaimTemplates[0].spec.resources.requests.storage = '1Ti'; }],
+  ['certificates', 'another role', (o) => { find(o, 'Certificate', 'millrace-shard').spec.uris = ['spiffe://millrace/worker']; }],
+  ['certificates', 'another name', (o) => { find(o, 'Certificate', 'millrace-shard').spec.dnsNames = ['millrace-shards.millrace.svc.cluster.local']; }],
+  ['certificates', 'no client', (o) => { find(o, 'Certificate', 'millrace-coordinator').spec.usages = ['server auth']; }],
+  ['certificates', 'none', (o) => { without(o, 'Certificate', 'millrace-worker'); }],
+  ['certificates', 'no issuer', (o) => { without(o, 'Issuer', 'millrace-ca'); }],
+  ['schema', 'a misspelt field of cert-manager\'s', (o) => { find(o, 'Certificate', 'millrace-ca').spec.isCa = true; }],
+  ['monitors', 'no port', (o) => { find(o, 'ServiceMonitor', 'millrace-shard').spec.endpoints[0].port = 'http-metrics'; }],
   ['flags', 'a misspelt flag', (o) => { worker(o).containers[0].args.push('--thread=2'); }],
 ];
 
@@ -104,7 +122,8 @@ async function main([millrace, folder]) {
   const tools = Tools.install(folder);
   let failures = 0;
   const overlays = [...fs.readdirSync(path.join(kubernetes, 'overlays')).map((name) => `overlays/${name}`),
-                    ...fs.readdirSync(path.join(kubernetes, 'jobs')).map((name) => `jobs/${name}`)].sort();
+                    ...fs.readdirSync(path.join(kubernetes, 'jobs')).map((name) => `jobs/${name}`),
+                    'cert-manager', 'prometheus-operator'].sort();
   for (const overlay of overlays) {
     const objects = tools.render(path.join(kubernetes, overlay));
     const found = await faults(tools, millrace, objects);
@@ -123,9 +142,14 @@ async function main([millrace, folder]) {
     ++failures;
     console.error(`docs/deploy.md does not tell of ${name}`);
   }
-  const autoscale = tools.render(path.join(kubernetes, 'overlays/autoscale'));
+  // All that can be in one cluster.
+  const together = ['overlays/autoscale', 'jobs/tiny-tls', 'cert-manager', 'prometheus-operator'].flatMap(
+      (folder) => tools.render(path.join(kubernetes, folder)));
+  const among = await faults(tools, millrace, together);
+  failures += among.length;
+  for (const fault of among) console.error(`together: ${fault}`);
   for (const [gate, what, change] of mutations) {
-    const objects = structuredClone(autoscale);
+    const objects = structuredClone(together);
     change(objects);
     const found = await faults(tools, millrace, objects);
     if (found.some((fault) => fault.startsWith(`${gate}: `))) continue;

@@ -32,6 +32,9 @@ const kKinds = {
   'networking.k8s.io/v1': [['NetworkPolicy', 'networkpolicies']],
   'scheduling.k8s.io/v1': [['PriorityClass', 'priorityclasses', false]],
   'autoscaling/v2': [['HorizontalPodAutoscaler', 'horizontalpodautoscalers']],
+  // As if their operators were there.
+  'cert-manager.io/v1': [['Issuer', 'issuers'], ['Certificate', 'certificates']],
+  'monitoring.coreos.com/v1': [['ServiceMonitor', 'servicemonitors'], ['PrometheusRule', 'prometheusrules']],
 };
 const kScaled = ['statefulsets', 'deployments'];
 
@@ -282,12 +285,15 @@ class Cluster {
   }
 
   runJob(job) {
-    const [pod] = this.podsOf(job);
-    if (pod === undefined && job.status?.conditions === undefined) this.createPod(job, `${job.metadata.name}-${randomBytes(3).toString('hex')}`);
-    if (pod?.status.phase === 'Succeeded') {
+    if (job.status?.conditions !== undefined) return;
+    const pods = this.podsOf(job);
+    const failed = pods.filter((pod) => pod.status.phase === 'Failed');
+    if (pods.some((pod) => pod.status.phase === 'Succeeded')) {
       this.setStatus(job, {succeeded: 1, conditions: [{type: 'Complete', status: 'True'}]});
-    } else if (pod?.status.phase === 'Failed') {
-      this.setStatus(job, {failed: 1, conditions: [{type: 'Failed', status: 'True', reason: 'BackoffLimitExceeded'}]});
+    } else if (failed.length > (job.spec.backoffLimit ?? 6)) {
+      this.setStatus(job, {failed: failed.length, conditions: [{type: 'Failed', status: 'True', reason: 'BackoffLimitExceeded'}]});
+    } else if (failed.length === pods.length) {
+      this.createPod(job, `${job.metadata.name}-${randomBytes(3).toString('hex')}`);
     }
   }
 

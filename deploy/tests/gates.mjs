@@ -10,6 +10,7 @@ const kExternal = {
 export const external = () => Object.values(kExternal).flatMap((names) => [...names]);
 const kClusterWide = new Set(['Namespace', 'PriorityClass']);
 const kMinimumUid = 10000;
+const kGrace = 60;  // seconds, of `millrace ps`
 
 const nameOf = (object) => `${object.kind}/${object.metadata.name}`;
 const ofKind = (objects, ...kinds) => objects.filter((object) => kinds.includes(object.kind));
@@ -41,6 +42,14 @@ function* each(objects, look) {
       for (const wrong of look(container, workload)) yield `${nameOf(workload)}, container ${container.name}: ${wrong}`;
     }
   }
+}
+
+// Of a quantity, as 250m or 8Gi.
+function amount(text) {
+  const [, digits, unit] = /^([0-9.]+)([a-zA-Z]*)$/.exec(text);
+  const scale = {'': 1, m: 0.001, Mi: 2 ** 20, Gi: 2 ** 30, Ti: 2 ** 40}[unit];
+  if (scale === undefined) throw new Error(`${text}: a quantity in ${unit}`);
+  return Number(digits) * scale;
 }
 
 export const gates = {
@@ -205,10 +214,23 @@ export const gates = {
       const grace = podOf(workload).terminationGracePeriodSeconds;
       const least = workload.kind === 'StatefulSet' ? 60 : 10;
       if (!(grace >= least)) yield `${nameOf(workload)}: terminationGracePeriodSeconds is ${grace}, not ${least} or more`;
+      for (const {args} of podOf(workload).containers) {
+        const waits = Number(args.find((arg) => arg.startsWith('--grace='))?.slice(8) ?? kGrace);
+        if (args[0] === 'ps' && !(grace > waits)) yield `${nameOf(workload)}: is ended while it still waits for a checkpoint (--grace, ${waits} s)`;
+      }
     }
     for (const job of ofKind(objects, 'Job')) {
       for (const field of ['backoffLimit', 'activeDeadlineSeconds', 'ttlSecondsAfterFinished', 'podFailurePolicy']) {
         if (job.spec[field] === undefined) yield `${nameOf(job)}: no ${field}`;
+      }
+      for (const {args} of podOf(job).containers) {
+        if (args[0] === 'submit' && job.spec.backoffLimit > 0 && !args.some((arg) => arg.startsWith('--key='))) {
+          yield `${nameOf(job)}: another attempt would submit another job: --key`;
+        }
+      }
+      const rules = job.spec.podFailurePolicy?.rules ?? [];
+      if (!rules.some(({action, onPodConditions}) => action === 'Ignore' && onPodConditions?.some(({type}) => type === 'DisruptionTarget'))) {
+        yield `${nameOf(job)}: a node that is taken away counts as an attempt`;
       }
     }
   },
@@ -263,6 +285,9 @@ export const gates = {
       if (lasting(objects).length > 0 && !accounts.has(name)) yield `${nameOf(workload)}: there is no ServiceAccount/${name}`;
       if (podOf(workload).automountServiceAccountToken !== false) yield `${nameOf(workload)}: a token is mounted that nobody needs`;
     }
+    for (const object of ofKind(objects, 'Role', 'ClusterRole', 'RoleBinding', 'ClusterRoleBinding')) {
+      yield `${nameOf(object)}: nothing here asks Kubernetes' API`;
+    }
     for (const account of accounts.values()) {
       if (account.automountServiceAccountToken !== false) yield `${nameOf(account)}: automountServiceAccountToken is not false`;
     }
@@ -310,6 +335,103 @@ export const gates = {
       }
       if (pod.priorityClassName && lasting(objects).length > 0 && !names('PriorityClass').has(pod.priorityClassName)) {
         yield `${nameOf(workload)}: there is no PriorityClass/${pod.priorityClassName}`;
+      }
+    }
+  },
+
+  // The dashboard and the rating page.
+  * pages(objects) {
+    for (const workload of lasting(objects)) {
+      for (const {args, ports = []} of podOf(workload).containers) {
+        const flag = (name) => args.find((arg) => arg.startsWith(`--${name}=`))?.slice(name.length + 3);
+        const listens = flag('http');
+        if (args[0] === 'coordinator' && listens === undefined) yield `${nameOf(workload)}: no dashboard`;
+        if (listens === undefined || listens.startsWith('127.')) continue;
+        if (flag('tokens') === undefined) yield `${nameOf(workload)}: the dashboard takes no tokens`;
+        if (flag('http-token') === undefined) yield `${nameOf(workload)}: whoever reaches the pages may rate`;
+        if (!ports.some(({name, containerPort}) => name === 'http' && listens.endsWith(`:${containerPort}`))) {
+          yield `${nameOf(workload)}: --http=${listens} is not at the port named http`;
+        }
+      }
+    }
+  },
+
+  // Names of those that pods mount change with what they hold, so that pods start anew; others are known by their names.
+  * configMaps(objects) {
+    const mounted = new Set(workloads(objects).flatMap((workload) => podOf(workload).volumes ?? []).map(({configMap}) => configMap?.name));
+    for (const object of ofKind(objects, 'ConfigMap')) {
+      const hashed = /-[bcdfghkmt2456789]{10}$/.test(object.metadata.name);
+      if (hashed !== mounted.has(object.metadata.name)) yield `${nameOf(object)} is ${hashed ? 'hashed, and nobody here mounts it' : 'mounted, and its name has no hash'}`;
+    }
+  },
+
+  // As many pods as there may be have room in the namespace.
+  * quota(objects) {
+    for (const {spec: {hard}} of ofKind(objects, 'ResourceQuota')) {
+      const sums = {'pods': 0, 'requests.cpu': 0, 'requests.memory': 0, 'requests.storage': 0, 'persistentvolumeclaims': 0};
+      for (const workload of lasting(objects)) {
+        const scaler = ofKind(objects, 'HorizontalPodAutoscaler').find(({spec}) => spec.scaleTargetRef.name === workload.metadata.name);
+        const count = scaler?.spec.maxReplicas ?? workload.spec.replicas ?? 1;
+        sums.pods += count;
+        for (const {resources} of containersOf(workload)) {
+          sums['requests.cpu'] += count * amount(resources?.requests?.cpu);
+          sums['requests.memory'] += count * amount(resources?.requests?.memory);
+        }
+        for (const {spec} of workload.spec.volumeClaimTemplates ?? []) {
+          sums.persistentvolumeclaims += count;
+          sums['requests.storage'] += count * amount(spec.resources.requests.storage);
+        }
+      }
+      for (const [what, sum] of Object.entries(sums)) {
+        if (sum > amount(hard[what])) yield `ResourceQuota: ${sum} of ${what} are asked for, ${hard[what]} allowed`;
+      }
+    }
+  },
+
+  // Where cert-manager is asked for certificates, they are what the roles look for (docs/security.md).
+  * certificates(objects) {
+    const certificates = ofKind(objects, 'Certificate');
+    if (certificates.length === 0) return;
+    const of = (workload) => {
+      const secret = (podOf(workload).volumes ?? []).find(({name}) => name === 'tls')?.secret.secretName;
+      return certificates.find(({spec}) => spec.secretName === secret);
+    };
+    const matches = (name, pattern) => name === pattern || pattern === name.replace(/^[^.]*/, '*');
+    const roles = {coordinator: 'coordinator', ps: 'shard', worker: 'worker'};
+    const coordinator = lasting(objects).find((workload) => podOf(workload).containers[0].args[0] === 'coordinator');
+    for (const workload of workloads(objects)) {
+      const certificate = of(workload);
+      if (certificate === undefined) {
+        yield `${nameOf(workload)}: no Certificate fills its Secret`;
+        continue;
+      }
+      const {args, ports = []} = podOf(workload).containers[0];
+      const {uris = [], usages = [], issuerRef} = certificate.spec;
+      const role = roles[args[0]];
+      if (role !== undefined && uris.join() !== `spiffe://millrace/${role}`) yield `${nameOf(certificate)}: the role is not ${role}`;
+      for (const usage of ['client auth', ...(ports.some(({name}) => name === 'grpc') ? ['server auth'] : [])]) {
+        if (!usages.includes(usage)) yield `${nameOf(certificate)}: not for ${usage}`;
+      }
+      if (!objects.some((object) => object.kind === issuerRef.kind && object.metadata.name === issuerRef.name)) {
+        yield `${nameOf(certificate)}: there is no ${issuerRef.kind}/${issuerRef.name}`;
+      }
+      for (const [flag, dialled] of [['coordinator', of(coordinator)], ['advertise', certificate]]) {
+        const name = args.find((arg) => arg.startsWith(`--${flag}=`))?.slice(flag.length + 3).replace(/:\d+$/, '')
+                         .replace('$(NAMESPACE)', workload.metadata.namespace).replace('$(POD_NAME)', `${workload.metadata.name}-0`);
+        if (name !== undefined && !(dialled?.spec.dnsNames ?? []).some((pattern) => matches(name, pattern))) {
+          yield `${nameOf(workload)}: no certificate has the name that is dialled, ${name}`;
+        }
+      }
+    }
+  },
+
+  * monitors(objects) {
+    if (lasting(objects).length === 0) return;  // alone
+    for (const monitor of ofKind(objects, 'ServiceMonitor')) {
+      for (const {port} of monitor.spec.endpoints) {
+        const found = ofKind(objects, 'Service').filter(({metadata, spec}) => selects(monitor.spec.selector, metadata.labels ?? {}) &&
+                                                        spec.ports.some(({name}) => name === port));
+        if (found.length !== 1) yield `${nameOf(monitor)} finds ${found.length} Services with a port ${port}, not one`;
       }
     }
   },

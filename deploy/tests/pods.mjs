@@ -124,6 +124,7 @@ export class Pods {
       const field = valueFrom?.fieldRef?.fieldPath;
       const text = value ?? (field === 'metadata.namespace' ? workload.metadata.namespace
           : field === 'metadata.name' ? name
+          : field?.startsWith('metadata.labels[') ? workload.spec.template.metadata.labels[field.split("'")[1]]
           : valueFrom?.resourceFieldRef?.resource === 'limits.cpu' ? String(Math.ceil(cpus))
           : undefined);
       if (text === undefined) throw new Error(`${name}: env ${variable} has a source that is not known here`);

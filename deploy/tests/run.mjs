@@ -2,9 +2,11 @@
 // `millrace train` on this machine. Called by deploy/tests/run.
 //   node run.mjs local|production
 import {execFileSync, spawnSync} from 'node:child_process';
+import {randomUUID} from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import {sign} from './certificates.mjs';
 import {Pods} from './pods.mjs';
 import {sources, Tools} from './tools.mjs';
 
@@ -30,18 +32,18 @@ if (encrypted) {
   for (const [name, content] of Object.entries(given.tiny)) fs.writeFileSync(path.join(text, 'tiny', name), content);
   given['millrace-text'] = text;
 
-  const hosts = ['millrace-coordinator.millrace.svc.cluster.local', '*.millrace-shards.millrace.svc.cluster.local',
-                 ...pods.possibleAddresses()];
+  // The authority and the people's certificates are `millrace certs`', those of roles what cert-manager would sign.
   const certs = path.join(work, 'certs');
-  execFileSync(millrace, ['certs', '--out', certs, ...hosts.flatMap((host) => ['--host', host])]);
-  const read = (role, names) => Object.fromEntries(
-      names.map((name) => [name, fs.readFileSync(path.join(certs, role, name), 'utf8')]));
-  for (const role of ['coordinator', 'shard', 'worker']) {
-    given[`millrace-${role}-tls`] = read(role, ['tls.crt', 'tls.key', 'ca.crt']);
+  execFileSync(millrace, ['certs', '--out', certs]);
+  for (const certificate of tools.render(path.join(sources, 'deploy/kubernetes/cert-manager'))) {
+    if (certificate.kind !== 'Certificate' || certificate.spec.isCA) continue;
+    const {secretName} = certificate.spec;
+    // Below, this machine calls the coordinator by its address.
+    const addresses = secretName === 'millrace-coordinator-tls' ? pods.possibleAddresses() : [];
+    given[secretName] = sign(certificate, certs, addresses, path.join(work, secretName));
   }
   const token = spawnSync(millrace, ['certs', 'token', 'tester', 'operator'], {encoding: 'utf8'});
-  given['millrace-tokens'] = {tokens: token.stderr};
-  given['millrace-client-tls'] = read('operator', ['ca.crt']);
+  given['millrace-tokens'] = {tokens: token.stderr, raters: 'r'.repeat(32)};
   given['millrace-client-token'] = {token: token.stdout};
   fs.mkdirSync(path.join(work, 'client'));
   fs.copyFileSync(path.join(certs, 'operator/ca.crt'), path.join(work, 'client/ca.crt'));
@@ -130,11 +132,15 @@ function main() {
   record('container health checks', `${checked.length} of ${pods.pods.size} healthy`, checked.length === pods.pods.size);
 
   // In the cluster, as `kubectl apply -k deploy/kubernetes/jobs/tiny` does it.
-  const inside = pods.runToEnd(pods.workload('tiny'), given);
+  const job = pods.workload('tiny');
+  job.spec.template.metadata.labels['batch.kubernetes.io/controller-uid'] = randomUUID();
+  const inside = pods.runToEnd(job, given);
   const golden = /^f32 ([0-9a-f]{64})/m.exec(fs.readFileSync(path.join(sources, 'tests/golden/tiny.digest'), 'utf8'))[1];
   const digest = inside.status === 0 ? run(['digest', 'tiny@last', ...there()]) : inside.log;
   record('no fault, submitted by a Job in the cluster', `status ${inside.status}, weights ${digest === golden ? 'as tests/golden/tiny.digest' : digest}`,
          inside.status === 0 && digest === golden);
+  const again = pods.runToEnd(job, given);
+  record('another attempt of that Job', `status ${again.status}, ${jobs().length} job submitted in all`, again.status === 0 && jobs().length === 1);
 
   fault('a worker is killed', kLong, () => {
     const [worker] = pods.of('millrace-worker');

@@ -14,6 +14,12 @@ export const sources = path.resolve(here, '../..');
 // Exit status of a test that says why it did not run (ctest's SKIP_RETURN_CODE).
 export const kSkipped = 77;
 
+// Kinds that are not Kubernetes' own: the package with their schemas, and how the names of these begin.
+const kOfOperators = {
+  'cert-manager.io': ['@kubernetes-models/cert-manager', 'ComGithubCertManagerCertManagerPkgApisCertmanager'],
+  'monitoring.coreos.com': ['@kubernetes-models/prometheus-operator', 'ComGithubPrometheusOperatorPrometheusOperatorPkgApisMonitoring'],
+};
+
 export function skip(why) {
   console.error(`SKIPPED: ${why}`);
   process.exit(kSkipped);
@@ -82,9 +88,9 @@ export class Tools {
 
   async schemaOf(object) {
     const [group, version] = object.apiVersion.includes('/') ? object.apiVersion.split('/') : ['core', object.apiVersion];
-    const name = 'IoK8sApi' + [group.split('.')[0], version, object.kind].map(
-                                  (word) => word[0].toUpperCase() + word.slice(1)).join('');
-    const file = path.join(this.folder, 'node_modules/kubernetes-models/_schemas', `${name}.js`);
+    const capital = (word) => word[0].toUpperCase() + word.slice(1);
+    const [models, prefix] = kOfOperators[group] ?? ['kubernetes-models', `IoK8sApi${capital(group.split('.')[0])}`];
+    const file = path.join(this.folder, 'node_modules', models, '_schemas', `${prefix}${capital(version)}${object.kind}.js`);
     return fs.existsSync(file) ? (await import(pathToFileURL(file))).validate : null;
   }
 }
