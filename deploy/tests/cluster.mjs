@@ -53,7 +53,7 @@ class Containers {
   constructor(folder, objects) {
     this.folder = folder;
     const version = /^project\(millrace VERSION ([0-9.]+)/m.exec(fs.readFileSync(path.join(sources, 'CMakeLists.txt'), 'utf8'))[1];
-    this.pods = new Pods(objects, millrace, `localhost/millrace:${version}`, folder, 'millrace-document');
+    this.pods = new Pods(objects, millrace, `localhost/millrace:${version}`, folder, 'millrace-test');
     this.pods.close();
     this.pods.open();
   }
@@ -461,8 +461,8 @@ async function answer(cluster, request, response) {
   }
   const object = cluster.find(plural, namespace, name);
   if (object === undefined) {
-    const [version, group] = apiVersion.split('/').reverse();
-    throw new Refusal(404, 'NotFound', `${plural}${group ? `.${group}` : ''} "${name}" not found`, version);
+    const [, group] = apiVersion.split('/').reverse();
+    throw new Refusal(404, 'NotFound', `${plural}${group ? `.${group}` : ''} "${name}" not found`);
   }
   if (part === 'log') {
     if (object.address === undefined) throw new Refusal(400, 'BadRequest', `pod "${name}" has not started: ${object.status.message}`);

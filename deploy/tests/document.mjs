@@ -172,7 +172,7 @@ async function before(line) {
   fs.copyFileSync(path.join(sources, 'examples/tiny.txt'), path.join(clusterFolder, 'claims/millrace-text/tiny/tiny.txt'));
 }
 
-const kOnPaper = /^(kind (create|delete)|kubectl|for role in|openssl|build\/bin\/millrace certs)/;
+const kOnPaper = /^(kind (create|delete)|kubectl|for |openssl|build\/bin\/millrace certs)/;
 const kMakesImage = /^(\.\/quickstart|deploy\/build-image|kind load)/;
 
 async function runLine(line, block) {
@@ -203,6 +203,28 @@ async function runLine(line, block) {
   rows.push([line, seconds]);
 }
 
+// What has to fail on paper: a test that lets these pass would let anything pass.
+const kWrong = [
+  ['kubectl wait --namespace millrace --for=condition=complete --timout=10m job/tiny', /unknown flag/],
+  ['kubectl apply -k deploy/kubernetes/overlays/nowhere', /no such file|must build at directory/],
+  ['kubectl create configmap x --namespace nowhere --from-literal=a=b', /namespaces "nowhere" not found/],
+  ['kubectl create configmap tiny --namespace millrace --from-literal=a=b', /already exists/],
+  ['kubectl scale deployment/millrace-workers --namespace millrace --replicas=4', /not found/],
+  ['kubectl logs --namespace millrace job/small', /not found/],
+  ['kubectl port-forward --namespace millrace pod/millrace-coordinator 7400:7400', /not found/],
+  [`echo '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x", "namespace": "millrace"}, "spec": {"port": []}}' | kubectl apply -f -`, /no such field/],
+  [`echo '{"apiVersion": "v1", "kind": "Servise", "metadata": {"name": "x", "namespace": "millrace"}}' | kubectl apply -f -`, /no matches for kind|error validating/],
+  ['kubectl wait --namespace millrace --for=condition=failed --timeout=1s job/tiny', /timed out/],
+];
+
+async function tryWrong() {
+  for (const [line, pattern] of kWrong) {
+    const {status, out, err} = await shell(line, work, 60);
+    expect(status !== 0 && pattern.test(err), `${line}: status ${status}: ${out}${err}`);
+  }
+  console.log(`${kWrong.length} wrong commands fail as they should.`);
+}
+
 async function main() {
   const secured = flags.includes('production');
   const chosen = blocks.filter((block) => paper || (block.title === kSecured) === secured);
@@ -216,6 +238,7 @@ async function main() {
     }
     for (const line of block.lines.filter((line) => line !== '' && !line.startsWith('#'))) {
       await runLine(line, block);
+      if (paper && line.startsWith('kubectl logs')) await tryWrong();
       if (line === 'kind delete cluster') forwards.splice(0).forEach((child) => child.kill());
     }
   }

@@ -105,6 +105,12 @@ const kLong = ['phases.0.stop.max_steps=400'];
 // No checkpoint is due before the end.
 const kWithoutCheckpoints = [...kLong, 'phases.0.checkpoint.every_steps=100000', 'phases.0.evaluate.every_steps=100000'];
 
+// The most seconds between two steps that lasted, of those that are told of, every 0.3 s or so.
+function longestPause(id) {
+  const [curve] = JSON.parse(run(['curves', id, '--metric', 'train_loss', '--json', ...there()])).curves;
+  return Math.max(...curve.unix_ms.slice(1).map((time, i) => time - curve.unix_ms[i])) / 1000;
+}
+
 // Submits from outside, does `harm` at step 100, and compares the end.
 function fault(name, overrides, harm) {
   const begun = Date.now();
@@ -114,7 +120,7 @@ function fault(name, overrides, harm) {
   const job = awaitJob(id, 'its end', ended);
   const digest = job.state.toLowerCase() === 'succeeded' ? run(['digest', `${id}@last`, ...there()]) : job.state;
   const same = digest === reference(overrides);
-  record(name, `${what}; ended after ${((Date.now() - begun) / 1000).toFixed(1)} s, weights ${same ? 'the same' : `other: ${digest}`}`, same);
+  record(name, `${what}; longest time without a step that lasted ${longestPause(id).toFixed(1)} s, all ${((Date.now() - begun) / 1000).toFixed(1)} s, weights ${same ? 'the same' : `other: ${digest}`}`, same);
 }
 const logsOf = (id) => run(['logs', id, ...there()]);
 
