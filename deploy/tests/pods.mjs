@@ -101,6 +101,22 @@ export class Pods {
     return folder;
   }
 
+  // Other files in place of those that a pod has of a ConfigMap or Secret, all at once, as a kubelet does it.
+  exchange(pod, source, files) {
+    const folder = path.join(this.folder, `${pod.name}-${source}`);
+    const before = fs.readlinkSync(path.join(folder, '..data'));
+    const {mode, gid} = fs.statSync(path.join(folder, Object.keys(files)[0]));
+    const after = `${before}_`;
+    fs.mkdirSync(path.join(folder, after));
+    for (const [file, content] of Object.entries(files)) {
+      fs.writeFileSync(path.join(folder, after, file), content, {mode});
+      fs.chownSync(path.join(folder, after, file), 0, gid);
+    }
+    fs.symlinkSync(after, path.join(folder, '..data_tmp'));
+    fs.renameSync(path.join(folder, '..data_tmp'), path.join(folder, '..data'));
+    fs.rmSync(path.join(folder, before), {recursive: true});
+  }
+
   // Starts one pod. `given`: files by the name of a ConfigMap or Secret that is not among the objects.
   start(workload, name, given = {}) {
     const pod = workload.spec.template.spec;

@@ -35,13 +35,7 @@ if (encrypted) {
   // The authority and the people's certificates are `millrace certs`', those of roles what cert-manager would sign.
   const certs = path.join(work, 'certs');
   execFileSync(millrace, ['certs', '--out', certs]);
-  for (const certificate of tools.render(path.join(sources, 'deploy/kubernetes/cert-manager'))) {
-    if (certificate.kind !== 'Certificate' || certificate.spec.isCA) continue;
-    const {secretName} = certificate.spec;
-    // Below, this machine calls the coordinator by its address.
-    const addresses = secretName === 'millrace-coordinator-tls' ? pods.possibleAddresses() : [];
-    given[secretName] = sign(certificate, certs, addresses, path.join(work, secretName));
-  }
+  Object.assign(given, signed());
   const token = spawnSync(millrace, ['certs', 'token', 'tester', 'operator'], {encoding: 'utf8'});
   given['millrace-tokens'] = {tokens: token.stderr, raters: 'r'.repeat(32)};
   given['millrace-client-token'] = {token: token.stdout};
@@ -49,6 +43,19 @@ if (encrypted) {
   fs.copyFileSync(path.join(certs, 'operator/ca.crt'), path.join(work, 'client/ca.crt'));
   fs.writeFileSync(path.join(work, 'token'), token.stdout, {mode: 0o600});
   clientFlags.push('--tls', path.join(work, 'client'), '--token-file', path.join(work, 'token'));
+}
+
+// What cert-manager puts into the Secrets of deploy/kubernetes/cert-manager, with new keys each time.
+function signed() {
+  const secrets = {};
+  for (const certificate of tools.render(path.join(sources, 'deploy/kubernetes/cert-manager'))) {
+    if (certificate.kind !== 'Certificate' || certificate.spec.isCA) continue;
+    const {secretName} = certificate.spec;
+    // Below, this machine calls the coordinator by its address.
+    const addresses = secretName === 'millrace-coordinator-tls' ? pods.possibleAddresses() : [];
+    secrets[secretName] = sign(certificate, path.join(work, 'certs'), addresses, path.join(work, secretName));
+  }
+  return secrets;
 }
 
 const rows = [];
@@ -147,6 +154,25 @@ function main() {
          inside.status === 0 && digest === golden);
   const again = pods.runToEnd(job, given);
   record('another attempt of that Job', `status ${again.status}, ${jobs().length} job submitted in all`, again.status === 0 && jobs().length === 1);
+
+  if (encrypted) {
+    // All roles get new certificates, and show them; what follows goes on with them.
+    const renewed = signed();
+    Object.assign(given, renewed);
+    const shown = (pod, port) => {
+      const {stdout} = spawnSync('openssl', ['s_client', '-connect', `${pod.address}:${port}`, '-alpn', 'h2'], {encoding: 'utf8', input: ''});
+      return /-----BEGIN CERTIFICATE-----[^]*?-----END CERTIFICATE-----/.exec(stdout)?.[0];
+    };
+    const servers = [[pods.of('millrace-coordinator')[0], 'millrace-coordinator-tls', 7400],
+                     ...pods.of('millrace-shard').map((pod) => [pod, 'millrace-shard-tls', 7401])];
+    const exchanged = Date.now();
+    for (const pod of pods.of('millrace-worker')) pods.exchange(pod, 'millrace-worker-tls', renewed['millrace-worker-tls']);
+    for (const [pod, secret] of servers) pods.exchange(pod, secret, renewed[secret]);
+    const left = () => servers.filter(([pod, secret, port]) => shown(pod, port) !== renewed[secret]['tls.crt'].trim());
+    while (left().length > 0 && Date.now() < exchanged + 30_000) pause(0.2);
+    record('certificates are renewed', `${servers.length - left().length} of ${servers.length} servers show theirs after ${((Date.now() - exchanged) / 1000).toFixed(1)} s`,
+           left().length === 0);
+  }
 
   fault('a worker is killed', kLong, () => {
     const [worker] = pods.of('millrace-worker');
