@@ -22,6 +22,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "common/credentials.h"
 #include "common/job_file.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -44,19 +45,6 @@ std::string ReadAll(const std::string& path) {
 [[noreturn]] void Abandon(const std::string& why) {
   std::fprintf(stderr, "%s\n", why.c_str());
   std::abort();
-}
-
-// HOST:PORT where nobody listens now.
-std::string FreeAddress() {
-  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in where = {};
-  where.sin_family = AF_INET;
-  where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(where);
-  EXPECT_EQ(bind(descriptor, reinterpret_cast<const sockaddr*>(&where), size), 0);
-  EXPECT_EQ(getsockname(descriptor, reinterpret_cast<sockaddr*>(&where), &size), 0);
-  close(descriptor);
-  return absl::StrCat("127.0.0.1:", ntohs(where.sin_port));
 }
 
 }  // namespace
@@ -163,6 +151,10 @@ Cluster::~Cluster() {
 }
 
 std::unique_ptr<Member> Cluster::NewMember(const std::string& name, std::vector<std::string> arguments, bool serves) {
+  if (!options_.certificates.empty()) {
+    const std::string role = arguments[0] == "ps" ? "shard" : arguments[0];
+    arguments.insert(arguments.end(), {"--tls", CertificateOf(role)});
+  }
   arguments.insert(arguments.begin(), Millrace());
   if (options_.health) {
     health_[name] = FreeAddress();
@@ -185,7 +177,15 @@ void Cluster::ServeMetrics(const std::string& role, std::vector<std::string>* ar
   arguments->insert(arguments->end(), {"--metrics", metrics_[role].back()});
 }
 
-void Cluster::Connect() { client_ = std::make_unique<client::CoordinatorClient>(coordinator_->address()); }
+void Cluster::Connect() {
+  Endpoint coordinator(coordinator_->address());
+  if (!options_.certificates.empty()) {
+    const absl::StatusOr<std::shared_ptr<const Tls>> tls = Tls::Open(CertificateOf("operator"));
+    if (!tls.ok()) Abandon(std::string(tls.status().message()));
+    coordinator.credentials = (*tls)->ForChannels(Role::kCoordinator);
+  }
+  client_ = std::make_unique<client::CoordinatorClient>(std::move(coordinator));
+}
 
 size_t Cluster::AddWorker(const std::string& max_isa) {
   const std::string name = absl::StrCat("worker-", workers_.size() + 1);
@@ -361,6 +361,18 @@ Outcome RunMillrace(const std::vector<std::string>& arguments, absl::Duration pa
     (*process)->Signal(SIGKILL);
   }
   return {ending.value_or(Ending{.signal = SIGKILL}), ReadAll(options.log_file)};
+}
+
+std::string FreeAddress() {
+  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in where = {};
+  where.sin_family = AF_INET;
+  where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(where);
+  EXPECT_EQ(bind(descriptor, reinterpret_cast<const sockaddr*>(&where), size), 0);
+  EXPECT_EQ(getsockname(descriptor, reinterpret_cast<sockaddr*>(&where), &size), 0);
+  close(descriptor);
+  return absl::StrCat("127.0.0.1:", ntohs(where.sin_port));
 }
 
 std::vector<std::string> InstructionSets() {

@@ -77,10 +77,11 @@ class Cluster {
     std::vector<std::string> max_isas;  // of the workers in turn; empty: no limit
     bool share_memory = true;           // workers with shards
     double lease_seconds = 10;
-    std::string directory;  // of the coordinator; empty: a temporary one
-    bool page = false;      // the coordinator serves the rating page
-    bool metrics = false;   // every process serves metrics
-    bool health = false;    // all tell their health
+    std::string directory;     // of the coordinator; empty: a temporary one
+    std::string certificates;  // with a folder for each role and one for the operator; empty: plain TCP
+    bool page = false;         // the coordinator serves the rating page
+    bool metrics = false;      // every process serves metrics
+    bool health = false;       // all tell their health
   };
   explicit Cluster(Options options);
   ~Cluster();
@@ -125,6 +126,7 @@ class Cluster {
 
  private:
   std::unique_ptr<Member> NewMember(const std::string& name, std::vector<std::string> arguments, bool serves);
+  std::string CertificateOf(const std::string& role) const { return options_.certificates + "/" + role; }
   void Connect();
   void ServeMetrics(const std::string& role, std::vector<std::string>* arguments);
 
@@ -149,6 +151,9 @@ struct Outcome {
   std::string out;  // standard output and error
 };
 Outcome RunMillrace(const std::vector<std::string>& arguments, absl::Duration patience = absl::Seconds(60));
+
+// HOST:PORT where nobody listens now.
+std::string FreeAddress();
 
 // The instruction sets that `--max-isa` takes on this machine, the plainest first.
 std::vector<std::string> InstructionSets();

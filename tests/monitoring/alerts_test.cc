@@ -1,0 +1,339 @@
+// Real troubles of real processes, and the alert that a real Prometheus raises about each. files_test.cc holds the list
+// of alerts to this file: each must be waited for here.
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "common/machine.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "monitoring/prometheus.h"
+#include "re2/re2.h"
+#include "testing/cluster.h"
+#include "testing/http_exchange.h"
+#include "testing/role_certificates.h"
+
+namespace millrace::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kTiny[] = "examples/tiny.yaml";
+constexpr char kForever[] = "phases.0.stop.max_steps=1000000";
+constexpr char kNoPrometheus[] = "there is no prometheus; ./test fetches it";
+
+// Lets members run for a tenth of the time only, as a machine does that has more to do than it can.
+class Throttle {
+ public:
+  explicit Throttle(std::vector<Member*> members)
+      : thread_([this, members = std::move(members)] {
+          while (!over_.HasBeenNotified()) {
+            for (Member* const member : members) member->Stop();
+            over_.WaitForNotificationWithTimeout(absl::Milliseconds(90));
+            for (Member* const member : members) member->Continue();
+            over_.WaitForNotificationWithTimeout(absl::Milliseconds(10));
+          }
+        }) {}
+  ~Throttle() {
+    over_.Notify();
+    thread_.join();
+  }
+
+ private:
+  absl::Notification over_;
+  std::thread thread_;
+};
+
+int64_t Living(Cluster& cluster, const char* role) {
+  const auto reply = cluster.client().ListMembers();
+  EXPECT_TRUE(reply.ok()) << reply.status();
+  return std::count_if(reply->members().begin(), reply->members().end(),
+                       [role](const v1::ClusterMember& member) { return member.role() == role; });
+}
+
+TEST(Alerts, OfMembersThatHangOrEnd) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  Cluster cluster({.workers = 2, .shards = 2, .lease_seconds = 2, .metrics = true});
+  Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
+  const std::string job = cluster.Submit(kTiny, {kForever});
+  prometheus.AwaitTargets(5);
+  cluster.AwaitStep(job, 20);
+  prometheus.AwaitAlert("MillraceWatchdog");
+
+  // Workers that hang: their leases are freed, nobody is left, nothing is committed.
+  for (size_t i = 0; i < 2; ++i) cluster.worker(i).Stop();
+  prometheus.AwaitAlert("MillraceTargetDown");
+  prometheus.AwaitAlert("MillraceUnitsLeasedAgain");
+  prometheus.AwaitAlert("MillraceNoWorkers");
+  prometheus.AwaitAlert("MillraceTrainingStalled", job);
+  for (size_t i = 0; i < 2; ++i) cluster.worker(i).Continue();
+  for (const char* alert : {"MillraceTargetDown", "MillraceNoWorkers"}) prometheus.AwaitCalm(alert);
+  prometheus.AwaitCalm("MillraceTrainingStalled", job);
+
+  // A shard that is killed, and then again and again.
+  cluster.shard(1).Kill();
+  prometheus.AwaitAlert("MillraceTargetDown");
+  prometheus.AwaitAlert("MillraceShardMissing");
+  cluster.shard(1).Restart();
+  prometheus.AwaitCalm("MillraceTargetDown");
+  prometheus.AwaitCalm("MillraceShardMissing");
+  for (int i = 0; i < 4; ++i) {
+    const std::string scraped =
+        prometheus.Query("max(process_start_time_seconds{job=\"millrace-shard\"})")[0]["value"][1];
+    cluster.shard(1).Kill();
+    cluster.shard(1).Restart();
+    prometheus.Until("a scrape of the new shard", [&] {
+      return prometheus.Query("max(process_start_time_seconds{job=\"millrace-shard\"})")[0]["value"][1] != scraped;
+    });
+    cluster.AwaitStep(job, cluster.Job(job).step() + 1);
+  }
+  prometheus.AwaitAlert("MillraceRecoveries");
+  prometheus.AwaitAlert("MillraceProcessRestarts");
+
+  // A worker that does not stay.
+  for (int i = 0; i < 12; ++i) {
+    cluster.worker(1).Kill();
+    cluster.worker(1).Restart();
+    prometheus.Until("the worker's return", [&] { return Living(cluster, "worker") == 2; });
+  }
+  prometheus.AwaitAlert("MillraceMembersComeAndGo");
+}
+
+TEST(Alerts, OfSlowWorkers) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  Cluster cluster({.workers = 2, .metrics = true});
+  Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
+  const std::string job = cluster.Submit(kTiny, {kForever});
+  prometheus.AwaitTargets(4);
+  cluster.AwaitStep(job, 20);
+  {
+    const Throttle one({&cluster.worker(1)});
+    prometheus.AwaitAlert("MillraceStraggler");
+  }
+  prometheus.AwaitCalm("MillraceStraggler");
+  // Both are as slow: none is slower than the other.
+  const Throttle both({&cluster.worker(0), &cluster.worker(1)});
+  prometheus.AwaitAlert("MillraceThroughputDropped", job);
+}
+
+TEST(Alerts, OfTrainingThatGoesWrong) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  Cluster cluster({.workers = 3, .shards = 4, .metrics = true});
+  Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
+  prometheus.AwaitTargets(8);
+
+  // A loss that explodes.
+  const std::string explodes = cluster.Submit(
+      kTiny, {"phases.0.optimizer.type=sgd", "phases.0.optimizer.lr=100", "phases.0.optimizer.clip_norm=0",
+              "phases.0.optimizer.weight_decay=0", "phases.0.optimizer.warmup_steps=0", "model.init_std=10",
+              "phases.0.optimizer.schedule=constant", "model.family=llama"});
+  cluster.AwaitFailure(explodes);
+  prometheus.AwaitFired("MillraceLossNotFinite");
+  prometheus.AwaitFired("MillraceJobFailed");
+
+  // A text that is learnt by heart: there is nothing in it that the held-out part has too.
+  std::string random;
+  uint32_t state = 1;
+  const auto letter = [&state] { return static_cast<char>('a' + (state = state * 1664525 + 1013904223) / (1u << 28)); };
+  for (int i = 0; i < 4000; ++i) random.push_back(letter());
+  WriteText(folder.path() / "random.txt", random);
+  const std::string tiny = ReadText(fs::path(MILLRACE_SOURCE_DIR) / kTiny);
+  WriteText(folder.path() / "random.yaml", absl::StrReplaceAll(tiny, {{"tiny.txt", "random.txt"}}));
+  const std::string learns_by_heart = cluster.Submit(
+      folder / "random.yaml", {"data.held_out=0.25", "tokenizer.type=char", "model.dropout=0",
+                               "phases.0.optimizer.schedule=constant", "phases.0.evaluate.every_steps=25", kForever});
+  prometheus.AwaitAlert("MillraceLossRising", learns_by_heart);
+  EXPECT_TRUE(cluster.client().CancelJob(learns_by_heart).ok());
+
+  // Nearly always the same, and seldom what nobody could expect: gradients outgrow the range that the last one gave.
+  // And an optimizer of whole matrices where one is larger than all others together.
+  std::string dull;
+  for (int i = 0; i < 1500; ++i) {
+    dull += "All work and no play makes Jack a dull boy.\n";
+    if (i % 40 == 0) {
+      for (int j = 0; j < 60; ++j) dull.push_back(letter());
+    }
+  }
+  WriteText(folder.path() / "dull.txt", dull);
+  WriteText(folder.path() / "dull.yaml", absl::StrReplaceAll(tiny, {{"tiny.txt", "dull.txt"}}));
+  const std::string surprised = cluster.Submit(
+      folder / "dull.yaml", {"model.layers=1", "model.dropout=0", "phases.0.global_batch=2", "phases.0.microbatch=1",
+                             "phases.0.optimizer.type=muon", "phases.0.optimizer.schedule=constant", kForever});
+  prometheus.AwaitAlert("MillraceSumsSaturate");
+  prometheus.AwaitAlert("MillraceHotShard");
+  EXPECT_TRUE(cluster.client().CancelJob(surprised).ok());
+
+  // Microbatches whose attention takes more memory than there is: every worker fails, as often as it tries.
+  constexpr uint64_t kContext = 1024, kHeads = 24;
+  const uint64_t rows = MemoryLimit() / sizeof(float) / (2 * kHeads * kContext * kContext) + 1;
+  const std::string too_large =
+      cluster.Submit(folder / "dull.yaml",
+                     {"tokenizer.type=char", absl::StrCat("model.context=", kContext),
+                      absl::StrCat("model.heads=", kHeads), absl::StrCat("model.hidden_size=", 2 * kHeads),
+                      absl::StrCat("phases.0.microbatch=", rows), absl::StrCat("phases.0.global_batch=", 4 * rows)});
+  prometheus.AwaitFired("MillraceUnitsFail");
+  EXPECT_THAT(cluster.worker(0).log(), ::testing::HasSubstr("out of memory"));
+}
+
+// A minute is 20 ms here, so that hours are short too.
+TEST(Alerts, OfWhatGoesWrongSlowly) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  Cluster cluster({.metrics = true});
+  const std::string job = cluster.Submit(
+      kTiny, {kForever, "phases.0.evaluate.every_steps=1000000", "phases.0.checkpoint.every_steps=1000000"});
+  cluster.AwaitStep(job, 1);
+
+  // A worker of another build: ours, under the next version's number.
+  std::string program = ReadText(Millrace());
+  const std::string version = std::string(1, '\0') + MILLRACE_VERSION + std::string(1, '\0');
+  const size_t at = program.find(version);
+  ASSERT_NE(at, std::string::npos);
+  program[at + version.size() - 2] = '9';
+  WriteText(folder / "millrace", program);
+  fs::permissions(folder / "millrace", fs::perms::owner_all);
+  ChildProcess::Options options;
+  const std::string metrics = FreeAddress();
+  options.arguments = {folder / "millrace", "worker", "--coordinator", cluster.coordinator().address(),
+                       "--threads",         "1",      "--metrics",     metrics};
+  options.log_file = folder / "other.log";
+  const auto other = ChildProcess::Start(options);
+  ASSERT_TRUE(other.ok()) << other.status();
+  Targets targets = TargetsOf(cluster);
+  targets.workers.push_back(metrics);
+  Prometheus prometheus(folder.path() / "prometheus", targets, /*minute=*/absl::Milliseconds(20));
+  prometheus.AwaitAlert("MillraceVersionSkew");
+  EXPECT_TRUE(
+      prometheus.Found(absl::StrCat(R"(millrace_build_info{build=~"millrace 0.*9, .*", instance=")", metrics, "\"}")));
+  prometheus.AwaitAlert("MillraceCheckpointStale", job);
+}
+
+// A file system of so many MiB in memory, until the object goes.
+class SmallDisk {
+ public:
+  SmallDisk(const std::string& folder, int mebibytes) : folder_(folder) {
+    fs::create_directories(folder);
+    if (mount("tmpfs", folder.c_str(), "tmpfs", 0, absl::StrCat("size=", mebibytes, "m").c_str()) != 0) {
+      trouble_ = std::strerror(errno);
+    }
+  }
+  ~SmallDisk() {
+    if (trouble_.empty()) umount2(folder_.c_str(), MNT_DETACH);
+  }
+  // Why there is none.
+  const std::string& trouble() const { return trouble_; }
+  // All but so many bytes.
+  void Fill(uint64_t but) {
+    const int file = open((folder_ + "/filling").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    const uint64_t more = fs::space(folder_).available - but;
+    EXPECT_EQ(posix_fallocate(file, static_cast<off_t>(fs::file_size(folder_ + "/filling")), static_cast<off_t>(more)),
+              0);
+    close(file);
+  }
+  void Free() { fs::remove(folder_ + "/filling"); }
+
+ private:
+  const std::string folder_;
+  std::string trouble_;
+};
+
+TEST(Alerts, OfAFullDisk) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  SmallDisk disk(folder / "disk", 64);
+  if (!disk.trouble().empty()) GTEST_SKIP() << "a file system can be mounted by root only: " << disk.trouble();
+  Cluster cluster({.directory = folder / "disk/coordinator", .metrics = true});
+  Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
+  prometheus.AwaitTargets(3);
+  disk.Fill(/*but=*/4 << 20);
+  prometheus.AwaitAlert("MillraceDiskNearlyFull");
+  EXPECT_FALSE(prometheus.Firing().contains("MillraceDiskFull"));
+  disk.Fill(/*but=*/0);
+  prometheus.AwaitAlert("MillraceDiskFull");
+  // Nothing can be taken in.
+  v1::SubmitJobRequest request;
+  request.set_job_yaml(ReadText(fs::path(MILLRACE_SOURCE_DIR) / kTiny));
+  request.set_base_directory(MILLRACE_SOURCE_DIR "/examples");
+  prometheus.Until("MillraceRpcErrors of SubmitJob", [&] {
+    EXPECT_FALSE(cluster.client().SubmitJob(request).ok());
+    return prometheus.Firing().contains("MillraceRpcErrors");
+  });
+  prometheus.AwaitAlert("MillraceRpcErrors");
+  disk.Free();
+  for (const char* alert : {"MillraceDiskFull", "MillraceDiskNearlyFull", "MillraceRpcErrors"}) {
+    prometheus.AwaitCalm(alert);
+  }
+  EXPECT_TRUE(cluster.client().SubmitJob(request).ok());
+}
+
+TEST(Alerts, OfACertificateThatEndsSoon) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  const TestAuthority authority;
+  const auto place = [&](Role role, int days) {
+    CertificateRequest request = TestAuthority::Request(role);
+    request.not_after = absl::Now() + absl::Hours(24) * days;
+    authority.Place(folder / std::string(RoleName(role)), request);
+  };
+  place(Role::kCoordinator, 13);
+  for (const Role role : {Role::kShard, Role::kWorker, Role::kOperator}) place(role, 30);
+  Cluster cluster({.certificates = folder.path().string(), .metrics = true});
+  Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
+  prometheus.AwaitTargets(3);
+  prometheus.AwaitAlert("MillraceCertificateExpires");
+  // Of the coordinator alone.
+  EXPECT_EQ(prometheus.Query(R"(ALERTS{alertname="MillraceCertificateExpires"})").size(), 1u);
+  // A new one is taken up without a restart.
+  place(Role::kCoordinator, 30);
+  prometheus.AwaitCalm("MillraceCertificateExpires");
+}
+
+TEST(Alerts, OfAServerThatHasTooMuchToDo) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  const TemporaryFolder folder;
+  Cluster cluster({});
+  const std::string job = cluster.Submit(kTiny);
+  cluster.AwaitSuccess(job);
+  const Serving serving(cluster.Checkpoint(job, "best"), folder.path(), {"--sequences", "1"});
+  // It is all that Prometheus is told of.
+  Prometheus prometheus(folder.path() / "prometheus", {.serve = {serving.address()}});
+  prometheus.AwaitTargets(1);
+
+  std::atomic<bool> over = false;
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 3; ++i) {
+    clients.emplace_back([&] {
+      const std::string request = PostBytes(
+          "/v1/completions", R"({"model": "best", "prompt": "a", "max_tokens": 24, "n": 16})", "Connection: close\r\n");
+      while (!over) EXPECT_THAT(Exchange(serving.address(), request), ::testing::HasSubstr(" 200 "));
+    });
+  }
+  prometheus.AwaitAlert("MillraceServeBusy");
+  over = true;
+  for (std::thread& client : clients) client.join();
+  prometheus.AwaitCalm("MillraceServeBusy");
+  prometheus.AwaitAlert("MillraceCoordinatorAbsent");
+}
+
+}  // namespace
+}  // namespace millrace::testing
