@@ -26,7 +26,8 @@ class ProcessMetrics : public prometheus::Collectable {
     return {
         One("process_resident_memory_bytes", "Resident memory of the process.", prometheus::MetricType::Gauge,
             static_cast<double>(ResidentBytes())),
-        One("process_memory_limit_bytes", "Memory that the process may have: the machine's, or its container's limit.",
+        One("process_memory_limit_bytes",
+            "Memory that the process may have: the machine's, or the least limit of its control groups.",
             prometheus::MetricType::Gauge, static_cast<double>(MemoryLimit())),
         One("process_available_memory_bytes", "How much of that is free or can be made free.",
             prometheus::MetricType::Gauge, static_cast<double>(AvailableMemory())),

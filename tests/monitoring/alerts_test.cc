@@ -1,6 +1,7 @@
 // Real troubles of real processes, and the alert that a real Prometheus raises about each. files_test.cc holds the list
 // of alerts to this file: each must be waited for here.
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -10,13 +11,12 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/synchronization/notification.h"
@@ -25,7 +25,6 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "monitoring/prometheus.h"
-#include "re2/re2.h"
 #include "testing/cluster.h"
 #include "testing/http_exchange.h"
 #include "testing/role_certificates.h"
@@ -228,6 +227,13 @@ TEST(Alerts, OfWhatGoesWrongSlowly) {
   prometheus.AwaitAlert("MillraceCheckpointStale", job);
 }
 
+// What is mounted from now on is seen by this thread and the processes that it starts, and goes with them. Why not, if
+// it is not so.
+std::string OwnMounts() {
+  if (unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0) return "";
+  return absl::StrCat("file systems can be mounted by root only: ", std::strerror(errno));
+}
+
 // A file system of so many MiB in memory, until the object goes.
 class SmallDisk {
  public:
@@ -259,9 +265,10 @@ class SmallDisk {
 
 TEST(Alerts, OfAFullDisk) {
   if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  if (const std::string trouble = OwnMounts(); !trouble.empty()) GTEST_SKIP() << trouble;
   const TemporaryFolder folder;
   SmallDisk disk(folder / "disk", 64);
-  if (!disk.trouble().empty()) GTEST_SKIP() << "a file system can be mounted by root only: " << disk.trouble();
+  ASSERT_EQ(disk.trouble(), "");
   Cluster cluster({.directory = folder / "disk/coordinator", .metrics = true});
   Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
   prometheus.AwaitTargets(3);
@@ -284,6 +291,124 @@ TEST(Alerts, OfAFullDisk) {
     prometheus.AwaitCalm(alert);
   }
   EXPECT_TRUE(cluster.client().SubmitJob(request).ok());
+}
+
+// A control group at the root, until the object goes; the processes in it must have ended before.
+class SmallGroup {
+ public:
+  explicit SmallGroup(uint64_t bytes) {
+    const bool second = fs::exists("/sys/fs/cgroup/cgroup.controllers");
+    const std::string mount = second ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
+    folder_ = absl::StrCat(mount, "/", name_);
+    std::error_code error;
+    if (!fs::create_directory(folder_, error)) {
+      trouble_ = absl::StrCat(folder_, ": ", error.message());
+      return;
+    }
+    const std::string limit = folder_ + (second ? "/memory.max" : "/memory.limit_in_bytes");
+    if (!fs::exists(limit, error)) {
+      trouble_ = absl::StrCat("control groups at ", mount, " do not bound memory");
+      return;
+    }
+    WriteText(limit, absl::StrCat(bytes));
+  }
+  ~SmallGroup() { rmdir(folder_.c_str()); }
+  const std::string& trouble() const { return trouble_; }
+
+  // A command of the shell in the group.
+  std::unique_ptr<ChildProcess> Start(const std::string& command, const std::string& log_file) const {
+    ChildProcess::Options options;
+    options.arguments = {"/bin/sh", "-c", absl::StrCat("echo 0 > ", folder_, "/cgroup.procs && ", command)};
+    options.log_file = log_file;
+    auto process = ChildProcess::Start(options);
+    EXPECT_TRUE(process.ok()) << process.status();
+    return *std::move(process);
+  }
+
+ private:
+  const std::string name_ = absl::StrCat("millrace-test-", getpid());
+  std::string folder_;
+  std::string trouble_;
+};
+
+TEST(Alerts, OfMemoryThatRunsOut) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  constexpr uint64_t kLimit = 512 << 20;
+  const TemporaryFolder folder;
+  const SmallGroup group(kLimit);
+  if (!group.trouble().empty()) GTEST_SKIP() << "a control group can be made by root of a machine: " << group.trouble();
+  Cluster cluster({.shards = 1, .metrics = true});
+  const std::string metrics = FreeAddress();
+  const auto shard = group.Start(
+      absl::StrCat("exec ", Millrace(), " ps --coordinator ", cluster.coordinator().address(), " --metrics ", metrics),
+      folder / "shard.log");
+  Targets targets = TargetsOf(cluster);
+  targets.shards.push_back(metrics);
+  Prometheus prometheus(folder.path() / "prometheus", targets);
+  prometheus.AwaitTargets(4);
+  const std::string of_shard = absl::StrCat("{instance=\"", metrics, "\"}");
+  EXPECT_EQ(prometheus.Query("process_memory_limit_bytes" + of_shard)[0]["value"][1], absl::StrCat(kLimit));
+  double available = 0;
+  ASSERT_TRUE(absl::SimpleAtod(
+      prometheus.Query("process_available_memory_bytes" + of_shard)[0]["value"][1].get<std::string>(), &available));
+  EXPECT_GT(available, kLimit / 2);
+  EXPECT_LT(available, kLimit);
+  // Something else in the group takes all but 3 %, and keeps it as long as this test lives.
+  const auto bytes = static_cast<uint64_t>(available - 0.03 * kLimit);
+  const auto other = group.Start(
+      absl::StrCat("{ head -c ", bytes, " /dev/zero; tail -f --pid=", getpid(), " /dev/null; } | tail -c ", bytes),
+      folder / "other.log");
+  prometheus.AwaitAlert("MillraceMemoryNearLimit");
+  // Of the shard alone: the others have the machine's.
+  EXPECT_EQ(prometheus.Query(R"(ALERTS{alertname="MillraceMemoryNearLimit"})").size(), 1u);
+  other->KillGroup();
+  prometheus.AwaitCalm("MillraceMemoryNearLimit");
+  shard->KillGroup();
+}
+
+// A file system over a folder whose server does not answer: whoever looks at it hangs, until the object goes.
+class DeadFileSystem {
+ public:
+  explicit DeadFileSystem(const std::string& folder) : folder_(folder), device_(open("/dev/fuse", O_RDWR | O_CLOEXEC)) {
+    const std::string options = absl::StrCat("fd=", device_, ",rootmode=40000,user_id=0,group_id=0");
+    if (device_ < 0 || mount("dead", folder.c_str(), "fuse", 0, options.c_str()) != 0) trouble_ = std::strerror(errno);
+  }
+  ~DeadFileSystem() {
+    if (trouble_.empty()) umount2(folder_.c_str(), MNT_DETACH);
+    if (device_ >= 0) close(device_);  // who hangs gets an error
+  }
+  const std::string& trouble() const { return trouble_; }
+
+ private:
+  const std::string folder_;
+  const int device_;
+  std::string trouble_;
+};
+
+TEST(Alerts, OfAQueueThatIsStuck) {
+  if (FindPrometheus().empty()) GTEST_SKIP() << kNoPrometheus;
+  if (const std::string trouble = OwnMounts(); !trouble.empty()) GTEST_SKIP() << trouble;
+  const TemporaryFolder folder;
+  fs::create_directories(folder / "near");
+  fs::create_directories(folder / "far");
+  for (const char* file : {"tiny.yaml", "tiny.txt"}) {
+    for (const char* to : {"near/", "far/"}) {
+      fs::copy(fs::path(MILLRACE_SOURCE_DIR) / "examples" / file, folder / (std::string(to) + file));
+    }
+  }
+  Cluster cluster({.data_root = folder.path().string(), .metrics = true});
+  const std::string first = cluster.Submit(folder / "near/tiny.yaml", {kForever});
+  const std::string second = cluster.Submit(folder / "far/tiny.yaml");
+  cluster.AwaitStep(first, 1);
+  auto dead = std::make_unique<DeadFileSystem>(folder / "far");
+  if (!dead->trouble().empty()) GTEST_SKIP() << "no file system of user space could be mounted: " << dead->trouble();
+  Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
+  prometheus.AwaitTargets(3);
+  EXPECT_TRUE(cluster.client().CancelJob(first).ok());
+  prometheus.AwaitAlert("MillraceQueueStuck");
+  EXPECT_EQ(cluster.Job(second).state(), v1::Job::QUEUED);
+  dead.reset();
+  prometheus.AwaitCalm("MillraceQueueStuck");
 }
 
 TEST(Alerts, OfACertificateThatEndsSoon) {

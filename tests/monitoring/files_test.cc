@@ -166,6 +166,20 @@ TEST(Alerts, EachSaysWhatItMeansAndHasAChapter) {
   EXPECT_THAT(chapters, ::testing::ContainerEq(alerts));
 }
 
+// promtool knows of each what we think that the trouble looks like; this, that there was such a trouble.
+TEST(Alerts, EachIsRaisedByARealTrouble) {
+  std::set<std::string> awaited, alerts;
+  const std::string tests = Read(Root() / "tests/monitoring/alerts_test.cc");
+  re2::StringPiece rest(tests);
+  std::string alert;
+  static const RE2 wait(R"re((?m)^ +prometheus\.Await(?:Alert|Fired)\("(\w+)")re");
+  while (RE2::FindAndConsume(&rest, wait, &alert)) awaited.insert(alert);
+  for (const Rule& rule : Rules()) {
+    if (!rule.alert.empty()) alerts.insert(rule.alert);
+  }
+  EXPECT_THAT(awaited, ::testing::ContainerEq(alerts));
+}
+
 TEST(Dashboards, CanBeProvisioned) {
   for (const auto& [name, dashboard] : Dashboards()) {
     SCOPED_TRACE(name);

@@ -135,6 +135,7 @@ Cluster::Cluster(Options options) : options_(std::move(options)) {
                                         absl::StrCat(options_.shards),
                                         "--lease",
                                         absl::StrCat(options_.lease_seconds)};
+  if (!options_.data_root.empty()) arguments.insert(arguments.end(), {"--data-root", options_.data_root});
   if (options_.page) arguments.insert(arguments.end(), {"--http", "127.0.0.1:0"});
   ServeMetrics("coordinator", &arguments);
   coordinator_ = NewMember("coordinator", std::move(arguments), /*serves=*/true);

@@ -78,6 +78,7 @@ class Cluster {
     bool share_memory = true;           // workers with shards
     double lease_seconds = 10;
     std::string directory;     // of the coordinator; empty: a temporary one
+    std::string data_root;     // jobs may read nothing outside of it; empty: no such bound
     std::string certificates;  // with a folder for each role and one for the operator; empty: plain TCP
     bool page = false;         // the coordinator serves the rating page
     bool metrics = false;      // every process serves metrics
