@@ -46,7 +46,7 @@ class Tls {
   // an identity.
   std::shared_ptr<grpc::ServerCredentials> ForServers() const;
 
-  // When the certificate in the folder, as it is now, ends.
+  // When the certificate in the folder, as it is now, ends. It is read again only if the file is another than before.
   absl::StatusOr<absl::Time> Expiry() const;
 
  private:

@@ -95,7 +95,7 @@ class Coordinator {
     queueing.run = [this, &roots](const StoredJob& job, const JobControl& control) -> absl::StatusOr<JobOutcome> {
       // Again: what paths lead to may have changed since the job came, and only now are all files looked for.
       MILLRACE_RETURN_IF_ERROR(roots.Check(job.job.spec(), job.base_directory, DataRoots::Depth::kFiles));
-      return RunAndCount(job, control);
+      return RunAndTime(job, control);
     };
     queueing.forget = [this](const std::string& job_id) { return ratings_->RemoveSetsOf(job_id); };
     queueing.wake = [this] {
@@ -259,20 +259,13 @@ class Coordinator {
     return parts;
   }
 
-  absl::StatusOr<JobOutcome> RunAndCount(const StoredJob& job, const JobControl& control) {
+  absl::StatusOr<JobOutcome> RunAndTime(const StoredJob& job, const JobControl& control) {
     if (job.job.started_unix_ms() == 0) {
       const absl::Duration waited = absl::Now() - absl::FromUnixMillis(job.job.submitted_unix_ms());
       metrics_.queue_duration->Observe(std::max(0.0, absl::ToDoubleSeconds(waited)));
     }
     absl::StatusOr<JobOutcome> outcome = RunJob(job, Parts(), control);
     metrics_.EndJob(job.job.id(), absl::Now());
-    if (!outcome.ok()) {
-      metrics_.CountFinished("failed");
-    } else if (outcome->kind == JobOutcome::Kind::kSucceeded) {
-      metrics_.CountFinished("succeeded");
-    } else if (outcome->kind == JobOutcome::Kind::kCancelled) {
-      metrics_.CountFinished("cancelled");
-    }
     return outcome;
   }
 
@@ -308,6 +301,7 @@ class Coordinator {
     const auto raise = [](prometheus::Counter* counter, uint64_t to) {
       counter->Increment(static_cast<double>(to) - counter->Value());
     };
+    for (const auto& [state, count] : book_->Endings()) raise(metrics_.Finished(state), count);
     raise(metrics_.units_accepted, counts.accepted);
     raise(metrics_.units_repeated, counts.repeated);
     raise(metrics_.units_stale, counts.stale);

@@ -114,7 +114,7 @@ CoordinatorMetrics::CoordinatorMetrics(Metrics* metrics)
       metrics_(metrics) {
   for (const v1::Job::State state : kStates) JobsIn(StateName(state));
   for (const char* role : {"worker", "shard"}) Lost(role);
-  for (const char* result : {"succeeded", "failed", "cancelled"}) Finished(result);
+  for (const v1::Job::State state : {v1::Job::SUCCEEDED, v1::Job::FAILED, v1::Job::CANCELLED}) Finished(state);
   for (const char* what : {"train_loss", "held_out_loss", "gradient"}) Nonfinite(what);
 }
 
@@ -160,7 +160,6 @@ void CoordinatorMetrics::SetDisk(const std::string& directory) {
 }
 
 void CoordinatorMetrics::CountLost(v1::MemberRole role) { Lost(role == v1::WORKER ? "worker" : "shard")->Increment(); }
-void CoordinatorMetrics::CountFinished(const std::string& result) { Finished(result)->Increment(); }
 void CoordinatorMetrics::CountNonfinite(const std::string& what) { Nonfinite(what)->Increment(); }
 
 prometheus::Gauge* CoordinatorMetrics::JobsIn(const std::string& state) {
@@ -169,8 +168,9 @@ prometheus::Gauge* CoordinatorMetrics::JobsIn(const std::string& state) {
 prometheus::Counter* CoordinatorMetrics::Lost(const std::string& role) {
   return metrics_->Counter("millrace_members_lost_total", "Members that left or fell silent.", {{"role", role}});
 }
-prometheus::Counter* CoordinatorMetrics::Finished(const std::string& result) {
-  return metrics_->Counter("millrace_jobs_finished_total", "Runs of jobs that ended, by how.", {{"result", result}});
+prometheus::Counter* CoordinatorMetrics::Finished(v1::Job::State state) {
+  return metrics_->Counter("millrace_jobs_finished_total", "Runs of jobs that ended, by how.",
+                           {{"result", StateName(state)}});
 }
 prometheus::Counter* CoordinatorMetrics::Nonfinite(const std::string& what) {
   return metrics_->Counter("millrace_nonfinite_results_total",

@@ -78,11 +78,11 @@ class CoordinatorMetrics {
   // Of the file system that `directory` is on.
   void SetDisk(const std::string& directory);
   void CountLost(v1::MemberRole role);
-  // `result`: succeeded, failed or cancelled.
-  void CountFinished(const std::string& result);
   // `what`: train_loss, held_out_loss or gradient.
   void CountNonfinite(const std::string& what);
 
+  // Runs of jobs that ended in this state.
+  prometheus::Counter* Finished(v1::Job::State state);
   prometheus::Counter* const recoveries;
   prometheus::Gauge* const workers;
   prometheus::Gauge* const shards;
@@ -101,7 +101,6 @@ class CoordinatorMetrics {
  private:
   prometheus::Gauge* JobsIn(const std::string& state);
   prometheus::Counter* Lost(const std::string& role);
-  prometheus::Counter* Finished(const std::string& result);
   prometheus::Counter* Nonfinite(const std::string& what);
 
   struct Told {

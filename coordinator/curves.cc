@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/status.h"
+#include "coordinator/measurements.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -110,19 +111,12 @@ absl::StatusOr<Curves::Job*> Curves::Read(absl::string_view job_id) {
     }
     for (const v1::JobEvent& event : *events) {
       job.last_sequence = event.sequence();
-      measured.clear();
+      Measure(event, &measured);
       if (event.has_step()) {
         const v1::StepEvent& step = event.step();
-        measured = {{"train_loss", step.loss()},
-                    {"learning_rate", step.learning_rate()},
-                    {"gradient_norm", step.gradient_norm()},
-                    {"tokens_per_second", step.tokens_per_second()}};
-        for (const auto& [name, value] : step.statistics()) measured.emplace_back("train/" + name, value);
         phase_of(step.phase()).train.Add(step.step(), step.tokens(), event.unix_ms(), measured);
       } else if (event.has_evaluation()) {
         const v1::EvaluationEvent& evaluation = event.evaluation();
-        measured = {{"held_out_loss", evaluation.loss()}};
-        for (const auto& [name, value] : evaluation.statistics()) measured.emplace_back("held_out/" + name, value);
         Phase& phase = phase_of(evaluation.phase());
         const uint64_t tokens = phase.train.tokens.empty() ? 0 : phase.train.tokens.back();
         phase.held_out.Add(evaluation.step(), tokens, event.unix_ms(), measured);

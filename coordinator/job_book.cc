@@ -115,6 +115,11 @@ std::vector<v1::Job> JobBook::List() const {
   return jobs;
 }
 
+std::map<v1::Job::State, uint64_t> JobBook::Endings() const {
+  absl::MutexLock lock(&mutex_);
+  return endings_;
+}
+
 uint64_t JobBook::Rewrites(absl::string_view job_id) const {
   absl::MutexLock lock(&mutex_);
   const auto entry = jobs_.find(job_id);
@@ -155,6 +160,7 @@ absl::Status JobBook::SetState(absl::string_view job_id, v1::Job::State state,
     Entry* const entry = Find(job_id);
     if (entry == nullptr) return NotFound(job_id);
     v1::Job& job = entry->stored.job;
+    if (HasEnded(state) && !HasEnded(job.state())) ++endings_[state];
     job.set_state(state);
     change(&job);
     if (HasEnded(state)) job.set_ended_unix_ms(absl::ToUnixMillis(now_()));

@@ -37,6 +37,8 @@ class JobBook {
   absl::StatusOr<StoredJob> GetStored(absl::string_view job_id) const;
   // All, in the order of their places.
   std::vector<v1::Job> List() const;
+  // How often jobs have SUCCEEDED, FAILED or been CANCELLED since the book was opened; each run of a job counts.
+  std::map<v1::Job::State, uint64_t> Endings() const;
   // How often events of the job have been forgotten.
   uint64_t Rewrites(absl::string_view job_id) const;
   absl::Status Delete(absl::string_view job_id);
@@ -89,6 +91,7 @@ class JobBook {
   mutable absl::Mutex mutex_;
   mutable absl::CondVar changed_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Entry, std::less<>> jobs_ ABSL_GUARDED_BY(mutex_);
+  std::map<v1::Job::State, uint64_t> endings_ ABSL_GUARDED_BY(mutex_);
   uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 

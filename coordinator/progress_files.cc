@@ -18,6 +18,7 @@
 #include "common/checksum.h"
 #include "common/files.h"
 #include "common/status.h"
+#include "coordinator/measurements.h"
 #include "nlohmann/json.hpp"
 
 namespace millrace::coordinator {
@@ -231,6 +232,8 @@ absl::Status ProgressFiles::Add(const v1::JobEvent& event) {
   std::string row, phase;
   uint64_t step = 0;
   std::vector<std::pair<std::string, double>> scalars;
+  Measure(event, &scalars);
+  for (auto& [name, value] : scalars) name = TensorBoardTag(name);
   if (event.has_step()) {
     const v1::StepEvent& about = event.step();
     const std::map<std::string, double> statistics = Sorted(about.statistics());
@@ -251,12 +254,7 @@ absl::Status ProgressFiles::Add(const v1::JobEvent& event) {
                        Digits(about.learning_rate()), ",", Digits(about.gradient_norm()), ",",
                        Digits(about.tokens_per_second()), ",", Digits(about.seconds_training()), ",", about.saturated(),
                        ",", about.workers(), ",,,,", Cell(statistics), "\n");
-    scalars = {{"train/loss", about.loss()},
-               {"train/learning_rate", about.learning_rate()},
-               {"train/gradient_norm", about.gradient_norm()},
-               {"train/tokens_per_second", about.tokens_per_second()},
-               {"train/tokens", static_cast<double>(about.tokens())}};
-    for (const auto& [name, value] : statistics) scalars.emplace_back(absl::StrCat("train/", name), value);
+    scalars.emplace_back("train/tokens", static_cast<double>(about.tokens()));
   } else if (event.has_evaluation()) {
     const v1::EvaluationEvent& about = event.evaluation();
     const std::map<std::string, double> statistics = Sorted(about.statistics());
@@ -276,12 +274,10 @@ absl::Status ProgressFiles::Add(const v1::JobEvent& event) {
         absl::StrCat("evaluation,", at, ",", phase, ",", step, ",", about.tokens(), ",", Digits(about.loss()),
                      ",,,,,,,", text ? Digits(about.perplexity()) : "", ",", text ? Digits(about.bits_per_byte()) : "",
                      ",", about.best() ? "true" : "false", ",", Cell(statistics), "\n");
-    scalars = {{"held_out/loss", about.loss()}};
     if (text) {
       scalars.emplace_back("held_out/perplexity", about.perplexity());
       scalars.emplace_back("held_out/bits_per_byte", about.bits_per_byte());
     }
-    for (const auto& [name, value] : statistics) scalars.emplace_back(absl::StrCat("held_out/", name), value);
   } else {
     return absl::OkStatus();
   }

@@ -183,6 +183,31 @@ TEST_F(TlsTest, TheEndOfTheCertificateIsAMetric) {
   TellExpiry(nullptr, &metrics_);
 }
 
+TEST_F(TlsTest, TheCertificateIsReadAgainWhereItIsAnother) {
+  namespace fs = std::filesystem;
+  CertificateRequest request = TestAuthority::Request(Role::kShard);
+  const auto end_at = [&request](int seconds) {
+    request.not_after = absl::FromUnixSeconds(absl::ToUnixSeconds(absl::Now()) + seconds);
+    return request.not_after;
+  };
+  const absl::Time first = end_at(1000);
+  const std::string folder = authority_.Place(folder_ / "shard", request);
+  const auto tls = *Tls::Open(folder);
+  EXPECT_EQ(*tls->Expiry(), first);
+  // What is in the file does not count as long as it looks the same.
+  const std::string file = folder + "/tls.crt";
+  const fs::file_time_type written = fs::last_write_time(file);
+  folder_.Write("shard/tls.crt", std::string(fs::file_size(file), 'x'));
+  fs::last_write_time(file, written);
+  EXPECT_EQ(*tls->Expiry(), first);
+  // Written over, and renamed into place.
+  folder_.Write("shard/tls.crt", "x");
+  EXPECT_FALSE(tls->Expiry().ok());
+  const absl::Time second = end_at(2000);
+  authority_.Place(folder, request);
+  EXPECT_EQ(*tls->Expiry(), second);
+}
+
 TEST(CheckListen, RefusesPlainTcpToOthersUnlessAskedTo) {
   for (const char* listen : {"127.0.0.1:0", "127.9.8.7:7400", "[::1]:7400", "localhost:0"}) {
     EXPECT_TRUE(IsLoopback(listen)) << listen;

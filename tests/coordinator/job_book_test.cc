@@ -1,6 +1,8 @@
 #include "coordinator/job_book.h"
 
+#include <cstdint>
 #include <filesystem>
+#include <map>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -15,8 +17,8 @@ using testing::HasSubstr;
 class JobBookTest : public testing::Test {
  protected:
   void SetUp() override {
-    directory_ = std::filesystem::path(testing::TempDir()) /
-                 testing::UnitTest::GetInstance()->current_test_info()->name();
+    directory_ =
+        std::filesystem::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
     Open();
@@ -100,6 +102,29 @@ TEST_F(JobBookTest, FirstComeFirstServedAndWhatRanBeforeARestartGoesOnFirst) {
   std::vector<std::string> ids;
   for (const v1::Job& job : book_->List()) ids.push_back(job.id());
   EXPECT_THAT(ids, ElementsAre("b", "c", "a"));
+}
+
+TEST_F(JobBookTest, EveryEndOfAJobCountsOnce) {
+  const auto set = [this](const char* id, v1::Job::State state) {
+    EXPECT_TRUE(book_->SetState(id, state, [](v1::Job*) {}).ok());
+  };
+  for (const char* name : {"a", "b", "c"}) ASSERT_TRUE(book_->Add(Named(name)).ok());
+  EXPECT_THAT(book_->Endings(), ::testing::IsEmpty());
+  set("a", v1::Job::RUNNING);
+  set("a", v1::Job::FAILED);
+  ASSERT_TRUE(book_->Requeue("a").ok());
+  set("a", v1::Job::RUNNING);
+  set("a", v1::Job::FAILED);
+  set("b", v1::Job::CANCELLED);  // while it waits
+  set("c", v1::Job::PAUSED);
+  set("c", v1::Job::CANCELLED);
+  set("c", v1::Job::CANCELLED);
+  using Endings = std::map<v1::Job::State, uint64_t>;
+  EXPECT_EQ(book_->Endings(), (Endings{{v1::Job::FAILED, 2}, {v1::Job::CANCELLED, 2}}));
+  // Of this process, as counters are.
+  Close();
+  Open();
+  EXPECT_THAT(book_->Endings(), ::testing::IsEmpty());
 }
 
 TEST_F(JobBookTest, AKilledCoordinatorKnowsItsJobsAndFlushedEvents) {

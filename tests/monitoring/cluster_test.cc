@@ -98,7 +98,12 @@ TEST(Monitoring, SeesAWorkingCluster) {
                                    "Connection: close\r\n")),
                 ::testing::HasSubstr("200"));
   }
+  // One that never runs.
+  EXPECT_TRUE(cluster.client().CancelJob(cluster.Submit(folder / "job.yaml")).ok());
   cluster.AwaitSuccess(job);
+  prometheus.Until("the count of a job that was cancelled in the queue", [&] {
+    return !prometheus.Query(R"(millrace_jobs_finished_total{result="cancelled"} == 1)").empty();
+  });
   const std::set<std::string> firing = prometheus.Firing();
   EXPECT_THAT(firing, Contains("MillraceWatchdog"));
   for (const char* alert : {"MillraceCoordinatorAbsent", "MillraceShardMissing", "MillraceNoWorkers",
