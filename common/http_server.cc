@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <civetweb.h>
 #include <netinet/in.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -13,9 +14,12 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/log.h"
 
 namespace millrace {
@@ -23,6 +27,8 @@ namespace {
 
 constexpr char kMaxHeaderBytes[] = "16384";
 constexpr size_t kMaxParameterBytes = 1 << 10;
+// A body that comes more slowly holds a thread for too long.
+constexpr double kBodyBytesASecond = 64 << 10;
 
 // Never taken down again: the metrics' endpoint may use the same library.
 void KeepCivetweb() {
@@ -44,6 +50,8 @@ absl::string_view Reason(int status) {
       return "Not Found";
     case 405:
       return "Method Not Allowed";
+    case 408:
+      return "Request Timeout";
     case 409:
       return "Conflict";
     case 411:
@@ -99,6 +107,12 @@ void Write(mg_connection* connection, const HttpResponse& response, bool with_bo
   if (open && chunks) WriteBytes(connection, "0\r\n\r\n");
 }
 
+std::string PeerOf(const mg_request_info& info) {
+  const absl::string_view address = info.remote_addr;
+  const bool version6 = absl::StrContains(address, ':');
+  return absl::StrCat(version6 ? "[" : "", address, version6 ? "]:" : ":", info.remote_port);
+}
+
 // The connection's socket, which the library does not tell: the one of this process that is connected to the client.
 // -1 if there is none.
 int SocketOf(const mg_request_info& info) {
@@ -123,6 +137,12 @@ int SocketOf(const mg_request_info& info) {
     if (same) return descriptor;
   }
   return -1;
+}
+
+// How many bytes have come that nobody has read.
+size_t Waiting(int socket) {
+  int bytes = 0;
+  return ioctl(socket, FIONREAD, &bytes) == 0 && bytes > 0 ? static_cast<size_t>(bytes) : 0;
 }
 
 // Whether the other end has closed a connection from which nothing more is to be read.
@@ -162,6 +182,7 @@ struct HttpServer::Impl {
     request.authorization = Text(mg_get_header(connection, "Authorization"));
     request.content_type = Text(mg_get_header(connection, "Content-Type"));
     request.host = Text(mg_get_header(connection, "Host"));
+    request.peer = PeerOf(info);
     if (mg_get_header(connection, "Transfer-Encoding") != nullptr ||
         (request.method == "POST" && info.content_length < 0)) {
       return options.refuse(411, "a request with a body needs a Content-Length");
@@ -170,13 +191,18 @@ struct HttpServer::Impl {
     if (size > options.max_body_bytes) {
       return options.refuse(413, absl::StrCat("the body has ", size, " bytes; at most ", options.max_body_bytes));
     }
+    const absl::Time deadline =
+        absl::Now() + options.patience + absl::Seconds(static_cast<double>(size) / kBodyBytesASecond);
+    const int socket = SocketOf(info);
     request.body.resize(size);
     for (size_t done = 0; done < size;) {
-      const int got = mg_read(connection, request.body.data() + done, size - done);
+      // The library would wait for all that is asked for, however slowly it comes.
+      const size_t asked = socket < 0 ? size - done : std::min(size - done, std::max<size_t>(1, Waiting(socket)));
+      const int got = mg_read(connection, request.body.data() + done, asked);
       if (got <= 0) return options.refuse(400, "the body is shorter than its Content-Length");
       done += static_cast<size_t>(got);
+      if (done < size && absl::Now() > deadline) return options.refuse(408, "the body comes too slowly");
     }
-    const int socket = SocketOf(info);
     request.gone = [socket] { return socket >= 0 && HasHungUp(socket); };
     return options.answer(request);
   }
@@ -186,6 +212,15 @@ std::string HttpRequest::Parameter(const char* name) const {
   char value[kMaxParameterBytes + 1];
   const int size = mg_get_var(query.data(), query.size(), name, value, sizeof(value));
   return size <= 0 ? std::string() : std::string(value, static_cast<size_t>(size));
+}
+
+bool NamesThisMachine(absl::string_view host) {
+  const size_t colon = host.rfind(':');
+  if (colon != absl::string_view::npos && !absl::EndsWith(host, "]")) host = host.substr(0, colon);
+  if (host == "localhost" || host == "[::1]") return true;
+  // An address, not a name that begins like one.
+  in_addr address = {};
+  return absl::StartsWith(host, "127.") && inet_pton(AF_INET, std::string(host).c_str(), &address) == 1;
 }
 
 HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

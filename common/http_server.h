@@ -21,6 +21,7 @@ struct HttpRequest {
   std::string authorization;  // headers of these names; empty if absent
   std::string content_type;
   std::string host;
+  std::string peer;  // who asks: "10.0.0.7:51234", "[::1]:51234"
   std::string body;
   // Whether who asks has hung up, so that nobody waits for the answer. May be called until that is sent, by one thread.
   std::function<bool()> gone;
@@ -41,16 +42,23 @@ struct HttpResponse {
 };
 
 struct HttpServerOptions {
-  std::string listen;                           // HOST:PORT; port 0: any
-  size_t max_body_bytes = 0;                    // a request with a larger body is not read
-  int threads = 8;                              // requests that are under way at a time; others wait
-  absl::Duration patience = absl::Seconds(10);  // who is silent for longer loses the connection
+  std::string listen;         // HOST:PORT; port 0: any
+  size_t max_body_bytes = 0;  // a request with a larger body is not read
+  int threads = 8;            // requests that are under way at a time; others wait
+  // Who is silent for longer loses the connection, and who takes longer in all for the headers, or than this and a
+  // second for each 64 KiB for the body.
+  absl::Duration patience = absl::Seconds(10);
   // Called by several threads at once.
   std::function<HttpResponse(const HttpRequest&)> answer;
-  // The answer to a request that is refused before `answer` sees it: 411 without a length, 413 with a larger body, 503
-  // after Drain.
+  // The answer to a request that is refused before `answer` sees it: 400 or 408 for a body that does not come, 411
+  // without a length, 413 with a larger body, 503 after Drain.
   std::function<HttpResponse(int status, absl::string_view why)> refuse;
 };
+
+// Whether a request's Host is this machine by its address or its own name. A name of somebody else's that leads here is
+// that of a page that wants to be taken for ours (DNS rebinding): where nobody has to bring a token, and only this
+// machine is served, no other host is answered.
+bool NamesThisMachine(absl::string_view host);
 
 // One connection a request.
 class HttpServer {

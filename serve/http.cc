@@ -15,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "common/credentials.h"
 #include "common/log.h"
 #include "common/philox.h"
 #include "common/status.h"
@@ -81,6 +82,7 @@ struct Server::Impl {
   Metrics* metrics = nullptr;
   std::vector<std::unique_ptr<Engine>> engines;
   int64_t created = 0;
+  bool for_this_machine = false;  // alone, and nobody is asked who they are
   std::atomic<uint64_t> requests = 0;
   std::unique_ptr<HttpServer> http;  // last: its threads use all the rest
 
@@ -107,6 +109,10 @@ struct Server::Impl {
     if (request.path == "/health" && reads) return JsonReply(200, R"({"status":"ok"})");
     if (!Allowed(request.authorization)) {
       return Refuse(absl::UnauthenticatedError("this server wants its token, as Authorization: Bearer TOKEN"));
+    }
+    if (for_this_machine && !NamesThisMachine(request.host)) {
+      return Refuse(403, absl::PermissionDeniedError("without --api-token-file this server is at this machine's own "
+                                                     "address, as 127.0.0.1: not under the name that was asked for"));
     }
     if (!takes_post && !of_models && request.path != "/health" && request.path != "/metrics") {
       return Refuse(absl::NotFoundError(
@@ -387,6 +393,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl.options = options;
   impl.metrics = metrics;
   impl.created = absl::ToUnixSeconds(options.now());
+  impl.for_this_machine = options.token.empty() && IsLoopback(options.listen);
   std::set<std::string> names;
   for (const ServedModel& model : models) {
     if (!names.insert(model.name).second) {

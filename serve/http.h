@@ -24,8 +24,10 @@
 namespace millrace::serve {
 
 struct ServerOptions {
-  std::string listen;                           // HOST:PORT; port 0: any
-  std::string token;                            // what "Authorization: Bearer" must bring, but for /health; empty: none
+  std::string listen;  // HOST:PORT; port 0: any
+  // What "Authorization: Bearer" must bring, but for /health. Empty: nothing, and at a loopback address only requests
+  // to this machine's own names are answered, so that a page of another site cannot ask.
+  std::string token;
   absl::Duration patience = absl::Seconds(30);  // with a client that takes or sends nothing
   uint64_t first_seed = 0;                      // of requests that bring no seed; should differ from start to start
   std::function<absl::Time()> now = &absl::Now;

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/http_exchange.h"
@@ -24,6 +26,7 @@ using ::testing::StartsWith;
 HttpResponse Echo(const HttpRequest& request) {
   HttpResponse response;
   response.content_type = "text/plain";
+  EXPECT_THAT(request.peer, StartsWith("127.0.0.1:"));
   response.body = absl::StrCat(request.method, "|", request.path, "|", request.Parameter("ab"), "|",
                                request.authorization, "|", request.content_type, "|", request.body);
   response.headers = {{"X-More", "yes"}};
@@ -98,6 +101,38 @@ TEST(HttpServer, DoesNotWaitForWhoIsSlow) {
   }
   EXPECT_THAT(Exchange((*server)->address(), "GET / HTTP/1.1\r\nHost: h\r\n\r\n"), StartsWith("HTTP/1.1 200 "));
   for (std::thread& thread : slow) thread.join();
+}
+
+// Sends more and more single bytes until the server has answered or hung up, more often than its patience.
+std::string Dribble(const std::string& address, const std::string& begin, char more) {
+  Connection connection(address);
+  connection.Send(begin);
+  const absl::Time give_up = absl::Now() + absl::Seconds(30);
+  while (!connection.AwaitBytes(absl::Milliseconds(20))) {
+    if (absl::Now() > give_up) return "still reads";
+    connection.Send(std::string(1, more));
+  }
+  return connection.ReadAll();
+}
+
+TEST(HttpServer, GivesUpWhoSendsSlowly) {
+  const auto server = HttpServer::Start(EchoOptions());
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(Dribble((*server)->address(), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n", 'x'),
+              ::testing::AllOf(StartsWith("HTTP/1.1 408 "), EndsWith("the body comes too slowly")));
+  EXPECT_THAT(Dribble((*server)->address(), "GET / HTTP/1.1\r\nX: ", 'x'),
+              ::testing::AllOf(::testing::Not(HasSubstr("still reads")), ::testing::Not(HasSubstr("200 OK"))));
+}
+
+TEST(HttpServer, ThisMachineHasFewNames) {
+  for (const char* host : {"localhost", "localhost:8080", "127.0.0.1", "127.3.2.1:80", "[::1]:8080", "[::1]"}) {
+    EXPECT_TRUE(NamesThisMachine(host)) << host;
+  }
+  for (const char* host :
+       {"", ":", "evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "127.evil", "127.1.2.3.4",
+        "127.", "127.0.0.1:80:80", "[::2]", "::1", "0.0.0.0", "evil.example:127.0.0.1", "localhost\n"}) {
+    EXPECT_FALSE(NamesThisMachine(host)) << host;
+  }
 }
 
 TEST(HttpServer, SendsPiecesAsTheyComeToBe) {

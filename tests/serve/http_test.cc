@@ -43,7 +43,7 @@ class HttpTest : public ::testing::Test {
     server_ = *std::move(server);
   }
   std::string Send(const std::string& bytes) { return Exchange(server_->address(), bytes); }
-  std::string Get(const std::string& path) { return Send("GET " + path + " HTTP/1.1\r\nHost: h\r\n\r\n"); }
+  std::string Get(const std::string& path) { return Send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n\r\n"); }
   static std::string BodyOf(const std::string& reply) { return reply.substr(reply.find("\r\n\r\n") + 4); }
   Json Post(const std::string& path, const Json& body, int status = 200) {
     const std::string reply = Send(PostBytes(path, body.dump()));
@@ -179,11 +179,24 @@ TEST_F(HttpTest, ExplainsWhatItRefuses) {
   EXPECT_THAT(Get("/v1/completions"), StartsWith("HTTP/1.1 405 "));
   EXPECT_THAT(Send(PostBytes("/v1/models", "{}")), StartsWith("HTTP/1.1 405 "));
   EXPECT_THAT(Get("/v2"), StartsWith("HTTP/1.1 404 "));
-  EXPECT_THAT(Send("POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}"),
+  EXPECT_THAT(Send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}"),
               StartsWith("HTTP/1.1 415 "));
-  EXPECT_THAT(
-      Send(absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: ", kMaxBodyBytes + 1, "\r\n\r\n")),
-      StartsWith("HTTP/1.1 413 "));
+  EXPECT_THAT(Send(absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: ",
+                                kMaxBodyBytes + 1, "\r\n\r\n")),
+              StartsWith("HTTP/1.1 413 "));
+}
+
+TEST_F(HttpTest, WithoutATokenAnswersToThisMachinesNamesAlone) {
+  const auto as = [this](const std::string& host, const std::string& path = "/v1/models") {
+    return Send("GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\nAuthorization: Bearer " + kToken + "\r\n\r\n");
+  };
+  StartServer();
+  EXPECT_THAT(as("127.0.0.1:8080"), StartsWith("HTTP/1.1 200 "));
+  EXPECT_THAT(as("evil.example:8080"), ::testing::AllOf(StartsWith("HTTP/1.1 403 "), HasSubstr("--api-token-file")));
+  EXPECT_THAT(as("evil.example", "/metrics"), StartsWith("HTTP/1.1 403 "));
+  EXPECT_THAT(as("evil.example", "/health"), StartsWith("HTTP/1.1 200 ")) << "probes come under any name";
+  StartServer(kToken);
+  EXPECT_THAT(as("models.example"), StartsWith("HTTP/1.1 200 "));
 }
 
 TEST_F(HttpTest, WantsItsToken) {

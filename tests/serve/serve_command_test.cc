@@ -228,7 +228,7 @@ TEST_F(ServeCommand, WhoHangsDisturbsNobody) {
   much.update({{"n", 8}, {"stream", true}, {"logprobs", 20}});
   for (int i = 0; i < 6; ++i) {
     hanging.push_back(std::make_unique<Connection>(server->address()));
-    hanging.back()->Send("POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n{");
+    hanging.back()->Send("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{");
   }
   for (int i = 0; i < 2; ++i) {
     hanging.push_back(std::make_unique<Connection>(server->address()));
@@ -266,7 +266,7 @@ TEST_F(ServeCommand, FinishesWhatRunsBeforeItEnds) {
 TEST_F(ServeCommand, GuardsWithAToken) {
   WriteAll(*work_ / "token", "0123456789abcdef\n");
   const auto server = Start({"--api-token-file", (*work_ / "token").string()});
-  const std::string get = "GET /v1/models HTTP/1.1\r\nHost: h\r\n";
+  const std::string get = "GET /v1/models HTTP/1.1\r\nHost: localhost\r\n";
   EXPECT_THAT(Exchange(server->address(), get + "\r\n"), StartsWith("HTTP/1.1 401 "));
   EXPECT_THAT(Exchange(server->address(), get + "Authorization: Bearer 0123456789abcdef\r\n\r\n"),
               AllOf(StartsWith("HTTP/1.1 200 "), HasSubstr("\"id\":\"days\"")));

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <netdb.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include <string>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 
 namespace millrace::testing {
@@ -38,6 +40,11 @@ class Connection {
       open_ = sent > 0;
       if (open_) done += static_cast<size_t>(sent);
     }
+  }
+  // Whether something comes, or the connection is closed, within the time.
+  bool AwaitBytes(absl::Duration time) const {
+    pollfd wanted = {descriptor_, POLLIN, 0};
+    return poll(&wanted, 1, static_cast<int>(absl::ToInt64Milliseconds(time))) != 0;
   }
   // What comes up to and with `end`, or until the connection is closed.
   std::string ReadUntil(const std::string& end) {
@@ -76,7 +83,7 @@ inline std::string Exchange(const std::string& address, const std::string& bytes
 
 // A POST of JSON; `headers` are whole lines.
 inline std::string PostBytes(const std::string& path, const std::string& json, const std::string& headers = "") {
-  return "POST " + path + " HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n" + headers +
+  return "POST " + path + " HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + headers +
          "Content-Length: " + std::to_string(json.size()) + "\r\n\r\n" + json;
 }
 
