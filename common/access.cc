@@ -14,6 +14,7 @@
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "common/certificates.h"
 #include "common/grpc_status.h"
 #include "common/log.h"
 #include "common/status.h"
@@ -26,6 +27,8 @@ using grpc::experimental::InterceptionHookPoints;
 
 constexpr char kScheme[] = "bearer ";
 constexpr char kLocal[] = "local";
+// How often a stream's caller is looked at again.
+constexpr absl::Duration kLookAgain = absl::Seconds(1);
 
 absl::string_view View(grpc::string_ref text) { return {text.data(), text.size()}; }
 
@@ -45,13 +48,19 @@ std::string WhoMay(const MethodRule& rule) {
   return names;
 }
 
-std::string CommonName(const grpc::AuthContext& connection) {
-  const std::vector<grpc::string_ref> names = connection.FindPropertyValues(GRPC_X509_CN_PROPERTY_NAME);
-  return names.size() == 1 ? Shown(View(names[0])) : "";
-}
-
 bool HasCertificate(const grpc::AuthContext& connection) {
   return !connection.FindPropertyValues(GRPC_X509_PEM_CERT_PROPERTY_NAME).empty();
+}
+
+absl::Status CheckNotEnded(const grpc::AuthContext& connection, absl::Time now) {
+  const std::vector<grpc::string_ref> shown = connection.FindPropertyValues(GRPC_X509_PEM_CERT_PROPERTY_NAME);
+  if (shown.size() != 1) return absl::UnauthenticatedError("the call shows no certificate, or several");
+  const absl::StatusOr<CertificateFacts> facts = ReadCertificate(View(shown[0]));
+  if (!facts.ok()) return absl::UnauthenticatedError(facts.status().message());
+  if (now <= facts->not_after) return absl::OkStatus();
+  return absl::UnauthenticatedError(absl::StrCat("the certificate of '", CertificateName(connection), "' ended at ",
+                                                 absl::FormatTime(facts->not_after, absl::UTCTimeZone()),
+                                                 ": connect again with another"));
 }
 
 // Empty: none was brought.
@@ -65,7 +74,8 @@ absl::StatusOr<std::string> BearerToken(const Metadata& metadata) {
   return std::string(absl::StripAsciiWhitespace(value.substr(sizeof(kScheme) - 1)));
 }
 
-// Who makes the calls that are in a handler now. A ServerContext has no room for it.
+// Who makes the calls that are in a handler now, and how to ask again whether they may. A ServerContext has no room for
+// it.
 class CallersNow {
  public:
   static CallersNow& Get() {
@@ -73,9 +83,10 @@ class CallersNow {
     return *callers;
   }
   // `owner` says which of the calls it is that use the context's memory one after another.
-  void Add(const grpc::ServerContextBase* context, const void* owner, std::string name) {
+  void Add(const grpc::ServerContextBase* context, const void* owner, std::string name,
+           std::function<absl::Status()> check) {
     absl::MutexLock lock(&mutex_);
-    callers_[context] = {owner, std::move(name)};
+    callers_[context] = {owner, std::move(name), std::move(check), absl::Now() + kLookAgain};
   }
   void Remove(const grpc::ServerContextBase* context, const void* owner) {
     absl::MutexLock lock(&mutex_);
@@ -87,12 +98,24 @@ class CallersNow {
     const auto caller = callers_.find(context);
     return caller == callers_.end() ? "" : caller->second.name;
   }
+  // Null: not due, or nobody was asked.
+  std::function<absl::Status()> DueCheck(const grpc::ServerContextBase* context) {
+    absl::MutexLock lock(&mutex_);
+    const auto caller = callers_.find(context);
+    if (caller == callers_.end()) return nullptr;
+    const absl::Time now = absl::Now();
+    if (now < caller->second.look_again) return nullptr;
+    caller->second.look_again = now + kLookAgain;
+    return caller->second.check;
+  }
 
  private:
   mutable absl::Mutex mutex_;
   struct Known {
     const void* owner = nullptr;
     std::string name;
+    std::function<absl::Status()> check;
+    absl::Time look_again;
   };
   std::map<const grpc::ServerContextBase*, Known> callers_ ABSL_GUARDED_BY(mutex_);
 };
@@ -109,6 +132,11 @@ std::string TextField(const google::protobuf::Message& message, const char* name
 
 }  // namespace
 
+std::string CertificateName(const grpc::AuthContext& connection) {
+  const std::vector<grpc::string_ref> names = connection.FindPropertyValues(GRPC_X509_CN_PROPERTY_NAME);
+  return names.size() == 1 ? Shown(View(names[0])) : "";
+}
+
 bool IsEncrypted(const grpc::AuthContext& connection) {
   const std::vector<grpc::string_ref> types = connection.FindPropertyValues(GRPC_TRANSPORT_SECURITY_TYPE_PROPERTY_NAME);
   return types.size() == 1 && (types[0] == "tls" || types[0] == "ssl");
@@ -121,14 +149,14 @@ absl::StatusOr<Role> CertificateRole(const grpc::AuthContext& connection) {
     if (!absl::ConsumePrefix(&name, kRoleUri)) continue;
     const std::optional<Role> named = ParseRole(name);
     if (!named.has_value() || role.has_value()) {
-      return absl::UnauthenticatedError(absl::StrCat("the certificate of '", CommonName(connection),
+      return absl::UnauthenticatedError(absl::StrCat("the certificate of '", CertificateName(connection),
                                                      "' names several roles, or one that there is not: ", kRoleUri,
                                                      Shown(name)));
     }
     role = named;
   }
   if (role.has_value()) return *role;
-  return absl::UnauthenticatedError(absl::StrCat("the certificate of '", CommonName(connection),
+  return absl::UnauthenticatedError(absl::StrCat("the certificate of '", CertificateName(connection),
                                                  "' names no role: it needs the URI ", kRoleUri,
                                                  "ROLE as subject alternative name (docs/security.md)"));
 }
@@ -194,7 +222,10 @@ class Access::Witness : public grpc::experimental::Interceptor {
     // The file of tokens may have changed since the call was let in.
     who_ = caller.ok() ? caller->name : "";
     role_ = caller.ok() ? std::string(RoleName(caller->role)) : "";
-    CallersNow::Get().Add(context_, this, who_);
+    // Asked by the handler alone, while the call and so all of this is there.
+    CallersNow::Get().Add(context_, this, who_, [this, &context, connection] {
+      return access_->Check(rule_->method, *connection, context.client_metadata(), peer_);
+    });
   }
 
   void WriteDown(const grpc::Status& status) {
@@ -236,7 +267,11 @@ class Access::WitnessFactory : public grpc::experimental::ServerInterceptorFacto
 };
 
 Access::Access(AccessOptions options)
-    : tokens_(std::move(options.tokens)), audit_(std::move(options.audit)), metrics_(options.metrics) {
+    : tokens_(std::move(options.tokens)),
+      audit_(std::move(options.audit)),
+      metrics_(options.metrics),
+      now_(std::move(options.now)),
+      handshakes_(options.metrics) {
   for (const char* reason : {"missing", "token", "certificate", "role"}) Failures(reason);
 }
 
@@ -262,11 +297,13 @@ absl::StatusOr<Caller> Access::Identify(const grpc::AuthContext& connection, con
                                                    ": this server has to know who calls"));
   }
   MILLRACE_ASSIGN_OR_RETURN(const Role role, CertificateRole(connection));
-  std::string name = CommonName(connection);
+  if (role == Role::kOperator || role == Role::kViewer) MILLRACE_RETURN_IF_ERROR(CheckNotEnded(connection, now_()));
+  std::string name = CertificateName(connection);
   return Caller{.name = name.empty() ? absl::StrCat(kRoleUri, RoleName(role)) : std::move(name), .role = role};
 }
 
-absl::Status Access::Check(absl::string_view method, const grpc::AuthContext& connection, const Metadata& metadata) {
+absl::Status Access::Check(absl::string_view method, const grpc::AuthContext& connection, const Metadata& metadata,
+                           const std::string& peer) {
   const MethodRule* const rule = FindMethodRule(method);
   if (rule != nullptr && rule->anybody) return absl::OkStatus();
   const bool token = metadata.find("authorization") != metadata.end();
@@ -274,10 +311,10 @@ absl::Status Access::Check(absl::string_view method, const grpc::AuthContext& co
                 token                        ? "token"
                 : HasCertificate(connection) ? "certificate"
                                              : "missing",
-                CommonName(connection));
+                CertificateName(connection), peer);
 }
 
-absl::StatusOr<Caller> Access::CheckToken(absl::string_view method, absl::string_view token) {
+absl::StatusOr<Caller> Access::CheckToken(absl::string_view method, absl::string_view token, const std::string& peer) {
   absl::StatusOr<Caller> caller = absl::UnauthenticatedError("bring a token: this coordinator has to know who asks");
   if (!token.empty()) {
     const std::optional<TokenOwner> owner = tokens_ == nullptr ? std::nullopt : tokens_->Find(token);
@@ -287,12 +324,12 @@ absl::StatusOr<Caller> Access::CheckToken(absl::string_view method, absl::string
       caller = absl::UnauthenticatedError("nobody has this token");
     }
   }
-  MILLRACE_RETURN_IF_ERROR(Decide(method, caller, token.empty() ? "missing" : "token", ""));
+  MILLRACE_RETURN_IF_ERROR(Decide(method, caller, token.empty() ? "missing" : "token", "", peer));
   return caller;
 }
 
 absl::Status Access::Decide(absl::string_view method, const absl::StatusOr<Caller>& caller, const char* reason,
-                            const std::string& name) {
+                            const std::string& name, const std::string& peer) {
   const MethodRule* const rule = FindMethodRule(method);
   absl::Status status = caller.status();
   if (caller.ok()) {
@@ -313,6 +350,7 @@ absl::Status Access::Decide(absl::string_view method, const absl::StatusOr<Calle
     entry.time = absl::Now();
     entry.who = caller.ok() ? caller->name : name;
     if (caller.ok()) entry.role = std::string(RoleName(caller->role));
+    entry.peer = peer;
     entry.method = ShortMethod(method);
     entry.code = absl::StatusCodeToString(status.code());
     entry.message = std::string(status.message());
@@ -321,7 +359,7 @@ absl::Status Access::Decide(absl::string_view method, const absl::StatusOr<Calle
   return status;
 }
 
-void Access::Record(absl::string_view method, const Caller& caller, const std::string& job,
+void Access::Record(absl::string_view method, const Caller& caller, const std::string& peer, const std::string& job,
                     const absl::Status& outcome) {
   const MethodRule* const rule = FindMethodRule(method);
   if (audit_ == nullptr || rule == nullptr || !rule->changes) return;
@@ -329,7 +367,7 @@ void Access::Record(absl::string_view method, const Caller& caller, const std::s
   entry.time = absl::Now();
   entry.who = caller.name.empty() ? std::string(kLocal) : caller.name;
   entry.role = std::string(RoleName(caller.role));
-  entry.peer = "http";
+  entry.peer = peer;
   entry.method = ShortMethod(method);
   entry.job = job;
   entry.code = absl::StatusCodeToString(outcome.code());
@@ -346,5 +384,10 @@ std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterfac
 }
 
 std::string CallerOf(const grpc::ServerContextBase& context) { return CallersNow::Get().Find(&context); }
+
+absl::Status StillAllowed(const grpc::ServerContextBase& context) {
+  const std::function<absl::Status()> check = CallersNow::Get().DueCheck(&context);
+  return check == nullptr ? absl::OkStatus() : check();
+}
 
 }  // namespace millrace

@@ -3,8 +3,9 @@
 //   {"time": "2026-11-24T10:11:12.345Z", "who": NAME, "role": ROLE, "peer": ADDRESS, "method": "Jobs/CancelJob",
 //    "job": JOB, "code": "OK", "message": ""}
 //
-// "who" is a token's name, a certificate's common name, or "local" where nobody is asked; "job" is absent where the
-// call is about none; "left_out" counts refusals before this line that came faster than they are written down.
+// "who" is a token's name, a certificate's common name, or "local" where nobody is asked; "peer" begins with "ipv4:",
+// "ipv6:" or "http:", and is empty where it is not known (docs/security.md); "job" is absent where the call is about
+// none; "left_out" counts refusals before this line that came faster than they are written down.
 #pragma once
 
 #include <cstdint>

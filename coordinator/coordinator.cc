@@ -220,7 +220,8 @@ class Coordinator {
     parts.book = book_.get();
     parts.access = access;
     // Whoever has to show a certificate elsewhere shall not get around it here.
-    parts.for_this_machine = IsLoopback(options_.http_listen) && options_.tls == nullptr;
+    parts.is_loopback = IsLoopback(options_.http_listen);
+    parts.for_this_machine = parts.is_loopback && options_.tls == nullptr;
     parts.raters_have_token = !token.empty();
     parts.prompt = options_.prompt;
     rating_requests_ = std::make_unique<RatingsHttp>(ratings_.get(), std::move(token), &absl::Now);

@@ -222,6 +222,7 @@ grpc::Status JobsService::WatchJob(grpc::ServerContext* context, const v1::Watch
   if (const absl::Status checked = CheckKinds(*request); !checked.ok()) return ToGrpc(checked);
   uint64_t after = request->after_sequence();
   for (;;) {
+    if (const absl::Status allowed = StillAllowed(*context); !allowed.ok()) return ToGrpc(allowed);
     // The state before the events: if it has ended by now, its last event is among those read next.
     const absl::StatusOr<v1::Job> job = parts_.book->Get(request->job_id());
     if (!job.ok()) return ToGrpc(job.status());
@@ -290,6 +291,7 @@ grpc::Status JobsService::FetchCheckpoint(grpc::ServerContext* context, const v1
       if (const absl::Status read = file->Read(offset, size, chunk.mutable_data()); !read.ok()) return ToGrpc(read);
       chunk.set_crc32c(Crc32c(chunk.data().data(), chunk.data().size()));
       offset += size;
+      if (const absl::Status allowed = StillAllowed(*context); !allowed.ok()) return ToGrpc(allowed);
       if (context->IsCancelled() || !writer->Write(chunk)) {
         return ToGrpc(absl::CancelledError("the reader has gone"));
       }

@@ -18,6 +18,8 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/grpc_status.h"
 #include "common/message_json.h"
 #include "common/status.h"
@@ -36,11 +38,17 @@ constexpr absl::string_view kService = "/millrace.v1.Jobs/";
 constexpr int kEventsAReply = 500;
 constexpr uint32_t kMostPromptTokens = 2048;
 constexpr size_t kMostPromptBytes = 64 << 10;
+// Every byte of the prompt written as \u0000, and the rest.
+constexpr size_t kMostPromptBodyBytes = 6 * kMostPromptBytes + 4096;
 constexpr size_t kTarBlock = 512;
+// How often it is looked whether who downloads still may.
+constexpr absl::Duration kLookAgain = absl::Seconds(1);
 constexpr size_t kPieceBytes = 256 << 10;
 
 // A call of the Jobs service: request and reply as JSON.
-using Handler = std::function<absl::StatusOr<Json>(const PageHttp::Parts&, const Caller&, const std::string& body)>;
+// `job`: set to the one that the request is about, if it is about one.
+using Handler = std::function<absl::StatusOr<Json>(const PageHttp::Parts&, const Caller&, const std::string& body,
+                                                   std::string* job)>;
 
 absl::StatusOr<Json> ReplyOf(const grpc::Status& status, const google::protobuf::Message& reply) {
   MILLRACE_RETURN_IF_ERROR(FromGrpc(status));
@@ -58,8 +66,10 @@ absl::StatusOr<Request> Parse(const std::string& body) {
 
 template <typename Request, typename Reply>
 Handler Calls(grpc::Status (JobsService::*method)(grpc::ServerContext*, const Request*, Reply*)) {
-  return [method](const PageHttp::Parts& parts, const Caller& caller, const std::string& body) -> absl::StatusOr<Json> {
+  return [method](const PageHttp::Parts& parts, const Caller& caller, const std::string& body,
+                  std::string* job) -> absl::StatusOr<Json> {
     MILLRACE_ASSIGN_OR_RETURN(const Request request, Parse<Request>(body));
+    if constexpr (requires { request.job_id(); }) *job = request.job_id();
     Reply reply;
     if constexpr (std::is_same_v<Request, v1::SubmitJobRequest> || std::is_same_v<Request, v1::StartSweepRequest>) {
       return ReplyOf(parts.jobs->SubmitFor(caller.name, request, &reply), reply);
@@ -94,22 +104,24 @@ HttpResponse Refusal(const absl::Status& status) {
   return refused;
 }
 
-// The host is this machine by its address or its own name: a name of somebody else's that leads here is a page's that
-// wants to be taken for ours.
-bool IsThisMachine(absl::string_view host) {
-  const size_t colon = host.rfind(':');
-  if (colon != absl::string_view::npos && !absl::EndsWith(host, "]")) host = host.substr(0, colon);
-  if (host == "localhost" || host == "[::1]") return true;
-  return absl::StartsWith(host, "127.") && host.find_first_not_of("0123456789.") == absl::string_view::npos;
+// Who asks, for the audit log.
+std::string PeerOf(const HttpRequest& request) { return absl::StrCat("http:", request.peer); }
+
+// The token that a request brings; empty: none.
+absl::string_view TokenOf(const HttpRequest& request) {
+  absl::string_view token = request.authorization;
+  return absl::ConsumePrefix(&token, "Bearer ") ? token : "";
 }
 
 // The header of a file in a tar archive (POSIX.1-1988, ustar).
-std::array<char, kTarBlock> TarHeader(const std::string& name, uint64_t size) {
+constexpr size_t kMostFolderBytes = 155, kMostNameBytes = 100;
+std::array<char, kTarBlock> TarHeader(const std::string& folder, const std::string& name, uint64_t size) {
   std::array<char, kTarBlock> header = {};
   const auto put = [&](size_t at, const std::string& text) {
     std::memcpy(header.data() + at, text.data(), text.size());
   };
-  put(0, name.substr(0, 100));
+  put(0, name);
+  put(345, folder);
   put(100, "0000644");
   put(108, "0000000");
   put(116, "0000000");
@@ -144,12 +156,7 @@ absl::StatusOr<uint64_t> NumberOf(const HttpRequest& request, const char* name) 
 }  // namespace
 
 HttpResponse PageHttp::Answer(const HttpRequest& request) {
-  if (absl::StartsWith(request.path, kRatings)) {
-    return request.body.size() > kMaxRatingBodyBytes
-               ? RatingsHttp::Refuse(413,
-                                     absl::StrCat("the body of a rating has at most ", kMaxRatingBodyBytes, " bytes"))
-               : parts_.ratings->Answer(request);
-  }
+  if (absl::StartsWith(request.path, kRatings)) return AnswerRatings(request);
   if (absl::StartsWith(request.path, kApi)) return AnswerJobs(request);
   for (const web::File& file : web::Files()) {
     if (file.path != request.path) continue;
@@ -159,18 +166,27 @@ HttpResponse PageHttp::Answer(const HttpRequest& request) {
   return RatingsHttp::Refuse(404, "there is no such page; there are / and /rate");
 }
 
+HttpResponse PageHttp::AnswerRatings(const HttpRequest& request) const {
+  if (request.body.size() > kMaxRatingBodyBytes) {
+    return RatingsHttp::Refuse(413, absl::StrCat("the body of a rating has at most ", kMaxRatingBodyBytes, " bytes"));
+  }
+  if (parts_.is_loopback && !parts_.raters_have_token && !NamesThisMachine(request.host)) {
+    return RatingsHttp::Refuse(403,
+                               "without --http-token the rating page is at this machine's own address, as 127.0.0.1");
+  }
+  return parts_.ratings->Answer(request);
+}
+
 absl::StatusOr<Caller> PageHttp::Admit(const HttpRequest& request, absl::string_view method) const {
   const std::string full = absl::StrCat(kService, method);
   if (parts_.access->takes_tokens()) {
-    absl::string_view token = request.authorization;
-    if (!absl::ConsumePrefix(&token, "Bearer ")) token = "";
-    return parts_.access->CheckToken(full, token);
+    return parts_.access->CheckToken(full, TokenOf(request), PeerOf(request));
   }
   if (!parts_.for_this_machine || parts_.raters_have_token) {
     return absl::PermissionDeniedError(
         "jobs are shown to others than this machine's users only with --tokens, to those who bring one");
   }
-  if (!IsThisMachine(request.host)) {
+  if (!NamesThisMachine(request.host)) {
     return absl::PermissionDeniedError("without --tokens the dashboard is at this machine's own address, as 127.0.0.1");
   }
   return Caller{.name = "", .role = Role::kOperator};
@@ -207,14 +223,10 @@ HttpResponse PageHttp::AnswerJobs(const HttpRequest& request) {
     const absl::StatusOr<Json> reply = action == "events" ? Events(request) : Prompt(request);
     return reply.ok() ? JsonReply(*reply) : Refusal(reply.status());
   }
-  const absl::StatusOr<Json> reply = handler->second(parts_, *caller, request.body);
   std::string job;
-  if (reply.ok()) job = reply->value("id", "");
-  if (job.empty()) {
-    const Json body = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
-    if (body.is_object() && body.contains("job_id") && body["job_id"].is_string()) job = body["job_id"];
-  }
-  parts_.access->Record(absl::StrCat(kService, method), *caller, job, reply.status());
+  const absl::StatusOr<Json> reply = handler->second(parts_, *caller, request.body, &job);
+  if (job.empty() && reply.ok()) job = reply->value("id", "");
+  parts_.access->Record(absl::StrCat(kService, method), *caller, PeerOf(request), job, reply.status());
   return reply.ok() ? JsonReply(*reply) : Refusal(reply.status());
 }
 
@@ -228,8 +240,22 @@ absl::StatusOr<Json> PageHttp::Events(const HttpRequest& request) const {
 }
 
 absl::StatusOr<Json> PageHttp::Prompt(const HttpRequest& request) {
+  // Nested lists take many times their size: what is no prompt is not even read.
+  if (request.body.size() > kMostPromptBodyBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the body has ", request.body.size(), " bytes; at most ", kMostPromptBodyBytes));
+  }
   const Json body = Json::parse(request.body, nullptr, /*allow_exceptions=*/false);
   if (!body.is_object()) return absl::InvalidArgumentError("the body is no JSON object");
+  for (const char* const name : {"max_tokens", "seed"}) {
+    // Another number would be made to fit.
+    if (body.contains(name) && !body[name].is_number_unsigned()) {
+      return absl::InvalidArgumentError(absl::StrCat(name, " is a whole number of at least 0"));
+    }
+  }
+  if (body.contains("max_tokens") && body["max_tokens"].get<uint64_t>() > kMostPromptTokens) {
+    return absl::InvalidArgumentError(absl::StrCat("max_tokens is at most ", kMostPromptTokens));
+  }
   PromptRequest asked;
   std::string job_id, which = "best";
   try {
@@ -281,15 +307,30 @@ absl::StatusOr<HttpResponse> PageHttp::Checkpoint(const HttpRequest& request) co
     std::error_code error;
     const uint64_t size = std::filesystem::file_size(path, error);
     if (file == nullptr || error) return absl::UnavailableError(absl::StrCat("cannot read ", path));
-    parts.push_back({absl::StrCat(job.id(), "-", entry.name, "/", name), size, std::move(file)});
+    parts.push_back({name, size, std::move(file)});
+  }
+  const std::string folder = absl::StrCat(job.id(), "-", entry.name);
+  for (const Part& part : parts) {
+    if (folder.size() <= kMostFolderBytes && part.name.size() <= kMostNameBytes) continue;
+    return absl::FailedPreconditionError(absl::StrCat("an archive has no room for the name ", folder, "/", part.name));
   }
   HttpResponse response = RatingsHttp::Reply(200, "application/x-tar", "");
-  response.headers.emplace_back("Content-Disposition",
-                                absl::StrCat("attachment; filename=\"", job.id(), "-", entry.name, ".tar\""));
-  response.pieces = [parts](const HttpResponse::Send& send) {
+  response.headers.emplace_back("Content-Disposition", absl::StrCat("attachment; filename=\"", folder, ".tar\""));
+  // It takes long: a token that is taken back meanwhile ends it.
+  const bool asks = parts_.access->takes_tokens();
+  response.pieces = [this, asks, token = std::string(TokenOf(request)), peer = PeerOf(request), parts,
+                     folder](const HttpResponse::Send& send_piece) {
+    absl::Time look_again = absl::Now() + kLookAgain;
+    const auto send = [&](absl::string_view piece) {
+      if (asks && absl::Now() >= look_again) {
+        look_again = absl::Now() + kLookAgain;
+        if (!parts_.access->CheckToken(absl::StrCat(kService, "FetchCheckpoint"), token, peer).ok()) return false;
+      }
+      return send_piece(piece);
+    };
     std::string piece;
     for (const Part& part : parts) {
-      const std::array<char, kTarBlock> header = TarHeader(part.name, part.size);
+      const std::array<char, kTarBlock> header = TarHeader(folder, part.name, part.size);
       if (!send({header.data(), header.size()})) return;
       for (uint64_t done = 0; done < part.size; done += piece.size()) {
         piece.resize(static_cast<size_t>(std::min<uint64_t>(kPieceBytes, part.size - done)));

@@ -8,11 +8,11 @@
 //   POST /api/v1/prompt                    {"job", "which", "prompt", "max_tokens", "temperature", "seed"}: {"text"},
 //                                          what a checkpoint's model says
 // In JSON fields have their names in the protos, 64-bit numbers are numbers. An error is {"error": {"message": text}}
-// with status 400, 401, 403, 404, 405, 409, 411, 413, 415, 429, 500 or 503.
+// with status 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 429, 500 or 503.
 //
 // Whoever may not call a method of the Jobs service by common/roles.h may not here. With a file of tokens a request
 // brings one; without, requests are answered where only this machine's can come and nobody is asked who they are, and
-// to that by its own name.
+// to that by its own name. So are raters' where they need no token.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,8 @@ class PageHttp {
     JobBook* book = nullptr;
     const RatingsHttp* ratings = nullptr;
     Access* access = nullptr;
-    bool for_this_machine = true;  // nobody else reaches the pages, and nobody is asked who they are
+    bool is_loopback = true;       // nobody else than this machine's users reaches the pages
+    bool for_this_machine = true;  // and nobody is asked who they are
     bool raters_have_token = false;
     AnswerPrompt prompt;  // null: models cannot be asked
   };
@@ -64,6 +65,7 @@ class PageHttp {
   HttpResponse Answer(const HttpRequest& request);
 
  private:
+  HttpResponse AnswerRatings(const HttpRequest& request) const;
   HttpResponse AnswerJobs(const HttpRequest& request);
   // Who asks, if it may call this method of the Jobs service. UNAUTHENTICATED, PERMISSION_DENIED.
   absl::StatusOr<Caller> Admit(const HttpRequest& request, absl::string_view method) const;

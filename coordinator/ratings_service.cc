@@ -3,12 +3,14 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/access.h"
 #include "common/grpc_status.h"
+#include "common/status.h"
 #include "coordinator/rating_examples.h"
 
 namespace millrace::coordinator {
 
-grpc::Status RatingsService::CreateRatingSet(grpc::ServerContext*,
+grpc::Status RatingsService::CreateRatingSet(grpc::ServerContext* context,
                                              grpc::ServerReader<v1::CreateRatingSetRequest>* reader,
                                              v1::RatingSet* reply) {
   v1::RatingSet set;
@@ -16,6 +18,7 @@ grpc::Status RatingsService::CreateRatingSet(grpc::ServerContext*,
   size_t bytes = 0;
   v1::CreateRatingSetRequest request;
   for (bool first = true; reader->Read(&request); first = false) {
+    if (const absl::Status allowed = StillAllowed(*context); !allowed.ok()) return ToGrpc(allowed);
     if (first != request.has_set()) {
       return ToGrpc(absl::InvalidArgumentError("the set belongs into the first message, and only there"));
     }
@@ -44,9 +47,10 @@ grpc::Status RatingsService::ListRatingSets(grpc::ServerContext*, const v1::List
   return grpc::Status::OK;
 }
 
-grpc::Status RatingsService::ExportRatings(grpc::ServerContext*, const v1::ExportRatingsRequest* request,
+grpc::Status RatingsService::ExportRatings(grpc::ServerContext* context, const v1::ExportRatingsRequest* request,
                                            grpc::ServerWriter<v1::ExportRatingsReply>* writer) {
-  const auto write = [writer](absl::string_view lines) {
+  const auto write = [context, writer](absl::string_view lines) -> absl::Status {
+    MILLRACE_RETURN_IF_ERROR(StillAllowed(*context));
     v1::ExportRatingsReply reply;
     reply.set_lines(std::string(lines));
     return writer->Write(reply) ? absl::OkStatus() : absl::CancelledError("the reader has gone");

@@ -3,6 +3,7 @@
 #include <google/protobuf/descriptor.h>
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -15,6 +16,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/credentials.h"
 #include "common/files.h"
 #include "common/grpc_channel.h"
@@ -146,6 +149,7 @@ class AccessTest : public ::testing::Test {
     options.tokens = *Tokens::Open(folder_ / "tokens");
     options.audit = *AuditLog::Open(folder_ / "audit.jsonl");
     options.metrics = &metrics_;
+    options.now = [this] { return absl::Now() + ahead_.load(); };
     access_ = std::make_unique<Access>(std::move(options));
   }
   void Start(std::shared_ptr<const Tls> tls) {
@@ -209,6 +213,7 @@ class AccessTest : public ::testing::Test {
   const TestAuthority authority_;
   Metrics metrics_;
   FakeJobs jobs_;
+  std::atomic<absl::Duration> ahead_ = absl::ZeroDuration();  // the server's clock
   std::unique_ptr<Access> access_;
   std::unique_ptr<GrpcServer> server_;
 };
@@ -247,6 +252,31 @@ TEST_F(AccessTest, WhoBringsNothingOrSomethingWrongIsUnknown) {
   // Refusals are written down; tokens are not, neither good nor bad ones.
   EXPECT_EQ(Audited().size(), 4u);
   EXPECT_THAT(folder_.Read("audit.jsonl"), Not(HasSubstr("mallorys-token")));
+}
+
+TEST_F(AccessTest, APersonsCertificateThatHasEndedCountsForNothingOnAStandingConnectionEither) {
+  StartTls();
+  const auto viewer = Stub(As(Role::kViewer));
+  const auto list = [](v1::Jobs::Stub* stub) {
+    grpc::ClientContext context;
+    v1::ListJobsReply reply;
+    return FromGrpc(stub->ListJobs(&context, {}, &reply));
+  };
+  EXPECT_TRUE(list(viewer.get()).ok());
+  ahead_ = absl::Hours(2);
+  const absl::Status ended = list(viewer.get());
+  EXPECT_TRUE(absl::IsUnauthenticated(ended)) << ended;
+  EXPECT_THAT(std::string(ended.message()),
+              AllOf(HasSubstr("the certificate of 'viewer' ended at"), HasSubstr("connect again")));
+  // A token is another matter.
+  EXPECT_TRUE(List(With(kBobs)).ok());
+}
+
+TEST_F(AccessTest, RefusalsOverHttpAreWrittenDownWithWhereTheyCameFrom) {
+  EXPECT_TRUE(
+      absl::IsUnauthenticated(access_->CheckToken("/millrace.v1.Jobs/ListJobs", "x", "http:192.0.2.7:5").status()));
+  ASSERT_EQ(Audited().size(), 1u);
+  EXPECT_EQ(Audited()[0]["peer"], "http:192.0.2.7:5");
 }
 
 TEST_F(AccessTest, ARoleDoesWhatTheTableSays) {

@@ -2,9 +2,11 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/jobs.grpc.pb.h"
+#include "testing/http_exchange.h"
 #include "testing/role_certificates.h"
 #include "text/temporary_folder.h"
 
@@ -125,6 +128,32 @@ TEST_F(TlsTest, AClientOfAnotherAuthorityOrTimeIsNotTrusted) {
   CertificateRequest future = TestAuthority::Request(Role::kViewer);
   future.not_before = absl::Now() + absl::Minutes(30);
   EXPECT_TRUE(absl::IsUnavailable(Call(server->address(), with(authority_.Issue(future)))));
+}
+
+TEST_F(TlsTest, HandshakesThatFailAreCounted) {
+  const auto server = Serve(authority_.Place(folder_ / "server", Role::kCoordinator));
+  const auto failures = [this] {
+    const std::string text = metrics_.Text();
+    const size_t at = text.find("\nmillrace_tls_handshake_failures_total ");
+    return at == std::string::npos ? -1 : std::atoi(text.c_str() + text.find(' ', at));
+  };
+  EXPECT_EQ(failures(), 0);
+  EXPECT_TRUE(Call(server->address(), Trusting(authority_.Place(folder_ / "viewer", Role::kViewer))).ok());
+  EXPECT_EQ(failures(), 0);
+  // The server may note it a moment after who calls knows.
+  const auto await = [&](int count) {
+    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    while (failures() < count && absl::Now() < deadline) std::this_thread::yield();
+    return failures() >= count;
+  };
+  testing::Exchange(server->address(), "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n");
+  EXPECT_TRUE(await(1));
+  const TestAuthority other;
+  const KeyPair stranger = other.Issue(TestAuthority::Request(Role::kViewer));
+  EXPECT_FALSE(
+      Call(server->address(), grpc::SslCredentials({authority_.pair().certificate, stranger.key, stranger.certificate}))
+          .ok());
+  EXPECT_TRUE(await(2));
 }
 
 TEST_F(TlsTest, FilesAreReadAgainWhenTheyChange) {

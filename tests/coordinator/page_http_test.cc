@@ -4,9 +4,12 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "coordinator/checkpoint_manifest.h"
+#include "coordinator/rating_store.h"
 #include "coordinator/simulated_jobs.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -27,6 +30,7 @@ class PageHttpTest : public ::testing::Test {
   PageHttpTest() : folder_(std::filesystem::path(::testing::TempDir()) / "page_http_test") {
     std::filesystem::remove_all(folder_);
     std::filesystem::create_directories(folder_);
+    rating_store_ = *RatingStore::Open(folder_ / "ratings.sqlite");
     Serve(/*tokens=*/false);
   }
   ~PageHttpTest() override { std::filesystem::remove_all(folder_); }
@@ -50,6 +54,9 @@ class PageHttpTest : public ::testing::Test {
     parts.access = access_.get();
     parts.for_this_machine = for_this_machine;
     parts.raters_have_token = raters_have_token;
+    ratings_ = std::make_unique<RatingsHttp>(rating_store_.get(), raters_have_token ? "raters-token-0123" : "",
+                                             [] { return absl::UnixEpoch(); });
+    parts.ratings = ratings_.get();
     parts.prompt = [](const std::string& directory, const PromptRequest& request) -> absl::StatusOr<std::string> {
       return absl::StrCat(std::filesystem::path(directory).filename().string(), " ", request.prompt, " ",
                           request.max_tokens, " ", request.temperature, " ", request.seed);
@@ -71,6 +78,7 @@ class PageHttpTest : public ::testing::Test {
     request.path = path;
     request.query = query;
     request.host = host_;
+    request.peer = "192.0.2.7:41000";
     request.authorization = authorization_;
     return pages_->Answer(request);
   }
@@ -79,6 +87,7 @@ class PageHttpTest : public ::testing::Test {
     request.method = "POST";
     request.path = path;
     request.host = host_;
+    request.peer = "192.0.2.7:41000";
     request.authorization = authorization_;
     request.content_type = "application/json";
     request.body = body;
@@ -99,13 +108,13 @@ class PageHttpTest : public ::testing::Test {
     return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
   }
   // A checkpoint's folder with a model of so many bytes.
-  void MakeCheckpoint(const std::string& job, size_t bytes) {
-    const std::filesystem::path directory = folder_ / "jobs" / job / "checkpoints" / "p-10";
+  void MakeCheckpoint(const std::string& job, size_t bytes, const std::string& phase = "p") {
+    const std::filesystem::path directory = folder_ / "jobs" / job / "checkpoints" / absl::StrCat(phase, "-10");
     std::filesystem::create_directories(directory);
     std::ofstream(directory / kModelFile) << std::string(bytes, 'm');
     CheckpointManifest manifest;
     manifest.job = job;
-    manifest.phase = "p";
+    manifest.phase = phase;
     manifest.step = 10;
     manifest.digest = std::string(64, 'a');
     manifest.files = {{kModelFile, bytes, std::string(64, 'b')}};
@@ -119,6 +128,8 @@ class PageHttpTest : public ::testing::Test {
   SimulatedJobs jobs_{[](const v1::JobSpec&, uint64_t) { return 1.0; }};
   Members members_{Members::Options()};
   JobsService service_{ServiceParts()};
+  std::unique_ptr<RatingStore> rating_store_;
+  std::unique_ptr<RatingsHttp> ratings_;
   std::unique_ptr<Access> access_;
   std::unique_ptr<PageHttp> pages_;
 };
@@ -223,16 +234,64 @@ TEST_F(PageHttpTest, ACheckpointIsAnArchiveThatTarReads) {
   EXPECT_EQ(Get("/api/v1/checkpoint", "job=a&which=../../..").status, 404);
 }
 
+TEST_F(PageHttpTest, AnArchiveHasLongNamesWhole) {
+  const std::string name(64, 'n');
+  EXPECT_EQ(Submit(name), name);
+  MakeCheckpoint(name, 5, std::string(64, 'p'));
+  const HttpResponse response = Get("/api/v1/checkpoint", absl::StrCat("job=", name, "&which=last"));
+  ASSERT_EQ(response.status, 200) << response.body;
+  const std::string archive = folder_ / "long.tar";
+  {
+    std::ofstream out(archive, std::ios::binary);
+    response.pieces([&out](absl::string_view piece) {
+      out.write(piece.data(), static_cast<std::streamsize>(piece.size()));
+      return true;
+    });
+  }
+  const std::filesystem::path opened = folder_ / "opened";
+  std::filesystem::create_directories(opened);
+  ASSERT_EQ(std::system(absl::StrCat("tar -xf '", archive, "' -C '", opened.string(), "'").c_str()), 0);
+  EXPECT_TRUE(std::filesystem::exists(opened / absl::StrCat(name, "-", std::string(64, 'p'), "-10") / kModelFile));
+}
+
+TEST_F(PageHttpTest, ADownloadEndsWithItsToken) {
+  Submit("a");
+  MakeCheckpoint("a", 10);
+  Serve(/*tokens=*/true);
+  authorization_ = absl::StrCat("Bearer ", kViewerToken);
+  const HttpResponse response = Get("/api/v1/checkpoint", "job=a&which=last");
+  ASSERT_EQ(response.status, 200) << response.body;
+  std::ofstream(folder_ / "tokens") << "";
+  // Pieces come until it is looked at the token again.
+  const absl::Time give_up = absl::Now() + absl::Seconds(30);
+  bool ended = false;
+  while (!ended && absl::Now() < give_up) {
+    int pieces = 0;
+    response.pieces([&](absl::string_view) {
+      const absl::Time next_look = absl::Now() + absl::Milliseconds(1100);
+      while (pieces == 0 && absl::Now() < next_look) std::this_thread::yield();
+      ++pieces;
+      return true;
+    });
+    ended = pieces == 1;
+  }
+  EXPECT_TRUE(ended);
+}
+
 TEST_F(PageHttpTest, AModelIsAsked) {
   Submit("a");
   MakeCheckpoint("a", 10);
   const Json reply = Json::parse(
       Post("/api/v1/prompt", R"({"job": "a", "which": "p-10", "prompt": "Hi", "max_tokens": 7, "seed": 3})").body);
   EXPECT_EQ(reply["text"], "p-10 Hi 7 0.8 3");
-  for (const char* wrong : {"[]", "{", R"({"job": "a", "max_tokens": 0})", R"({"job": "a", "max_tokens": 2049})",
-                            R"({"job": "a", "temperature": -1})", R"({"job": 1})"}) {
+  for (const char* wrong :
+       {"[]", "{", R"({"job": "a", "max_tokens": 0})", R"({"job": "a", "max_tokens": 2049})",
+        R"({"job": "a", "max_tokens": 4294967297})", R"({"job": "a", "max_tokens": 1e300})",
+        R"({"job": "a", "max_tokens": -1})", R"({"job": "a", "seed": -1})", R"({"job": "a", "seed": 1e300})",
+        R"({"job": "a", "seed": 0.5})", R"({"job": "a", "temperature": -1})", R"({"job": 1})"}) {
     EXPECT_EQ(Post("/api/v1/prompt", wrong).status, 400) << wrong;
   }
+  EXPECT_THAT(Post("/api/v1/prompt", std::string(1 << 20, '[')).body, HasSubstr("the body has 1048576 bytes"));
   EXPECT_EQ(Post("/api/v1/prompt", R"({"job": "none"})").status, 404);
 }
 
@@ -240,16 +299,23 @@ TEST_F(PageHttpTest, WithoutTokensOnlyThisMachineIsAnswered) {
   for (const char* host : {"localhost", "localhost:8080", "127.0.0.1", "127.3.2.1:80", "[::1]:8080", "[::1]"}) {
     host_ = host;
     EXPECT_EQ(Post("/api/v1/jobs/ListJobs", "{}").status, 200) << host;
+    EXPECT_EQ(Get("/api/v1/ratings/sets").status, 200) << host;
   }
   for (const char* host : {"", "evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "127.evil"}) {
     host_ = host;
     EXPECT_EQ(Post("/api/v1/jobs/ListJobs", "{}").status, 403) << host;
+    EXPECT_EQ(Get("/api/v1/ratings/sets").status, 403) << host;
   }
   host_ = "127.0.0.1";
   Serve(false, /*for_this_machine=*/false);
   EXPECT_EQ(Post("/api/v1/jobs/ListJobs", "{}").status, 403);
   Serve(false, true, /*raters_have_token=*/true);
   EXPECT_EQ(Get("/api/v1/events", "job=a").status, 403);
+  // Who brings the token may call the page what they like.
+  host_ = "millrace.example";
+  EXPECT_EQ(Get("/api/v1/ratings/sets").status, 401);
+  authorization_ = "Bearer raters-token-0123";
+  EXPECT_EQ(Get("/api/v1/ratings/sets").status, 200);
 }
 
 TEST_F(PageHttpTest, ATokenSaysWhoMayWhat) {
@@ -270,7 +336,9 @@ TEST_F(PageHttpTest, ATokenSaysWhoMayWhat) {
   Call("CancelJob", {{"job_id", "before"}});
   const std::string audited = Audited();
   EXPECT_THAT(audited,
-              HasSubstr(R"("who":"olga","role":"operator","peer":"http","method":"Jobs/SubmitJob","job":"mine")"));
+              HasSubstr(R"("who":"olga","role":"operator","peer":"http:192.0.2.7:41000","method":"Jobs/SubmitJob",)"
+                        R"("job":"mine")"));
+  EXPECT_THAT(audited, HasSubstr(R"("who":"","role":"","peer":"http:192.0.2.7:41000","method":"Jobs/ListJobs")"));
   EXPECT_THAT(audited, HasSubstr(R"("method":"Jobs/CancelJob","job":"before","code":"OK")"));
   EXPECT_THAT(audited, HasSubstr(R"("who":"vera","role":"viewer")"));
   EXPECT_THAT(audited, ::testing::Not(HasSubstr("token-0")));
