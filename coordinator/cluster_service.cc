@@ -30,12 +30,21 @@ absl::Status CheckRole(const grpc::ServerContext& context, v1::MemberRole wanted
       absl::StrCat("a ", RoleName(*role), "'s certificate does not let it join as ", v1::MemberRole_Name(wanted)));
 }
 
+// Whose certificate the call shows: the same when it is renewed. Empty without TLS.
+template <typename Context>
+std::string IdentityOf(const Context& context) {
+  const std::shared_ptr<const grpc::AuthContext> connection = context.auth_context();
+  if (connection == nullptr || !IsEncrypted(*connection)) return "";
+  const absl::StatusOr<Role> role = CertificateRole(*connection);
+  return absl::StrCat(role.ok() ? RoleName(*role) : "nobody", " '", CertificateName(*connection), "'");
+}
+
 }  // namespace
 
 // One member's stream. Deletes itself when gRPC is done with it.
 class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice> {
  public:
-  explicit Attendance(ClusterService* service) : service_(service) {}
+  Attendance(ClusterService* service, std::string identity) : service_(service), identity_(std::move(identity)) {}
 
   void Read() {
     absl::MutexLock lock(&mutex_);
@@ -48,16 +57,7 @@ class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat,
       End(grpc::Status::OK);
       return;
     }
-    if (member_id_.empty()) {
-      member_id_ = heartbeat_.member_id();
-      absl::MutexLock lock(&service_->mutex_);
-      service_->attendances_[this] = member_id_;
-      if (service_->epoch_ > 0) SendEpoch(service_->epoch_);
-    }
-    absl::Status heard = heartbeat_.member_id() == member_id_
-                             ? service_->members_->Hear(member_id_, heartbeat_.resident_bytes(), absl::Now())
-                             : absl::InvalidArgumentError("a stream of heartbeats changed its member id");
-    if (!heard.ok()) {
+    if (const absl::Status heard = Hear(); !heard.ok()) {
       End(ToGrpc(heard));
       return;
     }
@@ -98,6 +98,26 @@ class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat,
   }
 
  private:
+  absl::Status Hear() {
+    const std::string& id = heartbeat_.member_id();
+    if (!member_id_.empty() && id != member_id_) {
+      return absl::InvalidArgumentError("a stream of heartbeats changed its member id");
+    }
+    MILLRACE_RETURN_IF_ERROR(service_->members_->Hear(id, heartbeat_.resident_bytes(), absl::Now(), identity_));
+    if (!member_id_.empty()) return absl::OkStatus();
+    absl::MutexLock lock(&service_->mutex_);
+    for (const auto& [attendance, member] : service_->attendances_) {
+      // The end of either stream would be the member's.
+      if (member == id)
+        return absl::AlreadyExistsError("the member has a stream of heartbeats; join again for another");
+    }
+    // From now on this stream's end is the member's.
+    member_id_ = id;
+    service_->attendances_[this] = id;
+    if (service_->epoch_ > 0) SendEpoch(service_->epoch_);
+    return absl::OkStatus();
+  }
+
   void Write() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     notice_ = next_;
     waiting_ = false;
@@ -106,6 +126,7 @@ class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat,
   }
 
   ClusterService* const service_;
+  const std::string identity_;
   v1::Heartbeat heartbeat_;  // only the reading reaction's
   std::string member_id_;    // likewise
   absl::Mutex mutex_;
@@ -120,19 +141,19 @@ ClusterService::~ClusterService() = default;
 
 grpc::Status ClusterService::Join(grpc::ServerContext* context, const v1::JoinRequest* request, v1::JoinReply* reply) {
   if (absl::Status fits = CheckRole(*context, request->role()); !fits.ok()) return ToGrpc(fits);
-  absl::StatusOr<v1::JoinReply> joined = members_->Join(*request, absl::Now());
+  absl::StatusOr<v1::JoinReply> joined = members_->Join(*request, absl::Now(), IdentityOf(*context));
   if (!joined.ok()) return ToGrpc(joined.status());
   *reply = *std::move(joined);
   return grpc::Status::OK;
 }
 
-absl::Status ClusterService::TakeIn(const v1::NextWorkRequest& request) {
+absl::Status ClusterService::TakeIn(const v1::NextWorkRequest& request, const std::string& identity) {
   if (request.results_size() > kMostResults) {
     return absl::InvalidArgumentError(
         absl::StrCat(request.results_size(), " results in one call; at most ", kMostResults));
   }
-  MILLRACE_RETURN_IF_ERROR(members_->Hear(request.member_id(), 0, absl::Now()));
-  board_->Report(std::vector<v1::WorkResult>(request.results().begin(), request.results().end()));
+  MILLRACE_RETURN_IF_ERROR(members_->Hear(request.member_id(), 0, absl::Now(), identity));
+  board_->Report(request.member_id(), std::vector<v1::WorkResult>(request.results().begin(), request.results().end()));
   if (request.drain()) board_->Dismiss(request.member_id());
   return absl::OkStatus();
 }
@@ -140,7 +161,7 @@ absl::Status ClusterService::TakeIn(const v1::NextWorkRequest& request) {
 grpc::ServerUnaryReactor* ClusterService::NextWork(grpc::CallbackServerContext* context,
                                                    const v1::NextWorkRequest* request, v1::NextWorkReply* reply) {
   grpc::ServerUnaryReactor* const call = context->DefaultReactor();
-  const absl::Status taken = TakeIn(*request);
+  const absl::Status taken = TakeIn(*request, IdentityOf(*context));
   if (!taken.ok()) {
     call->Finish(ToGrpc(taken));
     return call;
@@ -164,8 +185,8 @@ grpc::ServerUnaryReactor* ClusterService::NextWork(grpc::CallbackServerContext* 
   return call;
 }
 
-grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice>* ClusterService::Attend(grpc::CallbackServerContext*) {
-  auto* const attendance = new Attendance(this);
+grpc::ServerBidiReactor<v1::Heartbeat, v1::Notice>* ClusterService::Attend(grpc::CallbackServerContext* context) {
+  auto* const attendance = new Attendance(this, IdentityOf(*context));
   bool closed;
   {
     absl::MutexLock lock(&mutex_);

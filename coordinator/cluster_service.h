@@ -41,7 +41,7 @@ class ClusterService
   class Attendance;
 
   // What a call for work says of the work before.
-  absl::Status TakeIn(const v1::NextWorkRequest& request);
+  absl::Status TakeIn(const v1::NextWorkRequest& request, const std::string& identity);
 
   Members* const members_;
   WorkBoard* const board_;

@@ -1,10 +1,12 @@
 #include "coordinator/members.h"
 
+#include <openssl/rand.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <utility>
 
-#include "absl/random/random.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -42,9 +44,17 @@ absl::Status CheckRequest(const v1::JoinRequest& request) {
   return absl::OkStatus();
 }
 
+// Keeps ids of a coordinator's former life from meaning somebody else now, and others from speaking for the member.
+uint64_t Chance() {
+  uint64_t number = 0;
+  if (RAND_bytes(reinterpret_cast<unsigned char*>(&number), sizeof(number)) != 1) std::abort();
+  return number;
+}
+
 }  // namespace
 
-absl::StatusOr<v1::JoinReply> Members::Join(const v1::JoinRequest& request, absl::Time now) {
+absl::StatusOr<v1::JoinReply> Members::Join(const v1::JoinRequest& request, absl::Time now,
+                                            const std::string& identity) {
   if (absl::Status status = CheckRequest(request); !status.ok()) return status;
   const bool shard = request.role() == v1::SHARD;
   const std::string& expected = shard ? options_.shard_conformance_digest : options_.worker_conformance_digest;
@@ -68,14 +78,13 @@ absl::StatusOr<v1::JoinReply> Members::Join(const v1::JoinRequest& request, absl
       return absl::ResourceExhaustedError(absl::StrCat("the cluster is full: ", options_.limit, " members"));
     }
     member.number = ++joined_;
-    // The random part keeps ids of a coordinator's former life from meaning somebody else now.
-    member.id = absl::StrFormat("%s-%d-%08x", shard ? "shard" : "worker", member.number,
-                                absl::Uniform<uint32_t>(absl::BitGen()));
+    member.id = absl::StrFormat("%s-%d-%016x", shard ? "shard" : "worker", member.number, Chance());
     member.role = request.role();
     member.name = request.name();
     member.address = request.address();
     member.build = request.build();
     member.processor = request.processor();
+    member.identity = identity;
     member.threads = request.threads();
     member.last_heard = now;
     members_.emplace(member.id, member);
@@ -89,12 +98,18 @@ absl::StatusOr<v1::JoinReply> Members::Join(const v1::JoinRequest& request, absl
   return reply;
 }
 
-absl::Status Members::Hear(absl::string_view member_id, uint64_t resident_bytes, absl::Time now) {
+absl::Status Members::Hear(absl::string_view member_id, uint64_t resident_bytes, absl::Time now,
+                           const std::string& identity) {
   absl::MutexLock lock(&mutex_);
   const auto member = members_.find(member_id);
   if (member == members_.end()) {
     return absl::NotFoundError(absl::StrCat("no member '", absl::CHexEscape(member_id.substr(0, kMaxNameBytes)),
                                             "' here (any more); join again"));
+  }
+  if (member->second.identity != identity) {
+    return absl::PermissionDeniedError(absl::StrCat("member '", member->second.name,
+                                                    "' joined with the certificate of another than ",
+                                                    identity.empty() ? "who calls, who shows none" : identity));
   }
   member->second.last_heard = std::max(member->second.last_heard, now);
   if (resident_bytes > 0) member->second.resident_bytes = resident_bytes;

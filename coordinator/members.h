@@ -28,6 +28,7 @@ struct Member {
   std::string address;  // of a shard
   std::string build;
   std::string processor;
+  std::string identity;  // whose certificate it joined with; empty: nobody was asked
   uint32_t threads = 0;
   uint64_t resident_bytes = 0;
   uint64_t number = 0;  // in the order of joining
@@ -53,11 +54,13 @@ class Members {
 
   // Admits a member. PERMISSION_DENIED for another conformance digest (naming member, build, processor and both
   // digests), ALREADY_EXISTS for the name of a living member, RESOURCE_EXHAUSTED above the limit, INVALID_ARGUMENT
-  // for a request that no member sends.
-  absl::StatusOr<v1::JoinReply> Join(const v1::JoinRequest& request, absl::Time now);
+  // for a request that no member sends. `identity`: whose certificate it shows, if any. Its id is of 64 bits of chance:
+  // who was not told it does not find it.
+  absl::StatusOr<v1::JoinReply> Join(const v1::JoinRequest& request, absl::Time now, const std::string& identity = "");
 
-  // Notes a sign of life. NOT_FOUND: not a member (any more).
-  absl::Status Hear(absl::string_view member_id, uint64_t resident_bytes, absl::Time now);
+  // Notes a sign of life. NOT_FOUND: not a member (any more). PERMISSION_DENIED: it joined under another identity.
+  absl::Status Hear(absl::string_view member_id, uint64_t resident_bytes, absl::Time now,
+                    const std::string& identity = "");
 
   // Removes the member, if it still is one.
   void Remove(absl::string_view member_id, absl::string_view why);

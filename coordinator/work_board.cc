@@ -37,13 +37,15 @@ int WorkBoard::workers() const {
   return static_cast<int>(known_epoch_.size());
 }
 
-void WorkBoard::Report(absl::Span<const v1::WorkResult> results) {
+void WorkBoard::Report(const std::string& worker, absl::Span<const v1::WorkResult> results) {
   if (results.empty()) return;
   absl::MutexLock lock(&mutex_);
   const absl::Time now = now_();
   for (const v1::WorkResult& result : results) {
     const auto holder = lease_holder_.find(result.lease());
-    const UnitLedger::Verdict verdict = ledger_.Report(result, now);
+    // Leases are numbered one after another: another's is soon guessed.
+    const bool its_own = holder != lease_holder_.end() && holder->second == worker;
+    const UnitLedger::Verdict verdict = its_own ? ledger_.Report(result, now) : UnitLedger::Verdict::kStale;
     switch (verdict) {
       case UnitLedger::Verdict::kAccepted:
         ++counts_.accepted;
@@ -60,10 +62,8 @@ void WorkBoard::Report(absl::Span<const v1::WorkResult> results) {
         break;
     }
     const bool worked = verdict == UnitLedger::Verdict::kAccepted || verdict == UnitLedger::Verdict::kRepeated;
-    if (worked && holder != lease_holder_.end()) {
-      if (const auto known = known_epoch_.find(holder->second); known != known_epoch_.end()) {
-        known->second = result.epoch();
-      }
+    if (const auto known = known_epoch_.find(worker); worked && known != known_epoch_.end()) {
+      known->second = result.epoch();
     }
   }
   if (ledger_.complete() || !ledger_.failure().empty()) progress_.SignalAll();

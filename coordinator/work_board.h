@@ -40,8 +40,9 @@ class WorkBoard {
   void Dismiss(const std::string& worker);
   int workers() const;
 
-  // Takes results in; those that are stale or repeated count for nothing.
-  void Report(absl::Span<const v1::WorkResult> results);
+  // Takes the worker's results in; those that are stale, repeated, or of units that were leased to another count for
+  // nothing.
+  void Report(const std::string& worker, absl::Span<const v1::WorkResult> results);
   // Leases up to `limit` units to the worker as soon as there is work, in the order of the calls, and gives them to
   // `answer`: from this call, or later from the board's thread; none soon after `deadline`. A unit carries the phase's
   // context until the worker has reported a result of its epoch. NOT_FOUND: not admitted (any more).

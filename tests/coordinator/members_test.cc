@@ -53,6 +53,17 @@ TEST_F(MembersTest, AnotherConformanceDigestIsRefusedNamingMemberBuildAndProcess
   EXPECT_TRUE(joined_.empty());
 }
 
+TEST_F(MembersTest, AMembersIdCannotBeGuessedAndIsOfUseToItAlone) {
+  const std::string id = members_.Join(Request(v1::WORKER, "w-1"), kStart, "worker 'a'")->member_id();
+  EXPECT_THAT(id, testing::MatchesRegex("worker-1-[0-9a-f]{16}"));
+  EXPECT_TRUE(members_.Hear(id, 0, kStart, "worker 'a'").ok());
+  for (const char* identity : {"", "worker 'b'", "shard 'a'"}) {
+    const absl::Status status = members_.Hear(id, 0, kStart, identity);
+    EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
+    EXPECT_THAT(status.message(), HasSubstr("member 'w-1'"));
+  }
+}
+
 TEST_F(MembersTest, SilenceForLongerThanTheLeaseRemovesAMember) {
   const std::string quiet = members_.Join(Request(v1::WORKER, "quiet"), kStart)->member_id();
   const std::string lively = members_.Join(Request(v1::SHARD, "lively"), kStart)->member_id();

@@ -257,7 +257,7 @@ class SimulatedWorker {
           members_->Remove(id_, "killed");
           return;
         }
-        board_->Report({result});
+        board_->Report(id_, {result});
       }
     }
   }

@@ -55,7 +55,7 @@ TEST(WorkBoard, WorkersThatWaitAreWokenByAnOfferAndTheRunnerByTheLastResult) {
       while (!over) {
         const auto units = Take(&board, name);
         if (!units.ok()) return;
-        for (const v1::WorkUnit& unit : *units) board.Report({Done(unit)});
+        for (const v1::WorkUnit& unit : *units) board.Report(name, {Done(unit)});
       }
     });
   }
@@ -83,7 +83,7 @@ TEST(WorkBoard, TheContextComesUntilAResultOfItsEpochShowsThatTheWorkerHasIt) {
   const v1::WorkUnit first = Take(&board, "a")->front();
   EXPECT_EQ(first.context().phase().name(), "pretrain");
   EXPECT_TRUE(Take(&board, "a")->front().has_context());  // nothing heard from the worker yet
-  board.Report({Done(first)});
+  board.Report("a", {Done(first)});
   EXPECT_FALSE(Take(&board, "a")->front().has_context());
   board.SetContext(Context(2));
   board.Offer(Units(2, 0, 1));
@@ -100,7 +100,7 @@ TEST(WorkBoard, ADismissedWorkersUnitsGoToOthersAndItsCallsEnd) {
   std::thread b([&] {
     const auto units = Take(&board, "b");
     ASSERT_TRUE(units.ok());
-    board.Report({Done(units->front())});
+    board.Report("b", {Done(units->front())});
   });
   board.Dismiss("a");
   EXPECT_TRUE(board.Await(&Never).ok());
@@ -178,7 +178,7 @@ TEST(WorkBoard, AUnitThatCannotBeDoneEndsTheWaitWithItsReason) {
   v1::WorkResult result = Done(Take(&board, "a")->front());
   result.set_failed(true);
   result.set_error("loss is not finite");
-  board.Report({result});
+  board.Report("a", {result});
   const auto results = board.Await(&Never);
   EXPECT_EQ(results.status().code(), absl::StatusCode::kAborted);
   EXPECT_THAT(results.status().message(), testing::HasSubstr("loss is not finite"));
@@ -198,7 +198,26 @@ TEST(WorkBoard, AnOverdueUnitIsOfferedAgainByTick) {
   board.Tick();
   const auto units = Take(&board, "b", absl::InfinitePast());
   ASSERT_EQ(units->size(), 1u);
-  board.Report({Done(units->front())});
+  board.Report("b", {Done(units->front())});
+  EXPECT_TRUE(board.Await(&Never).ok());
+}
+
+TEST(WorkBoard, AWorkerSpeaksForItsOwnUnitsAlone) {
+  WorkBoard board;
+  board.Admit("a");
+  board.Admit("b");
+  board.SetContext(Context(1));
+  board.Offer(Units(1, 0, 1));
+  const v1::WorkUnit unit = Take(&board, "a")->front();
+  v1::WorkResult failed = Done(unit);
+  failed.set_failed(true);
+  board.Report("b", {failed});
+  board.Report("b", {Done(unit)});
+  board.Report("nobody", {Done(unit)});
+  EXPECT_EQ(board.counts().accepted, 0u);
+  EXPECT_EQ(board.counts().failed, 0u);
+  EXPECT_EQ(board.counts().stale, 3u);
+  board.Report("a", {Done(unit)});
   EXPECT_TRUE(board.Await(&Never).ok());
 }
 
