@@ -1,12 +1,18 @@
 #include "coordinator/data_roots.h"
 
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/message.h>
+
 #include <filesystem>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "proto/millrace/v1/field_options.pb.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -81,6 +87,83 @@ TEST_F(DataRootsTest, FilesThatGlobsAndFoldersFindAreFollowedToo) {
   // A link to a folder that only a pattern finds.
   Link(folder_ / "outside", "root/links");
   EXPECT_TRUE(absl::IsPermissionDenied(Check(WithSource("link?/secret.txt"))));
+}
+
+// Texts of a job that are no paths. Whoever gives a job another text has to say here that it is none, or to look at it
+// in DataRoots::Check.
+const std::set<std::string>& NoPaths() {
+  static const auto* const fields = new std::set<std::string>{"name",
+                                                              "labels",
+                                                              "data.sources.field",
+                                                              "tokenizer.special_tokens",
+                                                              "phases.name",
+                                                              "phases.data.sources.field",
+                                                              "phases.chat.system",
+                                                              "phases.trainable.freeze",
+                                                              "phases.trainable.learning_rates.pattern",
+                                                              "phases.rewards.pattern",
+                                                              "phases.compare.title",
+                                                              "phases.adapter.targets",
+                                                              "phases.adapter.feedforward_targets",
+                                                              "phases.adapter.init_text"};
+  return *fields;
+}
+
+using Descriptor = google::protobuf::Descriptor;
+using Field = google::protobuf::FieldDescriptor;
+
+// The dotted names of all fields that hold text of the user's own, with the way to each. Maps are taken as one field.
+void FindTexts(const Descriptor& message, const std::string& path, const std::vector<const Field*>& way,
+               std::vector<std::pair<std::string, std::vector<const Field*>>>* texts) {
+  for (int i = 0; i < message.field_count(); ++i) {
+    const Field* const field = message.field(i);
+    const std::string name = path.empty() ? field->name() : absl::StrCat(path, ".", field->name());
+    std::vector<const Field*> longer = way;
+    longer.push_back(field);
+    const bool words = field->is_map();
+    if (field->cpp_type() == Field::CPPTYPE_MESSAGE && !words) {
+      FindTexts(*field->message_type(), name, longer, texts);
+    } else if (words || (field->cpp_type() == Field::CPPTYPE_STRING &&
+                         field->options().GetExtension(v1::rule).one_of_size() == 0)) {
+      texts->push_back({name, longer});
+    }
+  }
+}
+
+// A job with this one text.
+v1::JobSpec JobWith(const std::vector<const Field*>& way, const std::string& text) {
+  v1::JobSpec job;
+  google::protobuf::Message* message = &job;
+  for (const Field* const field : way) {
+    const google::protobuf::Reflection& reflection = *message->GetReflection();
+    if (field->cpp_type() == Field::CPPTYPE_MESSAGE) {
+      message =
+          field->is_repeated() ? reflection.AddMessage(message, field) : reflection.MutableMessage(message, field);
+    } else if (field->is_repeated()) {
+      reflection.AddString(message, field, text);
+    } else {
+      reflection.SetString(message, field, text);
+    }
+  }
+  return job;
+}
+
+TEST_F(DataRootsTest, EveryTextOfAJobIsAPathThatIsLookedAtOrKnownToBeNone) {
+  std::vector<std::pair<std::string, std::vector<const Field*>>> texts;
+  FindTexts(*v1::JobSpec::descriptor(), "", {}, &texts);
+  std::set<std::string> found;
+  int paths = 0;
+  for (const auto& [name, way] : texts) {
+    found.insert(name);
+    if (NoPaths().contains(name)) continue;
+    ++paths;
+    const absl::Status status = Check(JobWith(way, folder_ / "outside"), Depth::kPaths);
+    EXPECT_TRUE(absl::IsPermissionDenied(status))
+        << name
+        << " may hold a path that DataRoots::Check does not look at; if it is none, add it to NoPaths: " << status;
+  }
+  EXPECT_GE(paths, 9);
+  for (const std::string& name : NoPaths()) EXPECT_TRUE(found.contains(name)) << name << " is no text of a job";
 }
 
 TEST_F(DataRootsTest, EveryPathOfAJobIsLookedAt) {
