@@ -21,6 +21,10 @@ namespace millrace::coordinator {
 namespace {
 
 constexpr size_t kMaxNameBytes = 48;
+constexpr int kMostParameters = 64;
+constexpr size_t kMaxSweepBytes = 1 << 20;
+// Of the requests of all trials.
+constexpr size_t kMaxTrialsBytes = 256 << 20;
 constexpr int kEventsARead = 1024;
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
@@ -38,6 +42,13 @@ absl::Status CheckParameter(const v1::SweepSpec& sweep, const v1::SweepParameter
 }
 
 absl::Status CheckSweep(const v1::SweepSpec& sweep) {
+  if (sweep.ByteSizeLong() > kMaxSweepBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("the sweep is larger than ", kMaxSweepBytes, " bytes"));
+  }
+  if (sweep.parameters_size() > kMostParameters) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("parameters: there are ", sweep.parameters_size(), "; at most ", kMostParameters));
+  }
   MILLRACE_RETURN_IF_ERROR(CheckRules(sweep));
   MILLRACE_RETURN_IF_ERROR(CheckName("name", sweep.name()));
   if (sweep.name().size() > kMaxNameBytes) {
@@ -169,6 +180,10 @@ absl::StatusOr<v1::Sweep> Sweeps::Start(const v1::StartSweepRequest& request, co
   MILLRACE_ASSIGN_OR_RETURN(const std::vector<std::vector<std::string>> trials, TrialsOf(sweep.spec()));
   if (!request.job().idempotency_key().empty() || request.job().validate_only()) {
     return absl::InvalidArgumentError("job: idempotency_key and validate_only are for jobs of their own");
+  }
+  if (request.job().ByteSizeLong() * trials.size() > kMaxTrialsBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("job: ", trials.size(), " trials of ", request.job().ByteSizeLong(),
+                                                   " bytes are more than ", kMaxTrialsBytes, " in all"));
   }
   absl::MutexLock lock(&mutex_);
   std::string id = sweep.spec().name();

@@ -47,6 +47,20 @@ parameters:
                                "seed=2 phases.0.optimizer.lr=0.2", "seed=2 phases.0.optimizer.lr=0.3"));
 }
 
+TEST(Sweeps, HasBounds) {
+  v1::SweepSpec sweep = Parsed("name: g\nparameters: [{field: seed, values: [1]}]\n");
+  for (int i = 0; i < 64; ++i) {
+    v1::SweepParameter* const parameter = sweep.add_parameters();
+    parameter->set_field(absl::StrCat("f", i));
+    parameter->add_values("1");
+  }
+  EXPECT_THAT(std::string(TrialsOf(sweep).status().message()), HasSubstr("parameters: there are 65; at most 64"));
+  sweep.mutable_parameters()->RemoveLast();
+  EXPECT_TRUE(TrialsOf(sweep).ok());
+  sweep.mutable_parameters(0)->set_values(0, std::string(1 << 20, 'x'));
+  EXPECT_THAT(std::string(TrialsOf(sweep).status().message()), HasSubstr("the sweep is larger than 1048576 bytes"));
+}
+
 TEST(Sweeps, DrawsAreWithinTheirBoundsAndTheSameEachTime) {
   const std::string yaml = R"(
 name: r
