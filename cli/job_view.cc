@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "common/job_file.h"
+#include "text/readable_text.h"
 
 namespace millrace::cli {
 
@@ -75,6 +76,13 @@ void JobView::Show(const v1::JobEvent& event) {
         absl::StrAppendFormat(&text, ", %s %.4f", absl::StrReplaceAll(name, {{"_", " "}}), value);
       }
       line_->Print(absl::StrCat(text, evaluation.best() ? " (best)" : ""));
+      break;
+    }
+    case v1::JobEvent::kSamples: {
+      for (const v1::Sample& sample : event.samples().samples()) {
+        line_->Print(absl::StrCat("  ", text::QuotedText(sample.prompt()), " → ", text::QuotedText(sample.text()),
+                                  sample.ended() ? "" : " …"));
+      }
       break;
     }
     case v1::JobEvent::kCheckpoint:

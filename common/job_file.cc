@@ -179,6 +179,33 @@ absl::Status CheckSampling(const v1::PhaseSpec& phase, const std::string& path) 
   return absl::OkStatus();
 }
 
+// What a phase whose model writes at evaluations must say.
+absl::Status CheckSamples(const v1::PhaseSpec& phase, const std::string& path) {
+  constexpr int kMaxPrompts = 8;
+  constexpr size_t kMaxPromptBytes = 4096;
+  const ObjectiveTraits traits = TraitsOf(phase.objective());
+  if (!traits.learns || traits.trains_rewards || traits.hides) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": only for models that write text and are evaluated, not for ", phase.objective()));
+  }
+  const auto& prompts = phase.evaluate().samples().prompts();
+  if (prompts.size() > kMaxPrompts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".prompts: there are ", prompts.size(), "; at most ", kMaxPrompts));
+  }
+  for (int i = 0; i < prompts.size(); ++i) {
+    if (prompts[i].size() > kMaxPromptBytes) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".prompts.", i, ": ", prompts[i].size(), " bytes; at most ", kMaxPromptBytes));
+    }
+    if (prompts[i].empty() && !traits.data.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".prompts.", i, " is empty: in a phase of conversations a prompt is what a user says"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
   MILLRACE_RETURN_IF_ERROR(CheckName(path + ".name", phase.name()));
   const uint32_t microbatch = phase.has_microbatch() ? phase.microbatch() : LargestDivisor(phase.global_batch(), 4);
@@ -228,6 +255,7 @@ absl::Status CheckPhase(const v1::PhaseSpec& phase, const std::string& path) {
                                                    phase.mask().random(),
                                                    ") are shares of the hidden tokens; together at most 1"));
   }
+  if (phase.evaluate().has_samples()) MILLRACE_RETURN_IF_ERROR(CheckSamples(phase, path + ".evaluate.samples"));
   if (!traits.learns) return CheckComparing(phase, path);
   if (traits.samples) MILLRACE_RETURN_IF_ERROR(CheckSampling(phase, path));
   const v1::OptimizerSpec& optimizer = phase.optimizer();

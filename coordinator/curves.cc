@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <set>
 #include <utility>
@@ -21,6 +22,9 @@ constexpr int kMostJobs = 100;
 constexpr int kMostMetrics = 100;
 constexpr uint32_t kDefaultPoints = 1000;
 constexpr uint32_t kMostPoints = 10'000;
+// What every job measures, sooner or later.
+constexpr absl::string_view kAlways[] = {"train_loss", "held_out_loss", "learning_rate", "gradient_norm",
+                                         "tokens_per_second"};
 constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
 
 }  // namespace
@@ -187,7 +191,8 @@ absl::StatusOr<v1::GetCurvesReply> Curves::Get(const v1::GetCurvesRequest& reque
     }
   }
   for (const std::string& metric : request.metrics()) {
-    if (there.empty() || there.count(metric) > 0) continue;
+    const bool known = std::find(std::begin(kAlways), std::end(kAlways), metric) != std::end(kAlways);
+    if (known || there.empty() || there.count(metric) > 0) continue;
     return absl::NotFoundError(absl::StrCat("no metric '", absl::CHexEscape(metric.substr(0, 100)),
                                             "'; there are: ", absl::StrJoin(there, ", ")));
   }

@@ -27,7 +27,7 @@ class Curves {
   explicit Curves(JobBook* book, size_t kept_steps = 4'000'000) : book_(book), kept_steps_(kept_steps) {}
 
   // As the service's GetCurves says. INVALID_ARGUMENT for bounds that are exceeded, NOT_FOUND for a job or a metric
-  // that there is not; a metric that only some of the jobs have is fine.
+  // that there is not; a metric that only some of the jobs have is fine, and so is a loss that none has yet.
   absl::StatusOr<v1::GetCurvesReply> Get(const v1::GetCurvesRequest& request);
 
  private:

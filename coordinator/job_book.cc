@@ -240,6 +240,7 @@ absl::Status JobBook::Supersede(absl::string_view job_id, absl::string_view phas
     const auto happens_again = [&](const v1::JobEvent& event) {
       return (event.has_step() && event.step().phase() == phase && event.step().step() > step) ||
              (event.has_evaluation() && event.evaluation().phase() == phase && event.evaluation().step() > step) ||
+             (event.has_samples() && event.samples().phase() == phase && event.samples().step() > step) ||
              (event.has_checkpoint() && event.checkpoint().phase() == phase && event.checkpoint().step() > step);
     };
     std::erase_if(entry->pending, happens_again);

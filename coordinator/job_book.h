@@ -57,7 +57,7 @@ class JobBook {
   // Adds an event, giving it its sequence and time. Jobs that are gone are ignored.
   void Append(absl::string_view job_id, v1::JobEvent event);
   void Log(absl::string_view job_id, absl::string_view severity, absl::string_view text);
-  // Forgets steps, evaluations and checkpoints of the phase after `step`.
+  // Forgets steps, evaluations, samples and checkpoints of the phase after `step`.
   absl::Status Supersede(absl::string_view job_id, absl::string_view phase, uint64_t step);
   // Writes what is pending.
   absl::Status Flush();

@@ -26,6 +26,7 @@
 #include "coordinator/checkpoint_reader.h"
 #include "coordinator/checkpoint_shelf.h"
 #include "coordinator/checkpoint_writer.h"
+#include "coordinator/evaluation_samples.h"
 #include "coordinator/job_data.h"
 #include "coordinator/planner.h"
 #include "coordinator/progress_files.h"
@@ -182,6 +183,7 @@ class JobRun {
   absl::StatusOr<bool> MustPrepare(const std::string& folder, const absl::Status& opened) const;
   absl::Status PrepareJob();
   absl::Status PreparePhase();
+  absl::Status OpenSamples();
   absl::Status OpenPhase(int index);
   absl::StatusOr<JobOutcome> TrainPhase();
   absl::StatusOr<JobOutcome> CollectRatings();
@@ -217,6 +219,7 @@ class JobRun {
   absl::StatusOr<double> TrainLoss(uint64_t version, absl::Span<const v1::WorkResult> results);
   absl::StatusOr<bool> Evaluate(uint64_t version, absl::Span<const v1::WorkResult> results);
   absl::StatusOr<double> HeldOutLoss(uint64_t version, absl::Span<const v1::WorkResult> results, uint64_t wanted) const;
+  absl::Status TellSamples(uint64_t version, const v1::WorkResult& result);
   absl::Status Commit(uint64_t version, double train_loss);
   absl::Status BeginCheckpoint(uint64_t version);
   absl::Status FinishCheckpoint();
@@ -311,6 +314,7 @@ class JobRun {
   std::optional<v1::PhaseSpec> phase_;  // with the steps that its epochs take
   uint32_t phase_index_ = 0;
   std::unique_ptr<Planner> planner_;
+  std::unique_ptr<EvaluationSamples> samples_;  // null: nothing is written at evaluations
   std::unique_ptr<StopRules> rules_;
   std::vector<CheckpointManifest::Evaluation> evaluations_;  // what rules_ was fed
   uint64_t reached_ = 0;                                     // version
@@ -365,6 +369,7 @@ absl::Status JobRun::PrepareData() {
     phase_ = phase;
     // What people will say is not known yet.
     if (phase.has_data() && !LearnsFromRatings(phase)) MILLRACE_RETURN_IF_ERROR(PreparePhase());
+    MILLRACE_RETURN_IF_ERROR(OpenSamples());
   }
   return absl::OkStatus();
 }
@@ -417,6 +422,13 @@ absl::Status JobRun::PreparePhase() {
   return absl::OkStatus();
 }
 
+absl::Status JobRun::OpenSamples() {
+  samples_.reset();
+  if (!phase_->evaluate().has_samples()) return absl::OkStatus();
+  MILLRACE_ASSIGN_OR_RETURN(samples_, EvaluationSamples::Open(spec_, *phase_, data_directory(), base_directory_));
+  return absl::OkStatus();
+}
+
 absl::Status JobRun::OpenPhase(int index) {
   phase_ = spec_.phases(index);
   phase_index_ = static_cast<uint32_t>(index);
@@ -435,6 +447,7 @@ absl::Status JobRun::OpenPhase(int index) {
                                                    " is no multiple of the ", StepsOfRollout(*phase_),
                                                    " steps in which the answers of a rollout are learnt from"));
   }
+  MILLRACE_RETURN_IF_ERROR(OpenSamples());
   rules_ = std::make_unique<StopRules>(phase_->stop());
   evaluations_.clear();
   blocks_.reset();
@@ -621,6 +634,7 @@ v1::PhaseContext JobRun::Context(uint64_t epoch) const {
     context.set_end_of_turn(planner_->end_of_turn());
   }
   for (const auto& [text, id] : planner_->special_tokens()) (*context.mutable_special_tokens())[text] = id;
+  if (samples_ != nullptr) context.mutable_sample_ends()->Add(samples_->ends().begin(), samples_->ends().end());
   return context;
 }
 
@@ -946,6 +960,8 @@ void JobRun::PrepareUnits(uint64_t version) {
                                               : planner_->Training(epoch_, version);
   }
   if (EvaluationDue(version)) {
+    // The longest first: others score meanwhile.
+    if (samples_ != nullptr) prepared_.push_back(samples_->Unit(epoch_, version));
     for (v1::WorkUnit& unit : planner_->Evaluation(epoch_, version)) prepared_.push_back(std::move(unit));
   }
 }
@@ -984,7 +1000,9 @@ absl::StatusOr<JobOutcome> JobRun::Steps(uint64_t version) {
       MILLRACE_ASSIGN_OR_RETURN(train_loss, TrainLoss(version, absl::MakeSpan(*results).subspan(0, training)));
     }
     if (EvaluationDue(version)) {
-      MILLRACE_ASSIGN_OR_RETURN(best, Evaluate(version, absl::MakeSpan(*results).subspan(training)));
+      const size_t sampling = samples_ == nullptr ? 0 : 1;
+      MILLRACE_ASSIGN_OR_RETURN(best, Evaluate(version, absl::MakeSpan(*results).subspan(training + sampling)));
+      if (sampling > 0) MILLRACE_RETURN_IF_ERROR(TellSamples(version, (*results)[training]));
       evaluated = true;
     }
     const std::string reason = rules_->Reason(version);
@@ -1123,6 +1141,15 @@ absl::StatusOr<bool> JobRun::Evaluate(uint64_t version, absl::Span<const v1::Wor
        {"bits_per_byte", evaluation.bits_per_byte},
        {"best", best}});
   return best;
+}
+
+absl::Status JobRun::TellSamples(uint64_t version, const v1::WorkResult& result) {
+  MILLRACE_ASSIGN_OR_RETURN(v1::SamplesEvent samples, samples_->Read(version, result));
+  v1::JobEvent event;
+  *event.mutable_samples() = std::move(samples);
+  WriteFiles(event);
+  parts_.book->Append(id_, std::move(event));
+  return absl::OkStatus();
 }
 
 // Applies the step after `version`, whose gradients are all in.

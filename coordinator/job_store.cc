@@ -35,6 +35,8 @@ Place PlaceOf(const v1::JobEvent& event) {
       return {event.evaluation().phase(), event.evaluation().step()};
     case v1::JobEvent::kCheckpoint:
       return {event.checkpoint().phase(), event.checkpoint().step()};
+    case v1::JobEvent::kSamples:
+      return {event.samples().phase(), event.samples().step()};
     default:
       return {};
   }

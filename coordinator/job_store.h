@@ -5,7 +5,8 @@
 //       place: in the queue and in lists; record: StoredJob as a Job message, with the two fields below beside it
 //   job_files(id, base_directory TEXT, job_yaml BLOB)
 //   events(job TEXT, sequence INTEGER, kind INTEGER, phase TEXT, step INTEGER, record BLOB)
-//       kind: the field number of JobEvent's oneof; phase and step of steps, evaluations and checkpoints, else '' and 0
+//       kind: the field number of JobEvent's oneof; phase and step of steps, evaluations, samples and
+//       checkpoints, else '' and 0
 //   counters(name TEXT PRIMARY KEY, value INTEGER)
 //       "epoch": the last one used; "place": the last one given
 //   sweeps(id TEXT PRIMARY KEY, record BLOB)
@@ -64,7 +65,7 @@ class JobStore {
   // Up to `limit` events with a sequence above `after`, in order.
   absl::StatusOr<std::vector<v1::JobEvent>> ReadEvents(absl::string_view job_id, uint64_t after, int limit);
   absl::StatusOr<uint64_t> LastSequence(absl::string_view job_id);
-  // Forgets steps, evaluations and checkpoints of the phase after `step`: they will happen again.
+  // Forgets steps, evaluations, samples and checkpoints of the phase after `step`: they will happen again.
   absl::Status Supersede(absl::string_view job_id, absl::string_view phase, uint64_t step);
 
  private:

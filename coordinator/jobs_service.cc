@@ -50,6 +50,15 @@ bool Fits(const v1::ListJobsRequest& filters, const v1::Job& job) {
          absl::StartsWith(job.id(), filters.name_prefix());
 }
 
+// The job with what a list shows of its file.
+v1::Job Brief(v1::Job job) {
+  v1::JobSpec spec;
+  spec.mutable_labels()->swap(*job.mutable_spec()->mutable_labels());
+  for (const v1::PhaseSpec& phase : job.spec().phases()) spec.add_phases()->set_name(phase.name());
+  *job.mutable_spec() = std::move(spec);
+  return job;
+}
+
 // A page's token is the id of the job with which it starts: one that is gone meanwhile is an error rather than a gap.
 absl::Status ListPage(const v1::ListJobsRequest& request, std::vector<v1::Job> jobs, v1::ListJobsReply* reply) {
   const uint32_t size = request.page_size() == 0 ? kDefaultPage : request.page_size();
@@ -64,7 +73,7 @@ absl::Status ListPage(const v1::ListJobsRequest& request, std::vector<v1::Job> j
     begun = begun || job.id() == request.page_token();
     if (!begun) continue;
     if (static_cast<uint32_t>(reply->jobs_size()) < size) {
-      *reply->add_jobs() = std::move(job);
+      *reply->add_jobs() = request.brief() ? Brief(std::move(job)) : std::move(job);
     } else if (reply->next_page_token().empty()) {
       reply->set_next_page_token(job.id());
     }

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -36,6 +37,11 @@ constexpr absl::string_view kApi = "/api/v1/";
 constexpr absl::string_view kJobs = "/api/v1/jobs/";
 constexpr absl::string_view kService = "/millrace.v1.Jobs/";
 constexpr int kEventsAReply = 500;
+// Events that are looked at for a reply with steps=last.
+constexpr int kEventsARead = 4096;
+constexpr int kMostEventsRead = 64 * kEventsARead;
+// What a model wrote may be long.
+constexpr size_t kEventBytesAReply = 2 << 20;
 constexpr uint32_t kMostPromptTokens = 2048;
 constexpr size_t kMostPromptBytes = 64 << 10;
 // Every byte of the prompt written as \u0000, and the rest.
@@ -231,12 +237,40 @@ HttpResponse PageHttp::AnswerJobs(const HttpRequest& request) {
 }
 
 absl::StatusOr<Json> PageHttp::Events(const HttpRequest& request) const {
-  MILLRACE_ASSIGN_OR_RETURN(const uint64_t after, NumberOf(request, "after"));
-  MILLRACE_ASSIGN_OR_RETURN(const std::vector<v1::JobEvent> events,
-                            parts_.book->Read(request.Parameter("job"), after, kEventsAReply));
+  MILLRACE_ASSIGN_OR_RETURN(uint64_t after, NumberOf(request, "after"));
+  const std::string job = request.Parameter("job"), steps = request.Parameter("steps");
+  if (!steps.empty() && steps != "last") return absl::InvalidArgumentError("steps is 'last', or is left out for all");
+  const int a_read = steps.empty() ? kEventsAReply : kEventsARead;
+  std::vector<v1::JobEvent> kept;
+  std::optional<v1::JobEvent> last_step;
+  size_t bytes = 0;
+  const auto full = [&] { return kept.size() >= kEventsAReply || bytes >= kEventBytesAReply; };
+  bool more = true;
+  for (int read = 0; more && !full() && read < kMostEventsRead; read += a_read) {
+    MILLRACE_ASSIGN_OR_RETURN(std::vector<v1::JobEvent> events, parts_.book->Read(job, after, a_read));
+    more = events.size() == static_cast<size_t>(a_read);
+    for (v1::JobEvent& event : events) {
+      if (full()) {
+        more = true;
+        break;
+      }
+      after = event.sequence();
+      if (!steps.empty() && event.has_step()) {
+        last_step = std::move(event);
+      } else {
+        bytes += event.ByteSizeLong();
+        kept.push_back(std::move(event));
+      }
+    }
+  }
+  if (last_step.has_value()) {
+    const auto behind = std::find_if(
+        kept.begin(), kept.end(), [&](const v1::JobEvent& event) { return event.sequence() > last_step->sequence(); });
+    kept.insert(behind, *std::move(last_step));
+  }
   Json list = Json::array();
-  for (const v1::JobEvent& event : events) list.push_back(ToJson(event));
-  return Json{{"events", std::move(list)}, {"more", events.size() == kEventsAReply}};
+  for (const v1::JobEvent& event : kept) list.push_back(ToJson(event));
+  return Json{{"events", std::move(list)}, {"more", more}};
 }
 
 absl::StatusOr<Json> PageHttp::Prompt(const HttpRequest& request) {

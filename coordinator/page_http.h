@@ -3,7 +3,8 @@
 //   GET  /, /rate, /dashboard.js, …        the pages and what they are made of
 //        /api/v1/ratings/…                 ratings_http.h
 //   POST /api/v1/jobs/METHOD               a unary call of the Jobs service (docs/api.md): request and reply as JSON
-//   GET  /api/v1/events?job=ID&after=N     {"events": [JobEvent, …], "more": whether others are there}: those behind N
+//   GET  /api/v1/events?job=ID&after=N     {"events": [JobEvent, …], "more": whether others are there}: those behind N;
+//                                          with steps=last, of a reply's steps only the last
 //   GET  /api/v1/checkpoint?job=ID&which=W a checkpoint's files but the optimizer's, as a tar archive
 //   POST /api/v1/prompt                    {"job", "which", "prompt", "max_tokens", "temperature", "seed"}: {"text"},
 //                                          what a checkpoint's model says

@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "common/checksum.h"
 #include "common/files.h"
 #include "common/status.h"
@@ -56,7 +57,10 @@ Json Line(absl::string_view kind, int64_t unix_ms, const std::string& phase, uin
 // record  = length(u64) masked(length) data masked(data)     little-endian; masked: CRC-32C, turned and shifted (u32)
 // data    = the message tensorflow.Event in Protocol Buffers' encoding, of which these fields are used:
 //   Event       1 wall_time (double)  2 step (int64)  3 file_version (string)  5 summary  7 session_log
-//   Summary     1 value (repeated)    Value: 1 tag (string)  2 simple_value (float)
+//   Summary     1 value (repeated)
+//   Value       1 tag (string)  2 simple_value (float)  8 tensor  9 metadata
+//   Tensor      1 dtype (enum; 7: string)  2 shape  8 string_val (repeated)     Shape: 2 dim     Dim: 1 size (int64)
+//   Metadata    1 plugin_data     PluginData: 1 plugin_name (string)
 //   SessionLog  1 status (enum; 1: START)
 
 constexpr size_t kRecordHead = 12, kRecordTail = 4;
@@ -126,6 +130,35 @@ std::string Scalars(int64_t unix_ms, uint64_t step, const std::vector<std::pair<
   return Record(event);
 }
 
+// As Markdown: a block in which white space is kept.
+std::string Verbatim(absl::string_view text) {
+  return absl::StrCat("    ", absl::StrReplaceAll(text, {{"\n", "\n    "}}));
+}
+
+// The texts of the plugin that shows them, each under a tag of its own.
+std::string Texts(int64_t unix_ms, uint64_t step, const std::vector<std::pair<std::string, std::string>>& texts) {
+  std::string summary;
+  for (const auto& [tag, text] : texts) {
+    std::string dim, shape, tensor, plugin, metadata, one;
+    PutTag(1, kVarint, &dim);
+    PutVarint(1, &dim);
+    PutBytes(2, dim, &shape);
+    PutTag(1, kVarint, &tensor);
+    PutVarint(7, &tensor);
+    PutBytes(2, shape, &tensor);
+    PutBytes(8, text, &tensor);
+    PutBytes(1, "text", &plugin);
+    PutBytes(1, plugin, &metadata);
+    PutBytes(1, tag, &one);
+    PutBytes(8, tensor, &one);
+    PutBytes(9, metadata, &one);
+    PutBytes(1, one, &summary);
+  }
+  std::string event = Event(unix_ms, step);
+  PutBytes(5, summary, &event);
+  return Record(event);
+}
+
 // Of a phase that goes on: readers forget what they know of this step and of later ones.
 std::string SessionStart(int64_t unix_ms, uint64_t first_step) {
   std::string event = Event(unix_ms, first_step), session;
@@ -186,6 +219,12 @@ absl::Status GrowingFile::Append(absl::string_view bytes) {
     return absl::DataLossError(absl::StrCat(failed.message(), "; a part of a record stays at its end"));
   }
   return failed;
+}
+
+absl::Status GrowingFile::Cut(uint64_t size) {
+  if (ftruncate(descriptor_, static_cast<off_t>(size)) != 0) return ErrnoStatus(errno, "cut", path_);
+  size_ = size;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<ProgressFiles>> ProgressFiles::Open(const std::string& directory) {
@@ -279,7 +318,7 @@ absl::Status ProgressFiles::Add(const v1::JobEvent& event) {
       scalars.emplace_back("held_out/bits_per_byte", about.bits_per_byte());
     }
   } else {
-    return absl::OkStatus();
+    return event.has_samples() ? AddSamples(event.samples(), at) : absl::OkStatus();
   }
   MILLRACE_RETURN_IF_ERROR(lines_->Append(absl::StrCat(line.dump(), "\n")));
   MILLRACE_RETURN_IF_ERROR(table_->Append(row));
@@ -292,7 +331,51 @@ absl::Status ProgressFiles::Restart(absl::string_view phase, uint64_t step, int6
   MILLRACE_RETURN_IF_ERROR(lines_->Append(absl::StrCat(Line("start", unix_ms, name, step).dump(), "\n")));
   MILLRACE_RETURN_IF_ERROR(table_->Append(absl::StrCat("start,", unix_ms, ",", phase, ",", step, ",,,,,,,,,,,,\n")));
   MILLRACE_ASSIGN_OR_RETURN(GrowingFile* const events, EventsOf(name, unix_ms));
-  return events->Append(SessionStart(unix_ms, step + 1));
+  MILLRACE_RETURN_IF_ERROR(events->Append(SessionStart(unix_ms, step + 1)));
+  return CutSamples(name, step);
+}
+
+// Only jobs whose models write have such a file.
+absl::Status ProgressFiles::OpenSamples() {
+  if (samples_ != nullptr) return absl::OkStatus();
+  MILLRACE_ASSIGN_OR_RETURN(samples_, GrowingFile::Open(SamplesPath(), &WholeLines));
+  return absl::OkStatus();
+}
+
+// Without times: the file is the same whoever trained the job, and however often it was interrupted.
+absl::Status ProgressFiles::AddSamples(const v1::SamplesEvent& samples, int64_t unix_ms) {
+  std::string lines;
+  std::vector<std::pair<std::string, std::string>> texts;
+  for (const v1::Sample& sample : samples.samples()) {
+    const Json line = {{"phase", samples.phase()}, {"step", samples.step()},    {"prompt", sample.prompt()},
+                       {"text", sample.text()},    {"tokens", sample.tokens()}, {"ended", sample.ended()}};
+    absl::StrAppend(&lines, line.dump(), "\n");
+    texts.emplace_back(absl::StrCat("samples/", texts.size()),
+                       absl::StrCat(Verbatim(sample.prompt()), "\n\n→\n\n", Verbatim(sample.text())));
+  }
+  MILLRACE_RETURN_IF_ERROR(OpenSamples());
+  MILLRACE_RETURN_IF_ERROR(samples_->Append(lines));
+  MILLRACE_ASSIGN_OR_RETURN(GrowingFile* const events, EventsOf(samples.phase(), unix_ms));
+  return events->Append(Texts(unix_ms, samples.step(), texts));
+}
+
+// Drops what the phase wrote after `step`, or all if it begins anew; behind that nothing stands.
+absl::Status ProgressFiles::CutSamples(const std::string& phase, uint64_t step) {
+  std::error_code error;
+  if (!std::filesystem::exists(SamplesPath(), error)) return absl::OkStatus();
+  MILLRACE_RETURN_IF_ERROR(OpenSamples());
+  MILLRACE_ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(SamplesPath()));
+  const absl::string_view text = file.bytes();
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find('\n', begin), text.size() - 1) + 1;
+    const Json line = Json::parse(text.substr(begin, end - begin), nullptr, /*allow_exceptions=*/false);
+    if (line.is_object() && line.value("phase", Json()) == phase) {
+      const Json at = line.value("step", Json());
+      if (at.is_number_unsigned() && (step == 0 || at.get<uint64_t>() > step)) return samples_->Cut(begin);
+    }
+    begin = end;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace millrace::coordinator

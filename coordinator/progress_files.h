@@ -1,6 +1,8 @@
-// Writes what a job's steps and evaluations measured into files of its folder, for tools that people use already.
+// Writes what a job's steps and evaluations measured, and what its model wrote, into files of its folder, for tools
+// that people use already.
 //
 //   metrics.jsonl    one JSON object a line
+//   samples.jsonl    what the model wrote at evaluations, one JSON object a line
 //   metrics.csv      the same under fixed columns
 //   tensorboard/PHASE/events.out.tfevents.…    TensorBoard's event files, a run a phase
 // docs/formats.md has the formats.
@@ -30,6 +32,8 @@ class GrowingFile {
 
   // On an error the file is as before, as far as the system lets it.
   absl::Status Append(absl::string_view bytes);
+  // Drops all but the first `size` bytes.
+  absl::Status Cut(uint64_t size);
   bool empty() const { return size_ == 0; }
 
  private:
@@ -47,7 +51,7 @@ class ProgressFiles {
   // Goes on with the files that are in the job's folder.
   static absl::StatusOr<std::unique_ptr<ProgressFiles>> Open(const std::string& directory);
 
-  // Takes a step or an evaluation in; other events are nothing to it. The event has its time.
+  // Takes a step, an evaluation or samples in; other events are nothing to it. The event has its time.
   absl::Status Add(const v1::JobEvent& event);
   // The phase goes on after `step`: what was told of later steps counts no more. To be called before the first event of
   // each run of the phase.
@@ -56,10 +60,15 @@ class ProgressFiles {
  private:
   explicit ProgressFiles(std::string directory) : directory_(std::move(directory)) {}
   absl::StatusOr<GrowingFile*> EventsOf(const std::string& phase, int64_t unix_ms);
+  std::string SamplesPath() const { return directory_ + "/samples.jsonl"; }
+  absl::Status OpenSamples();
+  absl::Status AddSamples(const v1::SamplesEvent& samples, int64_t unix_ms);
+  absl::Status CutSamples(const std::string& phase, uint64_t step);
 
   const std::string directory_;
   std::unique_ptr<GrowingFile> lines_;
   std::unique_ptr<GrowingFile> table_;
+  std::unique_ptr<GrowingFile> samples_;                        // null: not opened yet
   std::map<std::string, std::unique_ptr<GrowingFile>> events_;  // by phase
 };
 

@@ -3,6 +3,7 @@
 // Distinguishable on white and on black (Okabe and Ito's, without black and yellow), then again with other dashes.
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00'];
 const DASHES = [null, [6, 3], [2, 2], [8, 3, 2, 3]];
+const MOST_ROWS = 2000;
 const NAMES = {
   train_loss: 'training loss', held_out_loss: 'held-out loss', learning_rate: 'learning rate',
   gradient_norm: 'gradient norm', tokens_per_second: 'tokens a second',
@@ -19,14 +20,24 @@ export function metricName(metric) {
   return NAMES[metric] ?? metric.replace('/', ': ').replaceAll('_', ' ');
 }
 
-// Curves as one table with a row for each x that any of them has: what Dygraph takes.
+// Curves as one table with a row for each x that any of them has: what Dygraph takes. A table of many curves has at most
+// MOST_ROWS, which is finer than a screen: an x goes to the nearest.
 export function tableOf(curves, axis) {
   const rows = new Map();
+  const xsOf = (curve) => axis === 'time' ? curve.unix_ms : curve[axis];
+  let cells = 0, first = Infinity, last = -Infinity;
+  for (const curve of curves) {
+    const xs = xsOf(curve);
+    cells += xs.length;
+    first = Math.min(first, xs[0] + curve.offset[axis]);
+    last = Math.max(last, xs.at(-1) + curve.offset[axis]);
+  }
+  const width = curves.length > 2 && cells > MOST_ROWS ? (last - first) / (MOST_ROWS - 1) : 0;
   curves.forEach((curve, column) => {
-    const xs = axis === 'time' ? curve.unix_ms : curve[axis];
     // Phases count from 0 again: laid one behind the other.
-    xs.forEach((x, i) => {
-      const at = x + curve.offset[axis];
+    xsOf(curve).forEach((x, i) => {
+      let at = x + curve.offset[axis];
+      if (width > 0) at = Math.round(first + width * Math.round((at - first) / width));
       let row = rows.get(at);
       if (row === undefined) {
         row = new Array(curves.length).fill(null);

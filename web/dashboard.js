@@ -6,7 +6,9 @@ import {differences, linesOf} from './difference.js';
 const POLL_MS = 2000;
 const PAGE = 100;
 const SHOWN_EVENTS = 500;
-const CURVE_POINTS = 1000;
+const SHOWN_SAMPLES = 40;  // evaluations
+const CURVE_POINTS = 1000;      // of one of few
+const ALL_CURVE_POINTS = 20000;  // of all that are drawn over each other
 
 const element = (id) => document.getElementById(id);
 const call = (method, request) => post(`/api/v1/jobs/${method}`, request, showConnection);
@@ -136,7 +138,7 @@ function setRows(body, rows) {
 const compareChart = new Chart(element('compare-chart'), () => drawComparison());
 
 function filters() {
-  const request = {newest_first: true, page_size: PAGE};
+  const request = {newest_first: true, page_size: PAGE, brief: true};
   const text = element('filter').value.trim();
   const label = text.match(/^([\w.-]+)=(.*)$/);
   if (label !== null && label[1] === 'user') request.user = label[2];
@@ -206,23 +208,47 @@ function draw(id, yes) {
 }
 
 let comparing = false;
+let known = new Map();  // what came of jobs' curves: {of, curves} by job
+let shownCurves = '';   // of what the chart's are
 
+// Asks for curves again only where a job has moved on, and draws only if something is new: a hundred jobs that have
+// ended cost nothing.
 async function drawComparison() {
   if (comparing || view !== jobsView) return;
   comparing = true;
+  const {metrics} = compareChart;
   const ids = [...drawn.keys()];
-  const reply = ids.length === 0 ? {curves: []} : await tryToPoll(() => call('GetCurves', {
-    job_ids: ids, metrics: compareChart.metrics, max_points: CURVE_POINTS,
+  const points = Math.max(100, Math.min(CURVE_POINTS, Math.floor(ALL_CURVE_POINTS / Math.max(ids.length, 1))));
+  const listed = new Map(jobs.map((job) => [job.id, job]));
+  // Of jobs that are not in the list it is not known whether they have moved on.
+  const of = (id) => {
+    const job = listed.get(id);
+    return job === undefined ? null : JSON.stringify([job.submitted_unix_ms, job.state, job.phase, job.step, job.held_out_loss, metrics, points]);
+  };
+  const states = new Map(ids.map((id) => [id, of(id)]));
+  const moved = ids.filter((id) => states.get(id) === null || known.get(id)?.of !== states.get(id));
+  // A metric that only some jobs have is asked of all, so that some have it.
+  const asked = moved.length > 0 && metrics.some((metric) => metric.includes('/')) ? ids : moved;
+  const reply = asked.length === 0 ? {curves: []} : await tryToPoll(() => call('GetCurves', {
+    job_ids: asked, metrics, max_points: points,
   }));
   comparing = false;
   if (reply === null) {
     // A job is gone, or has no such metric: begin again with what there is.
     drawn = new Map([...drawn].filter(([id]) => jobs.some((job) => job.id === id)));
+    known = new Map();
     return;
   }
-  const order = new Map(jobs.map((job) => [job.id, job.spec.phases.map(({name}) => name)]));
-  layPhases(reply.curves, (id) => order.get(id) ?? []);
-  compareChart.show(reply.curves, drawn);
+  for (const id of asked) known.set(id, {of: states.get(id), curves: []});
+  for (const curve of reply.curves) known.get(curve.job_id)?.curves.push(curve);
+  known = new Map([...known].filter(([id]) => drawn.has(id)));
+  const now = JSON.stringify([metrics, [...drawn]]);
+  if (asked.length === 0 && now === shownCurves) return;
+  shownCurves = now;
+  const curves = ids.flatMap((id) => known.get(id)?.curves ?? []);
+  layPhases(curves, (id) => listed.get(id)?.spec.phases.map(({name}) => name) ?? []);
+  compareChart.show(curves, drawn);
+  if ([...drawn.keys()].join('\n') !== ids.join('\n')) drawComparison();
 }
 
 const jobsView = {
@@ -276,15 +302,18 @@ function newJobView(id) {
   let after = 0;
   let last = null;      // step
   let evaluated = null;
+  const written = new Map();  // what the model wrote, by phase and step: later news of the same replaces it
+  let writtenIsNew = false;
   element('events').replaceChildren();
   element('job-file').replaceChildren();
   element('checkpoints').tBodies[0].replaceChildren();
   element('prompt-answer').hidden = true;
+  element('samples').hidden = true;
   jobChart.show([], new Map());
 
   async function readEvents() {
     for (;;) {
-      const reply = await tryToPoll(() => get('/api/v1/events', {job: id, after}, showConnection));
+      const reply = await tryToPoll(() => get('/api/v1/events', {job: id, after, steps: 'last'}, showConnection));
       if (reply === null || view !== this_) return;
       const list = element('events');
       const bottom = list.scrollTop + list.clientHeight >= list.scrollHeight - 4;
@@ -294,6 +323,11 @@ function newJobView(id) {
           last = event.step;
           continue;
         }
+        if (event.samples) {
+          written.set(`${event.samples.phase}\n${event.samples.step}`, event.samples);
+          writtenIsNew = true;
+          continue;
+        }
         if (event.evaluation) evaluated = event.evaluation;
         list.append(make('li', {className: event.log?.severity ?? ''}, when(event.unix_ms), eventText(event)));
       }
@@ -301,6 +335,33 @@ function newJobView(id) {
       if (bottom) list.scrollTop = list.scrollHeight;
       if (!reply.more) return;
     }
+  }
+
+  // Prompts as rows and evaluations as columns, the newest at the right, so that a row shows what was learnt.
+  function showSamples() {
+    if (!writtenIsNew) return;
+    writtenIsNew = false;
+    const all = [...written.values()];
+    const columns = all.length > SHOWN_SAMPLES ? [all[0], ...all.slice(1 - SHOWN_SAMPLES)] : all;
+    const table = element('samples-table');
+    const box = table.parentElement;
+    const right = box.scrollLeft + box.clientWidth >= box.scrollWidth - 4;
+    const phases = new Set(columns.map(({phase}) => phase)).size > 1;
+    table.tHead.rows[0].replaceChildren(make('th', {scope: 'col', textContent: 'Prompt'}), ...columns.map(({phase, step}) =>
+        make('th', {scope: 'col', textContent: `${phases ? `${phase}, ` : ''}step ${step}`})));
+    const prompts = [...new Set(columns.flatMap(({samples}) => samples.map(({prompt}) => prompt)))];
+    setRows(table.tBodies[0], prompts.map((prompt) => {
+      const head = make('th', {scope: 'row', className: 'text', dir: 'auto', textContent: prompt === '' ? '(nothing)' : prompt});
+      const row = make('tr', {}, head, ...columns.map(({samples}) => {
+        const sample = samples.find((one) => one.prompt === prompt);
+        const text = sample === undefined ? '' : `${sample.text}${sample.ended ? '' : ' …'}`;
+        return make('td', {className: 'text', dir: 'auto', textContent: text});
+      }));
+      row.dataset.id = prompt;
+      return row;
+    }));
+    element('samples').hidden = false;
+    if (right) box.scrollLeft = box.scrollWidth;
   }
 
   function showFacts() {
@@ -386,7 +447,7 @@ function newJobView(id) {
     name: 'job-view', id, drawCurves, showFile, job: () => job,
     async enter() {
       element('job-heading').textContent = id;
-      const reply = await tryTo(() => call('ListJobs', {newest_first: true, page_size: 1000}));
+      const reply = await tryTo(() => call('ListJobs', {newest_first: true, page_size: 1000, brief: true}));
       if (reply === null) return;
       element('other-job').replaceChildren(make('option', {value: '', textContent: 'nothing'}),
           ...reply.jobs.filter((other) => other.id !== id).map((other) => make('option', {value: other.id, textContent: other.id})));
@@ -399,6 +460,7 @@ function newJobView(id) {
       await readEvents();
       if (view !== this_) return;
       showFacts();
+      showSamples();
       if (before === null) showFile();
       // What has ended changes no more.
       if (before !== null && before.state === job.state && ['SUCCEEDED', 'FAILED', 'CANCELLED', 'PAUSED'].includes(job.state)) return;
@@ -525,8 +587,8 @@ element('submit-form').addEventListener('submit', async (event) => {
 
 async function summarise() {
   const [members, running, queued] = await Promise.all([
-    call('ListMembers', {}), call('ListJobs', {states: ['RUNNING', 'PREPARING'], page_size: 1}),
-    call('ListJobs', {states: ['QUEUED'], page_size: 1}),
+    call('ListMembers', {}), call('ListJobs', {states: ['RUNNING', 'PREPARING'], page_size: 1, brief: true}),
+    call('ListJobs', {states: ['QUEUED'], page_size: 1, brief: true}),
   ]);
   const shards = members.members.filter(({role}) => role === 'shard').length;
   element('summary').textContent = `${running.total} running, ${queued.total} queued · ` +

@@ -9,6 +9,7 @@
 #include "worker/policy_objective.h"
 #include "worker/preference_objective.h"
 #include "worker/reward_objective.h"
+#include "worker/samples_objective.h"
 #include "worker/text_objective.h"
 
 namespace millrace::worker {
@@ -49,6 +50,7 @@ absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name
   const model::Network& trained = *setting.models->trained().network;
   if (name == "masked_lm" && trained.masked_head() != nullptr) return MaskedObjective::Create(setting);
   const bool language = trained.score() < 0 && trained.extends();
+  if (language && name == kSamplesObjective) return std::make_unique<SamplesObjective>(setting);
   if (language && (name == "causal_lm" || name == "sft")) return std::make_unique<TextObjective>(setting);
   // Others learn with models of their own.
   if (name == setting.context->phase().objective()) {

@@ -103,6 +103,9 @@ class Objective {
   virtual absl::StatusOr<std::vector<v1::Experience>> Rollout(const RolloutPass& pass, Measured* measured);
 };
 
+// The objective of SAMPLE units, beside that of the phase.
+inline constexpr char kSamplesObjective[] = "samples";
+
 // INVALID_ARGUMENT if there is no objective of this name, or the setting's models are not what it needs.
 absl::StatusOr<std::unique_ptr<Objective>> MakeObjective(const std::string& name, const ObjectiveSetting& setting);
 

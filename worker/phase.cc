@@ -207,7 +207,9 @@ class PhaseSeat::Epoch {
 
   absl::Status Rollout(const v1::WorkUnit& unit, v1::WorkResult* result) {
     MILLRACE_RETURN_IF_ERROR(CheckUnit(unit));
-    MILLRACE_ASSIGN_OR_RETURN(Objective* const objective, ObjectiveOf(context_.phase().objective()));
+    const bool samples = unit.kind() == v1::WorkUnit::SAMPLE;
+    MILLRACE_ASSIGN_OR_RETURN(Objective* const objective,
+                              ObjectiveOf(samples ? kSamplesObjective : context_.phase().objective()));
     parameters_->Fetch(unit.version());
     return Pass(unit, *objective, result,
                 [&](const v1::Microbatch& microbatch, bool, model::GroupHook need,
@@ -485,6 +487,7 @@ absl::Status PhaseSeat::EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* res
       model_flops_ = epoch_->Flops(unit);
       return absl::OkStatus();
     case v1::WorkUnit::ROLLOUT:
+    case v1::WorkUnit::SAMPLE:
       return epoch_->Rollout(unit, result);
     default:
       return absl::InvalidArgumentError(absl::StrCat("there is no unit of kind ", static_cast<int>(unit.kind())));

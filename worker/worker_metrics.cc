@@ -15,6 +15,8 @@ std::string KindName(v1::WorkUnit::Kind kind) {
       return "evaluate";
     case v1::WorkUnit::ROLLOUT:
       return "rollout";
+    case v1::WorkUnit::SAMPLE:
+      return "sample";
     default:
       return "unknown";
   }
@@ -39,7 +41,7 @@ void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration too
                  {{"kind", name}})
         ->Increment(model_flops);
   }
-  if (predictions == 0 || kind == v1::WorkUnit::ROLLOUT) return;
+  if (predictions == 0 || kind == v1::WorkUnit::ROLLOUT || kind == v1::WorkUnit::SAMPLE) return;
   metrics_
       .Counter("millrace_worker_tokens_total", "What losses were means over (tokens, pairs, answers), by kind of unit.",
                {{"kind", name}})

@@ -516,6 +516,35 @@ TEST(JobFile, WhatMustHoldBetweenFieldsIsChecked) {
               HasSubstr("phases.1.name: there is a phase 'pretrain' already"));
 }
 
+TEST(JobFile, OnlyWhatContinuesTextWritesSamples) {
+  const v1::SamplesSpec samples =
+      Parsed(kJob, {"phases.0.evaluate.samples={prompts: ['', a]}"}).phases(0).evaluate().samples();
+  EXPECT_THAT(samples.prompts(), ElementsAre("", "a"));
+  EXPECT_EQ(samples.max_tokens(), 64u);
+  EXPECT_EQ(samples.temperature(), 0.8);
+  EXPECT_EQ(samples.top_p(), 1);
+  EXPECT_EQ(samples.seed(), 1u);
+  EXPECT_FALSE(Parsed(kJob).phases(0).evaluate().has_samples());
+
+  const std::string job = absl::StrCat(kJob, kAligned + 1);
+  const auto refusal = [&](int phase, const std::string& fields) {
+    return Refusal(job, {absl::StrCat("phases.", phase, ".evaluate.samples={", fields, "}")});
+  };
+  EXPECT_THAT(
+      refusal(2, "prompts: [a]"),
+      HasSubstr("phases.2.evaluate.samples: only for models that write text and are evaluated, not for reward"));
+  EXPECT_THAT(
+      Refusal(kJob, {"model.family=bert", "phases.0.objective=masked_lm", "phases.0.evaluate.samples={prompts: [a]}"}),
+      HasSubstr("not for masked_lm"));
+  EXPECT_THAT(refusal(1, "prompts: [a, '']"), HasSubstr("phases.1.evaluate.samples.prompts.1 is empty"));
+  EXPECT_THAT(refusal(0, "prompts: []"), HasSubstr("samples.prompts is missing"));
+  EXPECT_THAT(refusal(0, "prompts: [a, b, c, d, e, f, g, h, i]"), HasSubstr("prompts: there are 9; at most 8"));
+  EXPECT_THAT(refusal(0, absl::StrCat("prompts: [", std::string(4097, 'a'), "]")),
+              HasSubstr("prompts.0: 4097 bytes; at most 4096"));
+  EXPECT_THAT(refusal(0, "prompts: [a], max_tokens: 2000"), HasSubstr("max_tokens"));
+  EXPECT_THAT(refusal(0, "prompts: [a], top_p: 0"), HasSubstr("top_p"));
+}
+
 TEST(JobFile, AnEncoderHasItsDefaults) {
   const std::vector<std::string> encoder = {"model.family=bert", "phases.0.objective=masked_lm"};
   v1::JobSpec job = Parsed(kJob, encoder);

@@ -134,6 +134,18 @@ TEST_F(CurvesTest, ManyPointsBecomeFew) {
   for (int i = 0; i < 50; ++i) EXPECT_EQ(curve.values(i), 1 / static_cast<double>(curve.steps(i)));
 }
 
+TEST_F(CurvesTest, ALossThatIsNotMeasuredYetIsNoMistake) {
+  Step(1, 1);
+  v1::GetCurvesRequest request;
+  request.add_job_ids("mine");
+  request.add_metrics("train_loss");
+  request.add_metrics("held_out_loss");
+  const auto reply = curves_.Get(request);
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  ASSERT_EQ(reply->curves_size(), 1);
+  EXPECT_EQ(reply->curves(0).metric(), "train_loss");
+}
+
 TEST_F(CurvesTest, WhatCannotBeDrawnIsNamed) {
   Step(1, 1);
   v1::GetCurvesRequest request;

@@ -32,9 +32,8 @@ namespace fs = std::filesystem;
 class JobRunnerTest : public testing::Test {
  protected:
   void SetUp() override {
-    directory_ = fs::path(testing::TempDir()) / absl::StrCat("runner-", testing::UnitTest::GetInstance()
-                                                                            ->current_test_info()
-                                                                            ->name());
+    directory_ = fs::path(testing::TempDir()) /
+                 absl::StrCat("runner-", testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(directory_);
     fs::create_directories(directory_ / "jobs" / "tiny");
     std::ofstream text(directory_ / "text.txt");
@@ -53,15 +52,15 @@ class JobRunnerTest : public testing::Test {
     store_ = *std::move(store);
     book_ = *JobBook::Open(store_.get());
     board_ = std::make_unique<WorkBoard>();
-    members_ = std::make_unique<Members>(Members::Options{
-        .on_join =
-            [this](const Member& member) {
-              if (member.role == v1::WORKER) board_->Admit(member.id);
-            },
-        .on_loss =
-            [this](const Member& member, absl::string_view) {
-              member.role == v1::WORKER ? board_->Dismiss(member.id) : board_->Wake();
-            }});
+    members_ = std::make_unique<Members>(Members::Options{.on_join =
+                                                              [this](const Member& member) {
+                                                                if (member.role == v1::WORKER) board_->Admit(member.id);
+                                                              },
+                                                          .on_loss =
+                                                              [this](const Member& member, absl::string_view) {
+                                                                member.role == v1::WORKER ? board_->Dismiss(member.id)
+                                                                                          : board_->Wake();
+                                                              }});
     JoinShard();
   }
   void Kill() {
@@ -220,8 +219,8 @@ TEST_F(JobRunnerTest, AJobRunsFromTextToItsLastCheckpoint) {
   EXPECT_EQ(last->name, "pretrain-12");
   EXPECT_EQ(Link("last"), "pretrain-12");
   EXPECT_FALSE(Link("best").empty());
-  for (const char* file : {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json",
-                           "manifest.json"}) {
+  for (const char* file :
+       {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "job.json", "manifest.json"}) {
     EXPECT_TRUE(fs::exists(fs::path(last->directory) / file)) << file;
   }
   bool data = false;
@@ -327,6 +326,93 @@ TEST_F(JobRunnerTest, AShardThatDoesNotAnswerIsWaitedFor) {
   EXPECT_THAT(Texts(), Contains(HasSubstr("shard s-1 does not answer")));
 }
 
+// Continues each prompt with its last token, as often as the version is old.
+void WriteSamples(const v1::WorkUnit& unit, v1::WorkResult* result) {
+  for (const v1::Prompt& prompt : unit.microbatches(0).prompts()) {
+    v1::Experience& experience = *result->add_experiences();
+    std::string tokens = prompt.tokens();
+    for (uint64_t i = 0; i < unit.version(); ++i) tokens += prompt.tokens().substr(prompt.tokens().size() - 4);
+    experience.set_tokens(tokens);
+    experience.set_prompt_tokens(static_cast<uint32_t>(prompt.tokens().size() / 4));
+  }
+}
+
+constexpr char kSamples[] = "phases.0.evaluate.samples={prompts: [sa, corp], max_tokens: 30}";
+
+TEST_F(JobRunnerTest, SamplesAreToldOnceAtEachEvaluationWhoeverWritesThem) {
+  Submit(Spec(12, {kSamples}));
+  const auto counts = [](const v1::WorkUnit& unit) { return unit.kind() == v1::WorkUnit::SAMPLE; };
+  std::atomic<bool> dead = false, lost = false;
+  std::set<uint64_t> asked;
+  // Whoever is asked first dies of it; the other loses the shards behind an evaluation, which brings them back to it.
+  const auto script = [&](const v1::WorkUnit& unit, v1::WorkResult* result) {
+    if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 7 && dead && !lost.exchange(true)) {
+      shards_.Kill();
+      members_->Remove(shard_, "killed");
+      shards_.Revive();
+      JoinShard();
+    }
+    if (!counts(unit) || result->failed()) return true;
+    if (!dead.exchange(true)) return false;
+    asked.insert(unit.version());
+    WriteSamples(unit, result);
+    return true;
+  };
+  AddWorker(script);
+  AddWorker(script);
+  const auto outcome = Run();
+  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_TRUE(lost);
+  EXPECT_THAT(asked, ElementsAre(5, 10, 12));
+  std::vector<std::string> told;
+  for (const v1::JobEvent& event : Events()) {
+    if (!event.has_samples()) continue;
+    EXPECT_EQ(event.samples().phase(), "pretrain");
+    for (const v1::Sample& sample : event.samples().samples()) {
+      told.push_back(absl::StrCat(event.samples().step(), " ", sample.prompt(), " ", sample.text(), " ",
+                                  sample.tokens(), sample.ended() ? " ended" : ""));
+    }
+  }
+  EXPECT_THAT(told, ElementsAre("5 sa aaaaa 5", "5 corp ppppp 5", "10 sa aaaaaaaaaa 10", "10 corp pppppppppp 10",
+                                "12 sa aaaaaaaaaaaa 12", "12 corp pppppppppppp 12"));
+}
+
+TEST_F(JobRunnerTest, SamplesThatAreNotWhatWasAskedEndTheJob) {
+  const struct {
+    std::function<void(v1::WorkResult*)> spoil;
+    const char* error;
+  } cases[] = {
+      {[](v1::WorkResult* result) { result->mutable_experiences()->RemoveLast(); }, "report 1 texts where 2"},
+      {[](v1::WorkResult* result) { result->mutable_experiences(1)->mutable_tokens()->at(0) ^= 1; },
+       "do not continue its prompt"},
+      {[](v1::WorkResult* result) { result->mutable_experiences(0)->mutable_tokens()->append(120, '\0'); },
+       "do not continue its prompt of 2 by 1 to 30"},
+      {[](v1::WorkResult* result) { result->mutable_experiences(0)->mutable_tokens()->resize(8); }, "has 2 tokens"},
+  };
+  for (const auto& one : cases) {
+    Fresh fresh(this);
+    Submit(Spec(12, {kSamples}));
+    AddWorker([&](const v1::WorkUnit& unit, v1::WorkResult* result) {
+      if (unit.kind() != v1::WorkUnit::SAMPLE) return true;
+      WriteSamples(unit, result);
+      one.spoil(result);
+      return true;
+    });
+    const auto outcome = Run();
+    EXPECT_EQ(outcome.status().code(), absl::StatusCode::kInternal) << one.error;
+    EXPECT_THAT(std::string(outcome.status().message()), HasSubstr(one.error));
+  }
+}
+
+TEST_F(JobRunnerTest, APromptThatTheTokenizerLacksIsNamedBeforeAnythingIsTrained) {
+  Submit(Spec(12, {"phases.0.evaluate.samples={prompts: [sa, sä]}"}));
+  AddWorker();
+  const auto outcome = Run();
+  EXPECT_EQ(outcome.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(outcome.status().message()), HasSubstr("phase pretrain: evaluate.samples.prompts.1"));
+  EXPECT_EQ(shards_.commits, 0);
+}
+
 TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   const v1::JobSpec spec = Spec(20);
   const std::string digest = UndisturbedDigest(spec);
@@ -343,7 +429,8 @@ TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   ASSERT_TRUE(outcome.ok()) << outcome.status();
   EXPECT_EQ(outcome->kind, Kind::kStopped);
   // Step 8 may have been complete when the runner looked.
-  EXPECT_THAT(OnShelf(), testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
+  EXPECT_THAT(OnShelf(),
+              testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
   Kill();
   Start();
   // Killed: nothing is written at its end, as with a job that is cancelled.

@@ -207,8 +207,75 @@ TEST_F(PageHttpTest, EventsComePageByPage) {
   EXPECT_EQ(page["events"].size(), 201u);
   EXPECT_EQ(page["more"], false);
   EXPECT_EQ(page["events"][200]["log"]["text"], "note 699");
+  EXPECT_EQ(Get("/api/v1/events", "job=a&steps=first").status, 400);
   EXPECT_EQ(Get("/api/v1/events", "job=none").status, 404);
   EXPECT_EQ(Get("/api/v1/events", "job=a&after=x").status, 400);
+}
+
+TEST_F(PageHttpTest, OfManyStepsOnlyTheLastComesWhereThatIsAsked) {
+  Submit("a");
+  // As many as several reads of the store take, with a note behind every thousandth.
+  constexpr uint64_t kSteps = 10'000;
+  for (uint64_t step = 1; step <= kSteps; ++step) {
+    v1::JobEvent event;
+    event.mutable_step()->set_phase("p");
+    event.mutable_step()->set_step(step);
+    jobs_.book().Append("a", event);
+    if (step % 1000 == 0) jobs_.book().Log("a", "info", absl::StrCat("note ", step));
+  }
+  Json page = Json::parse(Get("/api/v1/events", "job=a&steps=last").body);
+  EXPECT_EQ(page["more"], false);
+  ASSERT_EQ(page["events"].size(), 12u);  // its state, the last step and the notes
+  EXPECT_EQ(page["events"][10]["step"]["step"], kSteps);
+  EXPECT_EQ(page["events"][11]["log"]["text"], "note 10000");
+  for (size_t i = 1; i < 12; ++i) EXPECT_LT(page["events"][i - 1]["sequence"], page["events"][i]["sequence"]);
+  // Nothing comes twice, and what comes later is not missed.
+  const std::string after = absl::StrCat("job=a&steps=last&after=", page["events"][11]["sequence"].dump());
+  EXPECT_EQ(Json::parse(Get("/api/v1/events", after).body)["events"].size(), 0u);
+  v1::JobEvent event;
+  event.mutable_step()->set_step(kSteps + 1);
+  jobs_.book().Append("a", event);
+  page = Json::parse(Get("/api/v1/events", after).body);
+  ASSERT_EQ(page["events"].size(), 1u);
+  EXPECT_EQ(page["events"][0]["step"]["step"], kSteps + 1);
+}
+
+TEST_F(PageHttpTest, AReplyOfLongTextsIsCutShort) {
+  Submit("a");
+  constexpr uint64_t kEvents = 300;
+  for (uint64_t step = 1; step <= kEvents; ++step) {
+    v1::JobEvent event;
+    event.mutable_samples()->set_step(step);
+    event.mutable_samples()->add_samples()->set_text(std::string(20'000, 'x'));
+    jobs_.book().Append("a", event);
+  }
+  uint64_t seen = 0, after = 0, replies = 0;
+  for (bool more = true; more; ++replies) {
+    const std::string body = Get("/api/v1/events", absl::StrCat("job=a&steps=last&after=", after)).body;
+    EXPECT_LT(body.size(), 3u << 20);
+    const Json page = Json::parse(body);
+    for (const Json& event : page["events"]) {
+      after = event["sequence"];
+      if (event.contains("samples")) EXPECT_EQ(event["samples"]["step"], ++seen);
+    }
+    more = page["more"];
+    ASSERT_LT(replies, 10u);
+  }
+  EXPECT_EQ(seen, kEvents);
+  EXPECT_GT(replies, 1u);
+}
+
+TEST_F(PageHttpTest, ABriefListHasWhatAListShows) {
+  Submit("a");
+  Call("UpdateJob", {{"job_id", "a"}, {"set_labels", {{"team", "search"}}}});
+  const Json whole = Call("ListJobs", {{"page_size", 1}})["jobs"][0];
+  Json brief = Call("ListJobs", {{"page_size", 1}, {"brief", true}})["jobs"][0];
+  EXPECT_EQ(brief["spec"]["labels"], Json({{"team", "search"}}));
+  EXPECT_EQ(brief["spec"]["phases"].size(), 1u);
+  EXPECT_EQ(brief["spec"]["phases"][0]["name"], "p");
+  EXPECT_LT(brief.dump().size(), whole.dump().size() / 2);
+  brief["spec"] = whole["spec"];
+  EXPECT_EQ(brief, whole);
 }
 
 TEST_F(PageHttpTest, ACheckpointIsAnArchiveThatTarReads) {

@@ -97,10 +97,26 @@ std::vector<Field> Fields(const std::string& message) {
   return fields;
 }
 
+// Texts of the last ReadEvents, by tag and step.
+std::map<std::string, std::map<uint64_t, std::string>> texts_read;
+
+// What a value of the plugin for texts holds: a tensor of one string.
+std::string TextOf(const std::string& tensor, const std::string& metadata) {
+  EXPECT_EQ(Fields(Fields(metadata).at(0).bytes).at(0).bytes, "text");
+  std::string text;
+  for (const Field& field : Fields(tensor)) {
+    if (field.number == 1) EXPECT_EQ(field.value, 7u);
+    if (field.number == 2) EXPECT_EQ(Fields(Fields(field.bytes).at(0).bytes).at(0).value, 1u);
+    if (field.number == 8) text = field.bytes;
+  }
+  return text;
+}
+
 // Values by step of each tag, as TensorBoard shows them: a start drops what is known of its step and later ones.
 using Curves = std::map<std::string, std::map<uint64_t, float>>;
 Curves ReadEvents(const std::string& file) {
   Curves curves;
+  texts_read.clear();
   bool first = true;
   for (size_t at = 0; at < file.size();) {
     const uint64_t length = Number(file, at, 8);
@@ -126,19 +142,26 @@ Curves ReadEvents(const std::string& file) {
           break;
         case 5:
           for (const Field& value : Fields(field.bytes)) {
-            std::string tag;
+            std::string tag, tensor, metadata;
             float number = 0;
             for (const Field& part : Fields(value.bytes)) {
               const auto bits = static_cast<uint32_t>(part.value);
               if (part.number == 1) tag = part.bytes;
               if (part.number == 2) std::memcpy(&number, &bits, sizeof(number));
+              if (part.number == 8) tensor = part.bytes;
+              if (part.number == 9) metadata = part.bytes;
             }
-            curves[tag][step] = number;
+            if (tensor.empty()) {
+              curves[tag][step] = number;
+            } else {
+              texts_read[tag][step] = TextOf(tensor, metadata);
+            }
           }
           break;
         case 7:
           EXPECT_EQ(Fields(field.bytes).at(0).value, 1u);
           for (auto& [tag, points] : curves) points.erase(points.lower_bound(step), points.end());
+          for (auto& [tag, texts] : texts_read) texts.erase(texts.lower_bound(step), texts.end());
           break;
         default:
           ADD_FAILURE() << "field " << field.number;
@@ -318,6 +341,55 @@ TEST_F(ProgressFilesTest, EachPhaseIsARunOfItsOwn) {
   ASSERT_TRUE(files->Restart("sft", 0, 1'700'000'001'000).ok());
   EXPECT_THAT(ReadPhase("pretrain")["train/loss"], ElementsAre(Pair(1, 5.f)));
   EXPECT_THAT(ReadPhase("sft")["train/loss"], IsEmpty());
+}
+
+TEST_F(ProgressFilesTest, SamplesStandOnceWhateverHappensAgain) {
+  const auto samples = [](uint64_t step, const std::string& text, const std::string& phase = "pretrain") {
+    v1::JobEvent event;
+    event.set_unix_ms(1'700'000'000'000 + static_cast<int64_t>(step));
+    event.mutable_samples()->set_phase(phase);
+    event.mutable_samples()->set_step(step);
+    for (const char* prompt : {"In the\n", ""}) {
+      v1::Sample& sample = *event.mutable_samples()->add_samples();
+      sample.set_prompt(prompt);
+      sample.set_text(text);
+      sample.set_tokens(3);
+      sample.set_ended(step == 20);
+    }
+    return event;
+  };
+  auto files = Open();
+  EXPECT_FALSE(fs::exists(folder_ / "samples.jsonl"));
+  ASSERT_TRUE(files->Restart("first", 0, 1'700'000'000'000).ok());
+  EXPECT_FALSE(fs::exists(folder_ / "samples.jsonl"));
+  ASSERT_TRUE(files->Add(samples(30, "early", "first")).ok());
+  ASSERT_TRUE(files->Restart("pretrain", 0, 1'700'000'000'000).ok());
+  ASSERT_TRUE(files->Add(samples(10, "ten")).ok());
+  ASSERT_TRUE(files->Add(samples(20, "a \"b\"\nc")).ok());
+  const std::string undisturbed = Read("samples.jsonl");
+  const std::vector<std::string> lines = Split(undisturbed);
+  ASSERT_EQ(lines.size(), 6u);
+  EXPECT_EQ(json::parse(lines[4]), json({{"phase", "pretrain"},
+                                         {"step", 20},
+                                         {"prompt", "In the\n"},
+                                         {"text", "a \"b\"\nc"},
+                                         {"tokens", 3},
+                                         {"ended", true}}));
+  ReadPhase();
+  EXPECT_EQ(texts_read["samples/0"][20], "    In the\n    \n\n→\n\n    a \"b\"\n    c");
+  EXPECT_THAT(texts_read["samples/1"], ElementsAre(Pair(10, "    \n\n→\n\n    ten"), Pair(20, ::testing::_)));
+
+  // Behind step 10 again, from a new process; then from the phase's beginning.
+  for (const uint64_t after : {10, 0}) {
+    files = Open();
+    ASSERT_TRUE(files->Restart("pretrain", after, 1'700'000'001'000).ok());
+    EXPECT_EQ(Split(Read("samples.jsonl")).size(), after == 0 ? 2u : 4u);
+    if (after == 0) ASSERT_TRUE(files->Add(samples(10, "ten")).ok());
+    ASSERT_TRUE(files->Add(samples(20, "a \"b\"\nc")).ok());
+    EXPECT_EQ(Read("samples.jsonl"), undisturbed);
+  }
+  ReadPhase();
+  EXPECT_THAT(texts_read["samples/1"], ElementsAre(Pair(10, ::testing::_), Pair(20, ::testing::_)));
 }
 
 // What a machine that lost its power may leave: any beginning of a file, or zeros where its last bytes were.

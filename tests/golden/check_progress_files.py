@@ -5,8 +5,8 @@
     tests/golden/check_progress_files.py build/bin/millrace
 
 Trains the tiny job and kills everything half way, so that a recovery takes steps back. TensorBoard must then show every
-step of metrics.jsonl as that file is to be read (docs/formats.md), once, with the same values (f32). Last run with
-tensorboard 2.21.
+step of metrics.jsonl as that file is to be read (docs/formats.md), once, with the same values (f32), and the texts of
+samples.jsonl. Last run with tensorboard 2.21.
 """
 import json
 import pathlib
@@ -49,11 +49,28 @@ def curves_of_tensorboard(folder):
             for tag in events.Tags()["scalars"]}
 
 
+def check_texts(path, folder):
+    """Each prompt's texts have a tag of their own."""
+    told = {}
+    for line in map(json.loads, path.read_text().splitlines()):
+        indented = [text.replace("\n", "\n    ") for text in (line["prompt"], line["text"])]
+        told.setdefault(line["step"], []).append(f"    {indented[0]}\n\n→\n\n    {indented[1]}")
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance={event_accumulator.TENSORS: 0})
+    events.Reload()
+    for i in range(2):
+        tag = f"samples/{i}"
+        assert events.SummaryMetadata(tag).plugin_data.plugin_name == "text"
+        shown = [(event.step, [text.decode() for text in event.tensor_proto.string_val]) for event in events.Tensors(tag)]
+        assert shown == [(step, [texts[i]]) for step, texts in told.items()], (shown, told)
+    print(f"{len(told)} evaluations with 2 texts each")
+
+
 def main():
     millrace = pathlib.Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as work:
-        command = [millrace, "train", ROOT / "examples/tiny.yaml", "--set", "phases.0.stop.max_steps=600", "--workers", "1",
-                   "--shards", "1", "--dir", work]
+        command = [millrace, "train", ROOT / "examples/tiny.yaml", "--set", "phases.0.stop.max_steps=600", "--set",
+                   "phases.0.evaluate.samples={prompts: ['The child', ''], max_tokens: 16}", "--workers", "1", "--shards",
+                   "1", "--dir", work]
         lines = pathlib.Path(work) / "jobs/tiny/metrics.jsonl"
         first = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                  stderr=subprocess.DEVNULL)
@@ -71,6 +88,7 @@ def main():
             assert set(shown) == set(tags), (set(shown), set(tags))
             for tag, points in tags.items():
                 assert shown[tag] == sorted(points.items()), (phase, tag, shown[tag], sorted(points.items()))
+            check_texts(lines.parent / "samples.jsonl", lines.parent / "tensorboard" / phase)
             print(f"{phase}: {len(tags)} curves, {len(tags['train/loss'])} steps, "
                   f"{len(tags['held_out/loss'])} evaluations")
 

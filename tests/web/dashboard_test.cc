@@ -201,6 +201,47 @@ TEST_F(DashboardTest, WhatHappensIsSeenWithoutLoadingAgain) {
   AwaitText("#events .warning", "a worker went <b>away</b>");  // text, no markup
 }
 
+TEST_F(DashboardTest, WhatTheModelWroteStandsSideBySide) {
+  Submit("alpha");
+  Train("alpha", 200);
+  const auto write = [this](uint64_t step, const std::string& text) {
+    v1::JobEvent event;
+    event.mutable_samples()->set_phase("p");
+    event.mutable_samples()->set_step(step);
+    for (const char* prompt : {"In the", ""}) {
+      v1::Sample& sample = *event.mutable_samples()->add_samples();
+      sample.set_prompt(prompt);
+      sample.set_text(text);
+      sample.set_ended(prompt[0] == '\0');
+    }
+    jobs_.book().Append("alpha", event);
+  };
+  write(100, "<b>x</b>");
+  Open("#/job/alpha");
+  AwaitText("#samples-table thead", "step 100");
+  write(200, "y");
+  AwaitText("#samples-table thead", "step 200");
+  const auto cells = [this](int row) -> std::vector<std::string> {
+    return tab_->Evaluate(absl::StrCat("[...document.querySelectorAll('#samples-table tbody tr:nth-child(", row,
+                                       ") > *')].map((cell) => cell.textContent)"));
+  };
+  EXPECT_THAT(cells(1), ElementsAre("In the", "<b>x</b> …", "y …"));  // text, no markup
+  EXPECT_THAT(cells(2), ElementsAre("(nothing)", "<b>x</b>", "y"));
+  // What happens again replaces what was shown, and of many evaluations the first and the newest stay.
+  write(200, "z");
+  tab_->Await("document.querySelector('#samples-table tbody td:last-child').textContent === 'z …'");
+  for (uint64_t step = 300; step <= 6000; step += 100) write(step, "more");
+  AwaitText("#samples-table thead", "step 6000");
+  EXPECT_EQ(cells(1).size(), 41u);
+  EXPECT_EQ(cells(1)[1], "<b>x</b> …");
+  EXPECT_EQ(tab_->Evaluate("document.documentElement.scrollWidth <= innerWidth"), true);
+
+  Submit("beta");
+  tab_->Evaluate("location.hash = '#/job/beta'");
+  AwaitText("#job-heading", "beta");
+  tab_->Await("document.querySelector('#samples').hidden");
+}
+
 TEST_F(DashboardTest, NothingIsDoneUnconfirmed) {
   Submit("alpha");
   Open("#/job/alpha");
