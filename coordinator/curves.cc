@@ -151,6 +151,7 @@ absl::StatusOr<v1::GetCurvesReply> Curves::Get(const v1::GetCurvesRequest& reque
   std::set<std::string> there;
   std::vector<double> x, y;
   std::vector<size_t> rows;
+  size_t drawn = 0;
   for (const std::string& job_id : request.job_ids()) {
     MILLRACE_ASSIGN_OR_RETURN(const Job* const job, Read(job_id));
     for (const Phase& phase : job->phases) {
@@ -179,6 +180,11 @@ absl::StatusOr<v1::GetCurvesReply> Curves::Get(const v1::GetCurvesRequest& reque
             std::vector<size_t> chosen = LargestTriangles(x, y, points);
             for (size_t& row : chosen) row = rows[row];
             rows = std::move(chosen);
+          }
+          drawn += rows.size();
+          if (drawn > most_points_) {
+            return absl::InvalidArgumentError(absl::StrCat("the curves have more than ", most_points_,
+                                                           " points: ask for fewer jobs, metrics or max_points"));
           }
           for (const size_t row : rows) {
             curve->add_steps(track->steps[row]);

@@ -23,8 +23,9 @@ namespace millrace::coordinator {
 class Curves {
  public:
   // `book` outlives it. Of the jobs that were asked for last, the numbers of up to `kept_steps` steps and evaluations
-  // stay in memory.
-  explicit Curves(JobBook* book, size_t kept_steps = 4'000'000) : book_(book), kept_steps_(kept_steps) {}
+  // stay in memory. A reply has up to `most_points`: those that a message has room for, and JSON as well.
+  explicit Curves(JobBook* book, size_t kept_steps = 4'000'000, size_t most_points = 2'000'000)
+      : book_(book), kept_steps_(kept_steps), most_points_(most_points) {}
 
   // As the service's GetCurves says. INVALID_ARGUMENT for bounds that are exceeded, NOT_FOUND for a job or a metric
   // that there is not; a metric that only some of the jobs have is fine, and so is a loss that none has yet.
@@ -56,6 +57,7 @@ class Curves {
 
   JobBook* const book_;
   const size_t kept_steps_;
+  const size_t most_points_;
   absl::Mutex mutex_;
   std::list<Job> jobs_ ABSL_GUARDED_BY(mutex_);  // the last asked for first
 };

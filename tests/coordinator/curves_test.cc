@@ -146,6 +146,19 @@ TEST_F(CurvesTest, ALossThatIsNotMeasuredYetIsNoMistake) {
   EXPECT_EQ(reply->curves(0).metric(), "train_loss");
 }
 
+TEST_F(CurvesTest, AReplyHasBounds) {
+  for (uint64_t step = 1; step <= 10; ++step) Step(step, 1);
+  v1::GetCurvesRequest request;
+  request.add_job_ids("mine");
+  request.add_metrics("train_loss");
+  Curves small(&jobs_.book(), 1000, /*most_points=*/10);
+  EXPECT_TRUE(small.Get(request).ok());
+  request.add_metrics("learning_rate");
+  EXPECT_THAT(small.Get(request).status().message(), HasSubstr("more than 10 points: ask for fewer"));
+  request.set_max_points(5);
+  EXPECT_TRUE(small.Get(request).ok());
+}
+
 TEST_F(CurvesTest, WhatCannotBeDrawnIsNamed) {
   Step(1, 1);
   v1::GetCurvesRequest request;
