@@ -75,10 +75,10 @@ absl::StatusOr<Seen> AskTogether(uint16_t port, int clients, int requests, int64
         for (int64_t i = 0; i < kPromptTokens; ++i) absl::StrAppend(&ids, i == 0 ? "" : ",", (number * 7 + i) % vocab);
         const std::string body = absl::StrCat(R"({"model":"m","stream":true,"max_tokens":)", kTokens, R"(,"seed":)",
                                               number, R"(,"prompt":[)", ids, "]}");
-        const std::optional<absl::Duration> first =
-            Ask(port, absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-                                   "Content-Length: ",
-                                   body.size(), "\r\n\r\n", body));
+        const std::optional<absl::Duration> first = Ask(
+            port, absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                               "Content-Length: ",
+                               body.size(), "\r\n\r\n", body));
         if (!first.has_value()) {
           ++lost;
         } else {
