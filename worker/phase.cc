@@ -98,6 +98,10 @@ class PhaseSeat::Epoch {
   }
 
   uint64_t number() const { return context_.epoch(); }
+  kernels::Precision precision() const {
+    const model::Network& network = *models_->models().trained().network;
+    return network.spec().precision() == "bf16" ? kernels::Precision::kBf16 : kernels::Precision::kF32;
+  }
   double Flops(const v1::WorkUnit& unit) const { return ModelFlops(models_->models().trained(), table_, unit); }
 
   void Plan(v1::WorkResult* result) const {
@@ -492,6 +496,10 @@ absl::Status PhaseSeat::EnterAndDo(const v1::WorkUnit& unit, v1::WorkResult* res
     default:
       return absl::InvalidArgumentError(absl::StrCat("there is no unit of kind ", static_cast<int>(unit.kind())));
   }
+}
+
+kernels::Precision PhaseSeat::precision() const {
+  return epoch_ == nullptr ? kernels::Precision::kF32 : epoch_->precision();
 }
 
 }  // namespace millrace::worker

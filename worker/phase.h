@@ -9,6 +9,7 @@
 #include "absl/synchronization/mutex.h"
 #include "client/shard_group.h"
 #include "kernels/compute.h"
+#include "kernels/product.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 
 namespace millrace::worker {
@@ -37,6 +38,8 @@ class PhaseSeat {
   absl::Status Do(const v1::WorkUnit& unit, v1::WorkResult* result);
   // Own thread only. Of the unit that was done last (model_flops.h); 0 if it neither trained nor evaluated.
   double model_flops() const { return model_flops_; }
+  // Own thread only. In which the model of the phase at hand computes; f32 before there is one.
+  kernels::Precision precision() const;
 
  private:
   class Models;

@@ -39,8 +39,7 @@ void KeepHeap() {
 }
 
 Endpoint CoordinatorOf(const WorkerOptions& options) {
-  return Endpoint(options.coordinator,
-                  options.tls == nullptr ? nullptr : options.tls->ForChannels(Role::kCoordinator));
+  return Endpoint(options.coordinator, options.tls == nullptr ? nullptr : options.tls->ForChannels(Role::kCoordinator));
 }
 
 class Worker {
@@ -56,6 +55,7 @@ class Worker {
   absl::Status Run() {
     MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<HealthServer> health, HealthServer::Start(options_.health_listen));
     MILLRACE_RETURN_IF_ERROR(metrics_.Serve());
+    metrics_.TellPeaks(compute_);
     client::Membership::Options membership;
     membership.coordinator = CoordinatorOf(options_);
     membership.join.set_role(v1::WORKER);
@@ -175,7 +175,8 @@ v1::WorkResult Worker::Do(const v1::WorkUnit& unit) {
   result.set_unit(unit.unit());
   const absl::Time begun = absl::Now();
   const absl::Status done = seat_.Do(unit, &result);
-  metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun, result.predictions(), seat_.model_flops());
+  metrics_.Count(unit.kind(), done.ok(), absl::Now() - begun, result.predictions(), seat_.model_flops(),
+                 seat_.precision());
   if (!done.ok()) {
     if (done.GetPayload(kNotFinite).has_value()) metrics_.CountNonfinite();
     result.set_failed(true);

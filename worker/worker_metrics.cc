@@ -1,5 +1,7 @@
 #include "worker/worker_metrics.h"
 
+#include "worker/peak_flops.h"
+
 namespace millrace::worker {
 namespace {
 
@@ -22,10 +24,24 @@ std::string KindName(v1::WorkUnit::Kind kind) {
   }
 }
 
+std::string PrecisionName(kernels::Precision precision) {
+  return precision == kernels::Precision::kBf16 ? "bf16" : "f32";
+}
+
 }  // namespace
 
+void WorkerMetrics::TellPeaks(const kernels::Compute& compute) {
+  if (listen_.empty()) return;
+  for (const kernels::Precision precision : {kernels::Precision::kF32, kernels::Precision::kBf16}) {
+    metrics_
+        .Gauge("millrace_worker_peak_flops", "Floating-point operations a second of the fastest product at the start.",
+               {{"precision", PrecisionName(precision)}})
+        ->Set(PeakFlops(compute, precision));
+  }
+}
+
 void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions,
-                          double model_flops) {
+                          double model_flops, kernels::Precision precision) {
   const std::string name = KindName(kind);
   metrics_
       .Counter("millrace_worker_units_total", "Work units done, by kind and result.",
@@ -38,7 +54,7 @@ void WorkerMetrics::Count(v1::WorkUnit::Kind kind, bool well, absl::Duration too
   if (model_flops > 0) {
     metrics_
         .Counter("millrace_worker_model_flops_total", "Floating-point operations by the model's formula.",
-                 {{"kind", name}})
+                 {{"kind", name}, {"precision", PrecisionName(precision)}})
         ->Increment(model_flops);
   }
   if (predictions == 0 || kind == v1::WorkUnit::ROLLOUT || kind == v1::WorkUnit::SAMPLE) return;

@@ -7,6 +7,8 @@
 #include "absl/time/time.h"
 #include "common/credentials.h"
 #include "common/metrics.h"
+#include "kernels/compute.h"
+#include "kernels/product.h"
 #include "proto/millrace/v1/coordinator.pb.h"
 
 namespace millrace::worker {
@@ -21,9 +23,12 @@ class WorkerMetrics {
 
   absl::Status Serve() { return metrics_.Serve(listen_); }
   void TellCertificate(const Tls* tls) { TellExpiry(tls, &metrics_); }
+  // Measures, for less than 0.1 s, what products can do, if anybody can read it.
+  void TellPeaks(const kernels::Compute& compute);
   // A unit was done, well or not, and took so long; `predictions` of it were computed, with so much arithmetic of the
-  // model.
-  void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions, double model_flops);
+  // model, which is of that precision.
+  void Count(v1::WorkUnit::Kind kind, bool well, absl::Duration took, uint64_t predictions, double model_flops,
+             kernels::Precision precision);
   void CountNonfinite() { nonfinite_->Increment(); }
 
  private:

@@ -133,6 +133,10 @@ TEST(Monitoring, SeesAWorkingCluster) {
   }
   EXPECT_GT(metrics, 60);
 
+  // What workers do is a part of what they can do.
+  EXPECT_TRUE(prometheus.Found("instance:millrace_worker_utilisation:ratio5m > 0"));
+  EXPECT_FALSE(prometheus.Found("instance:millrace_worker_utilisation:ratio5m > 1"));
+
   // Every query of every panel finds something in one of the phases.
   for (const auto& entry : fs::directory_iterator(fs::path(MILLRACE_SOURCE_DIR) / "deploy/grafana/dashboards")) {
     for (const json& panel : json::parse(ReadText(entry.path()))["panels"]) {

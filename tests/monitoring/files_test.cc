@@ -89,7 +89,7 @@ std::vector<std::string> SeriesOf(std::string query) {
   RE2::GlobalReplace(&query, R"("(?:[^"\\]|\\.)*")", "");
   RE2::GlobalReplace(&query, R"(\{[^}]*\})", "");
   RE2::GlobalReplace(&query, R"(\[[^\]]*\])", "");
-  RE2::GlobalReplace(&query, R"(\b(by|without|on|ignoring)\s*\([^)]*\))", "");
+  RE2::GlobalReplace(&query, R"(\b(by|without|on|ignoring)\s*\([^)]*\)(\s*group_(left|right))?)", "");
   RE2::GlobalReplace(&query, R"(\b\d[\d.]*(e-?\d+)?)", "");
   std::vector<std::string> series;
   re2::StringPiece rest(query);
@@ -135,8 +135,9 @@ TEST(Queries, AskOnlyForSeriesThatThereAre) {
 }
 
 TEST(Queries, TheReaderOfQueriesSeesSeries) {
-  EXPECT_THAT(SeriesOf(R"(sum by (job, le) (rate(a_bucket{kind="x_y"}[5m])) > 5e-4 * on (z_z) b:c:d and vector(1))"),
-              ::testing::ElementsAre("a_bucket", "b:c:d"));
+  EXPECT_THAT(
+      SeriesOf(R"(sum by (job, le) (rate(a_bucket{kind="x_y"}[5m])) > 5e-4 * on (z_z) group_left b:c:d and vector(1))"),
+      ::testing::ElementsAre("a_bucket", "b:c:d"));
   EXPECT_FALSE(KnownSeries().contains("millrace_no_such_metric"));
 }
 

@@ -419,6 +419,7 @@ TEST_F(PhaseSeatTest, TrainingPushesTheSumOfItsMicrobatches) {
              (6 * matrices + 12.0 * Context().model().layers() * Context().model().hidden_size() * columns);
   }
   EXPECT_EQ(seat.model_flops(), flops);
+  EXPECT_EQ(seat.precision(), kernels::Precision::kF32);
 
   std::set<uint32_t> pushed;
   uint64_t saturated = 0;
