@@ -14,14 +14,26 @@ export class Refused extends Error {
   }
 }
 
-// A link may bring the token once; it is kept for this tab and taken out of the address.
+// A link may bring the token once, best behind #, which no server and no proxy gets to see; it is kept for this tab and
+// taken out of the address.
 export function takeTokenFromLink() {
+  take();
+  // Another link to the same page does not load it again.
+  addEventListener('hashchange', () => {
+    if (take()) location.reload();
+  });
+}
+
+function take() {
   const address = new URL(location.href);
-  const token = address.searchParams.get('token');
-  if (token === null) return;
+  const behind = address.hash.startsWith('#token=') ? address.hash.slice('#token='.length) : null;
+  const token = behind ?? address.searchParams.get('token');
+  if (token === null) return false;
   rememberToken(token);
+  if (behind !== null) address.hash = '';
   address.searchParams.delete('token');
   history.replaceState(null, '', address);
+  return true;
 }
 
 // For this tab, from now on.
