@@ -10,7 +10,9 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <initializer_list>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -95,25 +97,30 @@ TEST(Alerts, OfMembersThatHangOrEnd) {
   cluster.shard(1).Restart();
   prometheus.AwaitCalm("MillraceTargetDown");
   prometheus.AwaitCalm("MillraceShardMissing");
-  for (int i = 0; i < 4; ++i) {
-    const std::string scraped =
-        prometheus.Query("max(process_start_time_seconds{job=\"millrace-shard\"})")[0]["value"][1];
+  const auto fire = [&](std::initializer_list<const char*> alerts) {
+    const std::set<std::string> firing = prometheus.Firing();
+    return std::all_of(alerts.begin(), alerts.end(), [&](const char* alert) { return firing.contains(alert); });
+  };
+  prometheus.Until("a shard that is killed often enough", [&] {
+    const std::string start = "max(process_start_time_seconds{job=\"millrace-shard\"})";
+    const std::string scraped = prometheus.Query(start)[0]["value"][1];
     cluster.shard(1).Kill();
     cluster.shard(1).Restart();
-    prometheus.Until("a scrape of the new shard", [&] {
-      return prometheus.Query("max(process_start_time_seconds{job=\"millrace-shard\"})")[0]["value"][1] != scraped;
-    });
+    prometheus.Until("a scrape of the new shard", [&] { return prometheus.Query(start)[0]["value"][1] != scraped; });
     cluster.AwaitStep(job, cluster.Job(job).step() + 1);
-  }
+    return fire({"MillraceRecoveries", "MillraceProcessRestarts"});
+  });
   prometheus.AwaitAlert("MillraceRecoveries");
   prometheus.AwaitAlert("MillraceProcessRestarts");
 
-  // A worker that does not stay.
-  for (int i = 0; i < 12; ++i) {
-    cluster.worker(1).Kill();
-    cluster.worker(1).Restart();
-    prometheus.Until("the worker's return", [&] { return Living(cluster, "worker") == 2; });
-  }
+  // Workers that do not stay.
+  prometheus.Until("workers that are killed often enough", [&] {
+    for (size_t i = 0; i < 2; ++i) cluster.worker(i).Kill();
+    prometheus.Until("the workers' end", [&] { return Living(cluster, "worker") == 0; });
+    for (size_t i = 0; i < 2; ++i) cluster.worker(i).Restart();
+    prometheus.Until("the workers' return", [&] { return Living(cluster, "worker") == 2; });
+    return fire({"MillraceMembersComeAndGo"});
+  });
   prometheus.AwaitAlert("MillraceMembersComeAndGo");
 }
 
