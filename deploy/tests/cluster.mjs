@@ -1,6 +1,6 @@
 // Kubernetes' API for one machine, as much of it as docs/deploy.md needs: kubectl, which is the real one, applies,
-// creates, reads, watches, patches, scales and deletes objects here, reads logs and forwards ports. What the objects ask
-// for is run by podman (pods.mjs), or with --paper not at all: then pods are ready and Jobs complete at once.
+// creates, reads, watches, patches, scales and deletes objects here, reads logs and forwards ports. What the objects
+// ask for is run by podman (pods.mjs), or with --paper not at all: then pods are ready and Jobs complete at once.
 //   node cluster.mjs KUBECONFIG FOLDER TOOLS_FOLDER [--paper]
 // Writes the kubeconfig once it answers. FOLDER/images lists the images that nodes have, FOLDER/claims/NAME is what a
 // PersistentVolumeClaim holds. Ends on SIGTERM, with all its pods.
@@ -14,6 +14,7 @@ import fs from 'node:fs';
 import http from 'node:http';
 import {createRequire} from 'node:module';
 import path from 'node:path';
+
 import {serveForward} from './forward.mjs';
 import {Pods} from './pods.mjs';
 import {decode} from './protobuf.mjs';
@@ -23,9 +24,11 @@ import {sources, Tools} from './tools.mjs';
 const kVerbs = ['create', 'delete', 'get', 'list', 'patch', 'watch'];
 // By group and version: kind, plural, and whether it is in a namespace.
 const kKinds = {
-  'v1': [['Namespace', 'namespaces', false], ['ServiceAccount', 'serviceaccounts'], ['ConfigMap', 'configmaps'],
-         ['Secret', 'secrets'], ['Service', 'services'], ['PersistentVolumeClaim', 'persistentvolumeclaims'],
-         ['Pod', 'pods'], ['ResourceQuota', 'resourcequotas'], ['LimitRange', 'limitranges']],
+  'v1': [
+    ['Namespace', 'namespaces', false], ['ServiceAccount', 'serviceaccounts'], ['ConfigMap', 'configmaps'],
+    ['Secret', 'secrets'], ['Service', 'services'], ['PersistentVolumeClaim', 'persistentvolumeclaims'],
+    ['Pod', 'pods'], ['ResourceQuota', 'resourcequotas'], ['LimitRange', 'limitranges']
+  ],
   'apps/v1': [['StatefulSet', 'statefulsets'], ['Deployment', 'deployments']],
   'batch/v1': [['Job', 'jobs']],
   'policy/v1': [['PodDisruptionBudget', 'poddisruptionbudgets']],
@@ -52,7 +55,8 @@ const millrace = path.join(sources, 'build/bin/millrace');
 class Containers {
   constructor(folder, objects) {
     this.folder = folder;
-    const version = /^project\(millrace VERSION ([0-9.]+)/m.exec(fs.readFileSync(path.join(sources, 'CMakeLists.txt'), 'utf8'))[1];
+    const version =
+        /^project\(millrace VERSION ([0-9.]+)/m.exec(fs.readFileSync(path.join(sources, 'CMakeLists.txt'), 'utf8'))[1];
     this.pods = new Pods(objects, millrace, `localhost/millrace:${version}`, folder, 'millrace-test');
     this.pods.close();
     this.pods.open();
@@ -72,8 +76,11 @@ class Containers {
 
   async states() {
     const {stdout} = await this.pods.podmanLater(['ps', '-a', '--format', 'json']);
-    return new Map(JSON.parse(stdout || '[]').map(({Names: [name], State: state, ExitCode: code}) => [
-      name.slice(this.pods.prefix.length + 1), {running: state === 'running', exited: state === 'exited', code}]));
+    return new Map(JSON.parse(stdout || '[]')
+                       .map(
+                           ({Names: [name], State: state, ExitCode: code}) =>
+                               [name.slice(this.pods.prefix.length + 1),
+                                {running: state === 'running', exited: state === 'exited', code}]));
   }
 
   isReady(name) {
@@ -81,8 +88,9 @@ class Containers {
     const probe = pod.workload.spec.template.spec.containers[0].readinessProbe?.grpc;
     if (probe === undefined) return Promise.resolve(true);
     return new Promise((resolve) => {
-      spawn(millrace, ['health', `${pod.address}:${probe.port}`, '--service', probe.service, '--timeout', '1'], {stdio: 'ignore'})
-          .on('exit', (code) => resolve(code === 0));
+      spawn(millrace, ['health', `${pod.address}:${probe.port}`, '--service', probe.service, '--timeout', '1'], {
+        stdio: 'ignore'
+      }).on('exit', (code) => resolve(code === 0));
     });
   }
 
@@ -106,7 +114,8 @@ class Containers {
     const pid = this.pods.podman(['inspect', '--format', '{{.State.Pid}}', this.pods.pods.get(name).container]);
     const bridge = `const socket = require('net').connect(${port}, '127.0.0.1').on('error', () => process.exit(1));
                     process.stdin.pipe(socket).pipe(process.stdout);`;
-    return spawn('nsenter', ['--target', pid, '--net', process.execPath, '-e', bridge], {stdio: ['pipe', 'pipe', 'ignore']});
+    return spawn(
+        'nsenter', ['--target', pid, '--net', process.execPath, '-e', bridge], {stdio: ['pipe', 'pipe', 'ignore']});
   }
 
   close() {
@@ -126,7 +135,8 @@ class Paper {
     return '192.0.2.1';
   }
   async states() {
-    return new Map([...this.names].map(([name, {kind}]) => [name, {running: kind !== 'Job', exited: kind === 'Job', code: 0}]));
+    return new Map(
+        [...this.names].map(([name, {kind}]) => [name, {running: kind !== 'Job', exited: kind === 'Job', code: 0}]));
   }
   async isReady() {
     return true;
@@ -170,8 +180,9 @@ class Cluster {
   }
 
   find(plural, namespace, name) {
-    return this.objects.find((object) => Cluster.pluralOf(object) === plural && object.metadata.name === name &&
-                                 (namespace === undefined || object.metadata.namespace === namespace));
+    return this.objects.find(
+        (object) => Cluster.pluralOf(object) === plural && object.metadata.name === name &&
+            (namespace === undefined || object.metadata.namespace === namespace));
   }
 
   list(plural, matches) {
@@ -179,7 +190,9 @@ class Cluster {
   }
 
   add(plural, object) {
-    Object.assign(object.metadata, {uid: randomUUID(), creationTimestamp: new Date().toISOString().replace(/\..*/, 'Z'), generation: 1});
+    Object.assign(
+        object.metadata,
+        {uid: randomUUID(), creationTimestamp: new Date().toISOString().replace(/\..*/, 'Z'), generation: 1});
     this.objects.push(object);
     this.tell(plural, 'ADDED', object);
     return object;
@@ -197,10 +210,12 @@ class Cluster {
   async create(plural, namespace, object) {
     if (namespace !== undefined) {
       object.metadata.namespace ??= namespace;
-      if (!this.find('namespaces', undefined, namespace)) throw new Refusal(404, 'NotFound', `namespaces "${namespace}" not found`);
+      if (!this.find('namespaces', undefined, namespace))
+        throw new Refusal(404, 'NotFound', `namespaces "${namespace}" not found`);
     }
     const {name} = object.metadata;
-    if (this.find(plural, namespace, name)) throw new Refusal(409, 'AlreadyExists', `${plural} "${name}" already exists`);
+    if (this.find(plural, namespace, name))
+      throw new Refusal(409, 'AlreadyExists', `${plural} "${name}" already exists`);
     const wrong = await againstSchema(this.tools, object);
     if (wrong.length > 0) throw new Refusal(400, 'BadRequest', `strict decoding error: ${wrong.join('; ')}`);
     this.add(plural, object);
@@ -215,9 +230,12 @@ class Cluster {
   merge(object, patch) {
     for (const [field, value] of Object.entries(patch)) {
       if (Array.isArray(value)) throw new Refusal(422, 'Invalid', `a patch of the list ${field} is not known here`);
-      if (value === null) delete object[field];
-      else if (typeof value === 'object') object[field] = this.merge(object[field] ?? {}, value);
-      else object[field] = value;
+      if (value === null)
+        delete object[field];
+      else if (typeof value === 'object')
+        object[field] = this.merge(object[field] ?? {}, value);
+      else
+        object[field] = value;
     }
     return object;
   }
@@ -238,8 +256,10 @@ class Cluster {
         given[name] = path.join(this.folder, 'claims', name);
         fs.mkdirSync(given[name], {recursive: true});
       } else {
-        given[name] = secret ? Object.fromEntries(Object.entries(object.data ?? {}).map(([file, text]) => [file, Buffer.from(text, 'base64')]))
-                             : object.data;
+        given[name] = secret ?
+            Object.fromEntries(
+                Object.entries(object.data ?? {}).map(([file, text]) => [file, Buffer.from(text, 'base64')])) :
+            object.data;
       }
     }
     return given;
@@ -252,9 +272,14 @@ class Cluster {
   createPod(workload, name) {
     const {apiVersion, kind, metadata: {uid, namespace}, spec: {template}} = workload;
     this.add('pods', {
-      apiVersion: 'v1', kind: 'Pod',
-      metadata: {name, namespace, labels: {...template.metadata.labels},
-                 ownerReferences: [{apiVersion, kind, name: workload.metadata.name, uid, controller: true}]},
+      apiVersion: 'v1',
+      kind: 'Pod',
+      metadata: {
+        name,
+        namespace,
+        labels: {...template.metadata.labels},
+        ownerReferences: [{apiVersion, kind, name: workload.metadata.name, uid, controller: true}]
+      },
       spec: structuredClone(template.spec),
       status: {phase: 'Pending', conditions: [{type: 'Ready', status: 'False'}]},
     });
@@ -274,14 +299,20 @@ class Cluster {
     for (let i = live.length; i > wanted; --i) this.evict(live[i - 1]);
     if (workload.kind === 'StatefulSet') {
       for (let ordinal = 0; ordinal < wanted; ++ordinal) {
-        if (!all.some((pod) => pod.metadata.name === `${name}-${ordinal}`)) this.createPod(workload, `${name}-${ordinal}`);
+        if (!all.some((pod) => pod.metadata.name === `${name}-${ordinal}`))
+          this.createPod(workload, `${name}-${ordinal}`);
       }
     } else {
       for (let i = live.length; i < wanted; ++i) this.createPod(workload, `${name}-${randomBytes(3).toString('hex')}`);
     }
     const ready = live.filter((pod) => pod.status.conditions[0].status === 'True').length;
-    this.setStatus(workload, {observedGeneration: workload.metadata.generation, replicas: live.length, updatedReplicas: live.length,
-                              readyReplicas: ready, availableReplicas: ready});
+    this.setStatus(workload, {
+      observedGeneration: workload.metadata.generation,
+      replicas: live.length,
+      updatedReplicas: live.length,
+      readyReplicas: ready,
+      availableReplicas: ready
+    });
   }
 
   runJob(job) {
@@ -291,7 +322,8 @@ class Cluster {
     if (pods.some((pod) => pod.status.phase === 'Succeeded')) {
       this.setStatus(job, {succeeded: 1, conditions: [{type: 'Complete', status: 'True'}]});
     } else if (failed.length > (job.spec.backoffLimit ?? 6)) {
-      this.setStatus(job, {failed: failed.length, conditions: [{type: 'Failed', status: 'True', reason: 'BackoffLimitExceeded'}]});
+      this.setStatus(
+          job, {failed: failed.length, conditions: [{type: 'Failed', status: 'True', reason: 'BackoffLimitExceeded'}]});
     } else if (failed.length === pods.length) {
       this.createPod(job, `${job.metadata.name}-${randomBytes(3).toString('hex')}`);
     }
@@ -303,8 +335,8 @@ class Cluster {
     if (owner === undefined) return this.evict(pod);
     if (['Succeeded', 'Failed'].includes(pod.status.phase)) return;
     const [{image, name: container}] = pod.spec.containers;
-    const status = (phase, ready, more = {}) => this.setStatus(pod, {
-      phase, conditions: [{type: 'Ready', status: ready ? 'True' : 'False'}], ...more});
+    const status = (phase, ready, more = {}) =>
+        this.setStatus(pod, {phase, conditions: [{type: 'Ready', status: ready ? 'True' : 'False'}], ...more});
     if (pod.address === undefined) {
       const given = this.given(owner);
       const lacks = typeof given === 'string' ? given : this.runtime.lacks(image);
@@ -315,8 +347,10 @@ class Cluster {
     }
     const state = states.get(name);
     if (state === undefined) return;  // started since they were asked for
-    const said = (ready, what) => ({podIP: pod.address, containerStatuses: [
-      {name: container, image, imageID: '', ready, restartCount: 0, state: what}]});
+    const said = (ready, what) => ({
+      podIP: pod.address,
+      containerStatuses: [{name: container, image, imageID: '', ready, restartCount: 0, state: what}]
+    });
     if (state.running) {
       const ready = await this.runtime.isReady(name);
       if (pod.metadata.deletionTimestamp === undefined) status('Running', ready, said(ready, {running: {}}));
@@ -337,10 +371,12 @@ class Cluster {
   }
 
   async reconcile() {
-    for (const workload of [...this.list('statefulsets', () => true), ...this.list('deployments', () => true)]) this.scale(workload);
+    for (const workload of [...this.list('statefulsets', () => true), ...this.list('deployments', () => true)])
+      this.scale(workload);
     this.list('jobs', () => true).forEach((job) => this.runJob(job));
     const states = await this.runtime.states();
-    await Promise.all(this.list('pods', ({metadata}) => metadata.deletionTimestamp === undefined).map((pod) => this.runPod(pod, states)));
+    await Promise.all(this.list('pods', ({metadata}) => metadata.deletionTimestamp === undefined)
+                          .map((pod) => this.runPod(pod, states)));
   }
 
   async run() {
@@ -364,34 +400,77 @@ function target(pathname) {
 
 function discovery(pathname) {
   const groups = Object.keys(kKinds).filter((version) => version !== 'v1');
-  const roots = {'/api': {kind: 'APIVersions', versions: ['v1']}, '/version': {major: '1', minor: '35', gitVersion: 'v1.35.2'}};
+  const roots = {
+    '/api': {kind: 'APIVersions', versions: ['v1']},
+    '/version': {major: '1', minor: '35', gitVersion: 'v1.35.2'}
+  };
   if (roots[pathname]) return roots[pathname];
   if (pathname === '/apis') {
-    return {kind: 'APIGroupList', apiVersion: 'v1', groups: groups.map((groupVersion) => {
-      const [name, version] = groupVersion.split('/');
-      return {name, versions: [{groupVersion, version}], preferredVersion: {groupVersion, version}};
-    })};
+    return {
+      kind: 'APIGroupList',
+      apiVersion: 'v1',
+      groups: groups.map((groupVersion) => {
+        const [name, version] = groupVersion.split('/');
+        return {name, versions: [{groupVersion, version}], preferredVersion: {groupVersion, version}};
+      })
+    };
   }
   if (pathname === '/openapi/v3') {
-    return {paths: Object.fromEntries(Object.keys(kKinds).map((version) => version === 'v1' ? 'api/v1' : `apis/${version}`).map(
-                (where) => [where, {serverRelativeURL: `/openapi/v3/${where}`}]))};
+    return {
+      paths: Object.fromEntries(Object.keys(kKinds)
+                                    .map((version) => version === 'v1' ? 'api/v1' : `apis/${version}`)
+                                    .map((where) => [where, {serverRelativeURL: `/openapi/v3/${where}`}]))
+    };
   }
   const [, asked, groupVersion] = /^(\/openapi\/v3)?\/apis?\/(.*)$/.exec(pathname) ?? [];
   const kinds = kKinds[groupVersion];
   if (kinds === undefined) return null;
   if (asked === undefined) {
-    return {kind: 'APIResourceList', apiVersion: 'v1', groupVersion, resources: kinds.flatMap(([kind, name, namespaced = true]) => [
-      {name, singularName: kind.toLowerCase(), namespaced, kind, verbs: kVerbs},
-      ...(kScaled.includes(name) ? [{name: `${name}/scale`, singularName: '', namespaced, group: 'autoscaling', version: 'v1', kind: 'Scale', verbs: ['get', 'patch']}] : []),
-      ...(name === 'pods' ? [{name: 'pods/log', singularName: '', namespaced, kind, verbs: ['get']},
-                             {name: 'pods/portforward', singularName: '', namespaced, kind: 'PodPortForwardOptions', verbs: ['create', 'get']}] : []),
-    ])};
+    return {
+      kind: 'APIResourceList',
+      apiVersion: 'v1',
+      groupVersion,
+      resources: kinds.flatMap(
+          ([kind, name, namespaced = true]) =>
+              [{name, singularName: kind.toLowerCase(), namespaced, kind, verbs: kVerbs},
+               ...(kScaled.includes(name) ? [{
+                 name: `${name}/scale`,
+                 singularName: '',
+                 namespaced,
+                 group: 'autoscaling',
+                 version: 'v1',
+                 kind: 'Scale',
+                 verbs: ['get', 'patch']
+               }] :
+                                            []),
+               ...(name === 'pods' ?
+                       [
+                         {name: 'pods/log', singularName: '', namespaced, kind, verbs: ['get']}, {
+                           name: 'pods/portforward',
+                           singularName: '',
+                           namespaced,
+                           kind: 'PodPortForwardOptions',
+                           verbs: ['create', 'get']
+                         }
+                       ] :
+                       []),
+    ])
+    };
   }
   // Tells kubectl that unknown fields are refused here (fieldValidation).
   const [version, group = ''] = groupVersion.split('/').reverse();
-  return {openapi: '3.0.0', info: {title: 'Kubernetes', version: 'v1.35.2'}, paths: Object.fromEntries(kinds.map(([kind, name]) => [
-    `/${name}/{name}`, {patch: {parameters: [{name: 'fieldValidation', in: 'query', schema: {type: 'string'}}], responses: {},
-                                'x-kubernetes-group-version-kind': {group, version, kind}}}]))};
+  return {
+    openapi: '3.0.0',
+    info: {title: 'Kubernetes', version: 'v1.35.2'},
+    paths: Object.fromEntries(
+        kinds.map(([kind, name]) => [`/${name}/{name}`, {
+                    patch: {
+                      parameters: [{name: 'fieldValidation', in : 'query', schema: {type: 'string'}}],
+                      responses: {},
+                      'x-kubernetes-group-version-kind': {group, version, kind}
+                    }
+                  }]))
+  };
 }
 
 // What labelSelector and fieldSelector ask for.
@@ -423,9 +502,15 @@ function watch(cluster, plural, matches, query, request, response) {
   if (query.get('sendInitialEvents') === 'true' || since === 0) {
     for (const object of cluster.list(plural, matches)) write('ADDED', object);
     if (query.get('sendInitialEvents') === 'true') {
-      const [apiVersion, [[kind]]] = Object.entries(kKinds).map(([version, kinds]) => [version, kinds.filter(([, name]) => name === plural)])
-                                         .find(([, kinds]) => kinds.length > 0);
-      write('BOOKMARK', {apiVersion, kind, metadata: {resourceVersion: String(cluster.version), annotations: {'k8s.io/initial-events-end': 'true'}}});
+      const [apiVersion, [[kind]]] =
+          Object.entries(kKinds)
+              .map(([version, kinds]) => [version, kinds.filter(([, name]) => name === plural)])
+              .find(([, kinds]) => kinds.length > 0);
+      write('BOOKMARK', {
+        apiVersion,
+        kind,
+        metadata: {resourceVersion: String(cluster.version), annotations: {'k8s.io/initial-events-end': 'true'}}
+      });
     }
   } else {
     for (const event of cluster.events) {
@@ -456,8 +541,14 @@ async function answer(cluster, request, response) {
     if (request.method !== 'GET') throw new Refusal(405, 'MethodNotAllowed', 'collections are only read here');
     const chosen = selection(query);
     const matches = (object) => inNamespace(object) && chosen(object);
-    if (query.get('watch') === 'true' || query.get('watch') === '1') return watch(cluster, plural, matches, query, request, response);
-    return reply({kind: `${known[0]}List`, apiVersion, metadata: {resourceVersion: String(cluster.version)}, items: cluster.list(plural, matches)});
+    if (query.get('watch') === 'true' || query.get('watch') === '1')
+      return watch(cluster, plural, matches, query, request, response);
+    return reply({
+      kind: `${known[0]}List`,
+      apiVersion,
+      metadata: {resourceVersion: String(cluster.version)},
+      items: cluster.list(plural, matches)
+    });
   }
   const object = cluster.find(plural, namespace, name);
   if (object === undefined) {
@@ -465,7 +556,8 @@ async function answer(cluster, request, response) {
     throw new Refusal(404, 'NotFound', `${plural}${group ? `.${group}` : ''} "${name}" not found`);
   }
   if (part === 'log') {
-    if (object.address === undefined) throw new Refusal(400, 'BadRequest', `pod "${name}" has not started: ${object.status.message}`);
+    if (object.address === undefined)
+      throw new Refusal(400, 'BadRequest', `pod "${name}" has not started: ${object.status.message}`);
     response.writeHead(200, {'Content-Type': 'text/plain'});
     const log = cluster.runtime.log(name, query.get('follow') === 'true');
     log.stderr.pipe(response, {end: false});
@@ -479,21 +571,31 @@ async function answer(cluster, request, response) {
   }
   if (request.method === 'PATCH') {
     const patch = await bodyOf(request);
-    if (part === 'scale' && Object.keys(patch).join() !== 'spec') throw new Refusal(422, 'Invalid', 'only spec.replicas is scaled');
+    if (part === 'scale' && Object.keys(patch).join() !== 'spec')
+      throw new Refusal(422, 'Invalid', 'only spec.replicas is scaled');
     cluster.merge(object, patch);
     ++object.metadata.generation;
     cluster.changed(object);
   } else if (request.method === 'DELETE') {
     const {gracePeriodSeconds} = await bodyOf(request);
-    if (plural === 'pods') cluster.evict(object, gracePeriodSeconds);
-    else if (plural === 'namespaces') throw new Refusal(405, 'MethodNotAllowed', 'namespaces stay: kind delete cluster');
-    else cluster.remove(object);
+    if (plural === 'pods')
+      cluster.evict(object, gracePeriodSeconds);
+    else if (plural === 'namespaces')
+      throw new Refusal(405, 'MethodNotAllowed', 'namespaces stay: kind delete cluster');
+    else
+      cluster.remove(object);
   } else if (request.method !== 'GET') {
     throw new Refusal(405, 'MethodNotAllowed', `${request.method} is not known here`);
   }
   if (part === 'scale') {
     const {replicas = 1} = object.spec;
-    return reply({kind: 'Scale', apiVersion: 'autoscaling/v1', metadata: object.metadata, spec: {replicas}, status: {replicas: object.status?.replicas ?? 0}});
+    return reply({
+      kind: 'Scale',
+      apiVersion: 'autoscaling/v1',
+      metadata: object.metadata,
+      spec: {replicas},
+      status: {replicas: object.status?.replicas ?? 0}
+    });
   }
   return reply(object);
 }
@@ -502,24 +604,34 @@ function upgrade(cluster, dictionary, request, socket, first) {
   const {plural, name, namespace, part} = target(new URL(request.url, 'http://cluster').pathname);
   const pod = cluster.find('pods', namespace, name);
   // kubectl tries a WebSocket first, which older API servers do not have either.
-  if (plural !== 'pods' || part !== 'portforward' || pod?.status.phase !== 'Running' || request.headers.upgrade.toUpperCase() !== 'SPDY/3.1') {
+  if (plural !== 'pods' || part !== 'portforward' || pod?.status.phase !== 'Running' ||
+      request.headers.upgrade.toUpperCase() !== 'SPDY/3.1') {
     socket.end('HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n');
     return;
   }
-  socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n' +
-               'X-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n');
+  socket.write(
+      'HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n' +
+      'X-Stream-Protocol-Version: portforward.k8s.io\r\n\r\n');
   serveForward(socket, first, dictionary, (port) => cluster.runtime.connect(name, port));
 }
 
 const [kubeconfig, folder, toolsFolder, paper] = process.argv.slice(2);
 fs.mkdirSync(folder, {recursive: true});
 const tools = Tools.install(toolsFolder);
-const dictionary = createRequire(path.join(tools.folder, 'package.json'))('spdy-transport/lib/spdy-transport/protocol/spdy/dictionary.js')[3.1];
+const dictionary = createRequire(path.join(tools.folder, 'package.json'))(
+    'spdy-transport/lib/spdy-transport/protocol/spdy/dictionary.js')[3.1];
 const cluster = new Cluster(tools, folder, paper === '--paper');
 const server = http.createServer((request, response) => {
   answer(cluster, request, response).catch((error) => {
     if (!(error instanceof Refusal)) console.error(error);
-    const status = error.status ?? {kind: 'Status', apiVersion: 'v1', status: 'Failure', code: 500, reason: 'InternalError', message: String(error)};
+    const status = error.status ?? {
+      kind: 'Status',
+      apiVersion: 'v1',
+      status: 'Failure',
+      code: 500,
+      reason: 'InternalError',
+      message: String(error)
+    };
     response.writeHead(status.code, {'Content-Type': 'application/json'});
     response.end(JSON.stringify(status));
   });
@@ -531,11 +643,16 @@ process.on('SIGTERM', () => {
 });
 server.listen(0, '127.0.0.1', () => {
   const entry = (name, value) => [{name: 'kind-kind', [name]: value}];
-  fs.writeFileSync(`${kubeconfig}.new`, JSON.stringify({
-    apiVersion: 'v1', kind: 'Config', 'current-context': 'kind-kind',
-    clusters: entry('cluster', {server: `http://127.0.0.1:${server.address().port}`}),
-    contexts: entry('context', {cluster: 'kind-kind', user: 'kind-kind'}), users: entry('user', {}),
-  }), {mode: 0o600});
+  fs.writeFileSync(
+      `${kubeconfig}.new`, JSON.stringify({
+        apiVersion: 'v1',
+        kind: 'Config',
+        'current-context': 'kind-kind',
+        clusters: entry('cluster', {server: `http://127.0.0.1:${server.address().port}`}),
+        contexts: entry('context', {cluster: 'kind-kind', user: 'kind-kind'}),
+        users: entry('user', {}),
+      }),
+      {mode: 0o600});
   fs.renameSync(`${kubeconfig}.new`, kubeconfig);
   cluster.run().catch((error) => {
     console.error(error);

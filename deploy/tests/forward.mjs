@@ -58,7 +58,7 @@ function headersOf(block) {
 export function serveForward(socket, first, dictionary, connect) {
   const inflate = zlib.createInflate({dictionary, finishFlush: zlib.constants.Z_SYNC_FLUSH});
   const deflate = zlib.createDeflate({flush: zlib.constants.Z_SYNC_FLUSH});
-  const open = new Map();      // by the data stream: what leads to the port
+  const open = new Map();         // by the data stream: what leads to the port
   const errorStream = new Map();  // by kubectl's number of the connection
 
   const send = (frame, done) => socket.destroyed ? done?.() : socket.write(frame, () => done?.());

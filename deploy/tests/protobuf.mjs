@@ -10,13 +10,17 @@ const map = (value) => (bytes, whole) => {
 };
 const message = (fields) => (bytes) => read(bytes, fields);
 
-const kMetadata = message({1: ['name', text], 3: ['namespace', text], 11: ['labels', map(text)], 12: ['annotations', map(text)]});
+const kMetadata =
+    message({1: ['name', text], 3: ['namespace', text], 11: ['labels', map(text)], 12: ['annotations', map(text)]});
 const kTypes = {
   Namespace: {1: ['metadata', kMetadata]},
   ConfigMap: {1: ['metadata', kMetadata], 2: ['data', map(text)]},
   Secret: {1: ['metadata', kMetadata], 2: ['data', map(base64)], 3: ['type', text]},
 };
-const kUnknown = {1: ['type', message({1: ['apiVersion', text], 2: ['kind', text]})], 2: ['raw', (bytes) => bytes]};
+const kUnknown = {
+  1: ['type', message({1: ['apiVersion', text], 2: ['kind', text]})],
+  2: ['raw', (bytes) => bytes]
+};
 
 function read(bytes, fields, into = {}) {
   let at = 0;
@@ -38,7 +42,8 @@ function read(bytes, fields, into = {}) {
       const value = bytes.subarray(at, at += size);
       const [name, decode] = fields[Math.floor(tag / 8)] ?? [];
       // What is empty is not set: kubectl writes every field of a message.
-      if (name === undefined && size > 2) throw new Error(`field ${Math.floor(tag / 8)} of ${size} bytes is not known here`);
+      if (name === undefined && size > 2)
+        throw new Error(`field ${Math.floor(tag / 8)} of ${size} bytes is not known here`);
       if (name !== undefined && size > 0) into[name] = decode(value, into[name]);
     } else {
       throw new Error(`a field of wire type ${tag % 8}`);
