@@ -146,7 +146,7 @@ phases:
     adapter: {type: prompt_tuning, virtual_tokens: 4}
     global_batch: 8
     optimizer: {lr: 3.0e-3}
-    evaluate: {every_steps: 10, max_tokens: 500, samples: {prompts: [Who sang?], max_tokens: 40, temperature: 0, seed: 7}}
+    evaluate: {every_steps: 10, max_tokens: 500, samples: {prompts: ["Who sang?"], max_tokens: 40, temperature: 0, seed: 7}}
     stop: {max_steps: 20}
 )";
   Cluster cluster({});

@@ -105,9 +105,14 @@ std::string TextOf(const std::string& tensor, const std::string& metadata) {
   EXPECT_EQ(Fields(Fields(metadata).at(0).bytes).at(0).bytes, "text");
   std::string text;
   for (const Field& field : Fields(tensor)) {
-    if (field.number == 1) EXPECT_EQ(field.value, 7u);
-    if (field.number == 2) EXPECT_EQ(Fields(Fields(field.bytes).at(0).bytes).at(0).value, 1u);
-    if (field.number == 8) text = field.bytes;
+    if (field.number == 1) {
+      EXPECT_EQ(field.value, 7u);
+    } else if (field.number == 2) {
+      EXPECT_EQ(Fields(Fields(field.bytes).at(0).bytes).at(0).value, 1u);
+    } else {
+      EXPECT_EQ(field.number, 8u);
+      text = field.bytes;
+    }
   }
   return text;
 }
@@ -384,7 +389,9 @@ TEST_F(ProgressFilesTest, SamplesStandOnceWhateverHappensAgain) {
     files = Open();
     ASSERT_TRUE(files->Restart("pretrain", after, 1'700'000'001'000).ok());
     EXPECT_EQ(Split(Read("samples.jsonl")).size(), after == 0 ? 2u : 4u);
-    if (after == 0) ASSERT_TRUE(files->Add(samples(10, "ten")).ok());
+    if (after == 0) {
+      ASSERT_TRUE(files->Add(samples(10, "ten")).ok());
+    }
     ASSERT_TRUE(files->Add(samples(20, "a \"b\"\nc")).ok());
     EXPECT_EQ(Read("samples.jsonl"), undisturbed);
   }

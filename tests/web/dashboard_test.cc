@@ -346,6 +346,10 @@ TEST_F(DashboardTest, KeysReachEverything) {
 TEST_F(DashboardTest, ItIsLegibleByDayAndNight) {
   Submit("alpha", {"labels={team: search}"});
   Train("alpha", 200);
+  v1::JobEvent written;
+  written.mutable_samples()->set_step(200);
+  written.mutable_samples()->add_samples()->set_text("wrote this");
+  jobs_.book().Append("alpha", written);
   jobs_.book().Log("alpha", "error", "something is wrong");
   for (const testing::Screen screen : {kDesktop, kTelephone}) {
     for (const char* place : {"#/", "#/job/alpha", "#/submit", "#/cluster"}) {

@@ -32,5 +32,7 @@ trap clean_up EXIT
 http=127.$((RANDOM % 254 + 1)).$((RANDOM % 254 + 1)).1:8080
 "$millrace" up --workers 2 --shards 2 --threads 1 --http "$http" --dir "$work" --detach | tee "$work/told"
 coordinator=$(sed -n 's/^coordinator: \([^;]*\);.*/\1/p' "$work/told")
-timeout 150 node visit.mjs "http://$http" "$millrace" "$source" "$coordinator" ||
+limit=150
+[ -z "${MILLRACE_PICTURES:-}" ] || limit=900  # more is trained for them
+timeout "$limit" node visit.mjs "http://$http" "$millrace" "$source" "$coordinator" ||
   { tail -n 20 "$work"/logs/*; exit 1; }

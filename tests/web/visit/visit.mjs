@@ -60,12 +60,12 @@ async function visit() {
 
   // Submitting: a mistake is told, the rest checked, and nothing done unasked.
   await page.getByRole('link', {name: 'Submit'}).click();
-  await page.getByLabel('Job file').fill(JOB.replace('every_steps', 'evry_steps'));
+  await page.getByRole('textbox', {name: 'Job file', exact: true}).fill(JOB.replace('every_steps', 'evry_steps'));
   await page.getByLabel('Folder on the coordinator').fill(join(source, 'examples'));
   await page.getByRole('button', {name: 'Check'}).click();
   await page.getByRole('alert').filter({hasText: "did you mean 'every_steps'?"}).waitFor();
   assert.match(complaints.pop(), /400/);
-  await page.getByLabel('Job file').fill(JOB);
+  await page.getByRole('textbox', {name: 'Job file', exact: true}).fill(JOB);
   await press(page, 'Submit', 'Submit visited?');
 
   // It trains: curves, events, and what the model writes.
@@ -85,7 +85,7 @@ async function visit() {
   await row.waitFor();
 
   // The model is asked.
-  await page.getByLabel('Prompt', {exact: true}).fill('The child');
+  await page.getByRole('textbox', {name: 'Prompt', exact: true}).fill('The child');
   await page.getByLabel('Tokens').fill('12');
   await page.getByRole('button', {name: 'Ask'}).click();
   await page.locator('#prompt-answer b').filter({hasText: 'The child'}).waitFor();
@@ -109,7 +109,7 @@ async function visit() {
   // Another, like it, is given up while the first trains.
   const other = await open();
   await other.goto(`${address}/#/submit/visited`);
-  const file = other.getByLabel('Job file');
+  const file = other.getByRole('textbox', {name: 'Job file', exact: true});
   await other.waitForFunction(() => document.querySelector('#submit-yaml').value.includes('visited'));
   await file.fill((await file.inputValue()).replace('"visited"', '"unwanted"'));
   await other.getByLabel('Folder on the coordinator').fill(join(source, 'examples'));
@@ -148,11 +148,15 @@ async function takePictures() {
   const call = (method, request) => page.evaluate(async ([name, body]) => (await fetch(`/api/v1/jobs/${name}`, {
     method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body),
   })).json(), [method, request]);
-  for (const [name, override] of [['wider', 'model.hidden_size=64'], ['lstm', 'model={family: lstm, layers: 1, hidden_size: 64, context: 32}']]) {
-    await call('SubmitJob', {template_job_id: 'visited', overrides: [`name=${name}`, override]});
+  for (const [name, override] of [['wider', 'model.hidden_size=64'], ['slower', 'phases.0.optimizer.lr=3e-3']]) {
+    const job = await call('SubmitJob', {template_job_id: 'visited', overrides: [`name=${name}`, override]});
+    assert.equal(job.id, name, JSON.stringify(job));
+    while ((await call('GetJob', {job_id: name})).state !== 'SUCCEEDED') {
+      assert.notEqual((await call('GetJob', {job_id: name})).state, 'FAILED');
+      await page.waitForTimeout(500);
+    }
   }
-  while ((await call('ListJobs', {states: ['SUCCEEDED']})).total < 3) await page.waitForTimeout(500);
-  await page.goto(`${address}/#/jobs/visited,wider,lstm`);
+  await page.goto(`${address}/#/jobs/visited,wider,slower`);
   await page.reload();
   await page.locator('#compare-chart .entry').nth(5).waitFor();
   await page.screenshot({path: join(pictures, 'dashboard-jobs.png')});
