@@ -28,7 +28,7 @@ namespace {
 using testing::Browser;
 
 constexpr uint64_t kEvaluated = 100;  // every so many steps
-constexpr absl::Duration kWatched = absl::Seconds(20);
+constexpr absl::Duration kWatched = absl::Seconds(10);
 
 constexpr char kJob[] = R"(name: trained
 labels: {team: search}

@@ -166,12 +166,14 @@ async function takePictures() {
   await page.locator('#checkpoints tbody tr').first().waitFor();
   await page.screenshot({path: join(pictures, 'dashboard-job.png'), fullPage: true, clip: {x: 0, y: 0, width: 1280, height: 1800}});
   await page.emulateMedia({colorScheme: 'light'});
+  await page.locator('#samples .scroll').evaluate((box) => { box.scrollLeft = 0; });
   await page.locator('#samples').screenshot({path: join(pictures, 'dashboard-samples.png')});
   await page.context().close();
   const telephone = await open({viewport: {width: 480, height: 1000}, isMobile: true, hasTouch: true});
   await telephone.goto(`${address}/#/job/visited`);
   await telephone.locator('#job-chart .entry').nth(1).waitFor();
   await telephone.locator('#job-chart-axis').selectOption('tokens');
+  await telephone.locator('#job-progress-text').evaluate((text) => text.scrollIntoView());
   await telephone.screenshot({path: join(pictures, 'dashboard-telephone.png')});
   await telephone.context().close();
 }
