@@ -75,6 +75,7 @@ class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat,
     {
       absl::MutexLock lock(&service_->mutex_);
       service_->attendances_.erase(this);
+      if (service_->attendances_.empty()) service_->all_ended_.SignalAll();
     }
     delete this;
   }
@@ -137,7 +138,11 @@ class ClusterService::Attendance : public grpc::ServerBidiReactor<v1::Heartbeat,
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-ClusterService::~ClusterService() = default;
+ClusterService::~ClusterService() {
+  // The server has ended every stream by now.
+  absl::MutexLock lock(&mutex_);
+  while (!attendances_.empty()) all_ended_.Wait(&mutex_);
+}
 
 grpc::Status ClusterService::Join(grpc::ServerContext* context, const v1::JoinRequest* request, v1::JoinReply* reply) {
   if (absl::Status fits = CheckRole(*context, request->role()); !fits.ok()) return ToGrpc(fits);

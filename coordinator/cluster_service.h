@@ -20,7 +20,7 @@ namespace millrace::coordinator {
 class ClusterService
     : public v1::Cluster::WithCallbackMethod_NextWork<v1::Cluster::WithCallbackMethod_Attend<v1::Cluster::Service>> {
  public:
-  // `members` and `board` must outlive the server.
+  // `members` and `board` must outlive this, and this the server.
   ClusterService(Members* members, WorkBoard* board, uint32_t units_per_call)
       : members_(members), board_(board), units_per_call_(units_per_call) {}
   ~ClusterService() override;
@@ -47,6 +47,7 @@ class ClusterService
   WorkBoard* const board_;
   const uint32_t units_per_call_;
   absl::Mutex mutex_;
+  absl::CondVar all_ended_ ABSL_GUARDED_BY(mutex_);                         // attendances_ is empty
   std::map<Attendance*, std::string> attendances_ ABSL_GUARDED_BY(mutex_);  // → member id, empty until it spoke
   uint64_t epoch_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
