@@ -13,7 +13,9 @@ import {randomBytes, randomUUID} from 'node:crypto';
 import fs from 'node:fs';
 import http from 'node:http';
 import {createRequire} from 'node:module';
+import net from 'node:net';
 import path from 'node:path';
+import {PassThrough} from 'node:stream';
 
 import {serveForward} from './forward.mjs';
 import {Pods} from './pods.mjs';
@@ -55,6 +57,7 @@ const millrace = path.join(sources, 'build/bin/millrace');
 class Containers {
   constructor(folder, objects) {
     this.folder = folder;
+    this.bridges = new Map();  // by the path of their sockets
     const version =
         /^project\(millrace VERSION ([0-9.]+)/m.exec(fs.readFileSync(path.join(sources, 'CMakeLists.txt'), 'utf8'))[1];
     this.pods = new Pods(objects, millrace, `localhost/millrace:${version}`, folder, 'millrace-test');
@@ -76,11 +79,12 @@ class Containers {
 
   async states() {
     const {stdout} = await this.pods.podmanLater(['ps', '-a', '--format', 'json']);
-    return new Map(JSON.parse(stdout || '[]')
-                       .map(
-                           ({Names: [name], State: state, ExitCode: code}) =>
-                               [name.slice(this.pods.prefix.length + 1),
-                                {running: state === 'running', exited: state === 'exited', code}]));
+    this.found = new Map();
+    for (const {Names: [name], State: state, ExitCode: code, Pid: pid} of JSON.parse(stdout || '[]')) {
+      const pod = {running: state === 'running', exited: state === 'exited', code, pid};
+      this.found.set(name.slice(this.pods.prefix.length + 1), pod);
+    }
+    return this.found;
   }
 
   isReady(name) {
@@ -109,16 +113,30 @@ class Containers {
     return this.pods.podmanStart(['logs', ...(follow ? ['--follow'] : []), this.pods.pods.get(name).container]);
   }
 
-  // As a kubelet forwards a port: to the pod's own loopback.
-  connect(name, port) {
-    const pid = this.pods.podman(['inspect', '--format', '{{.State.Pid}}', this.pods.pods.get(name).container]);
-    const bridge = `const socket = require('net').connect(${port}, '127.0.0.1').on('error', () => process.exit(1));
-                    process.stdin.pipe(socket).pipe(process.stdout);`;
-    return spawn(
-        'nsenter', ['--target', pid, '--net', process.execPath, '-e', bridge], {stdio: ['pipe', 'pipe', 'ignore']});
+  // As a kubelet forwards a port: to the pod's own loopback. A process that is in the pod's network, and stays, takes
+  // connections by a socket in the file system.
+  async connect(name, port) {
+    const {pid} = this.found.get(name);
+    const at = path.join(this.folder, `${name}-${pid}-${port}`);
+    if (!this.bridges.has(at)) {
+      const bridge = `
+          const net = require('net');
+          const both = {allowHalfOpen: true};
+          net.createServer(both, (here) => {
+            const there = net.connect({port: ${port}, host: '127.0.0.1', ...both});
+            here.on('error', () => there.destroy()).pipe(there).on('error', () => here.destroy()).pipe(here);
+          }).listen(process.argv[1], () => console.log('listens'));`;
+      const child = spawn(
+          'nsenter', ['--target', String(pid), '--net', process.execPath, '-e', bridge, at],
+          {stdio: ['ignore', 'pipe', 'inherit']});
+      this.bridges.set(at, {child, listens: new Promise((resolve) => child.stdout.once('data', resolve))});
+    }
+    await this.bridges.get(at).listens;
+    return net.connect({path: at, allowHalfOpen: true});
   }
 
   close() {
+    for (const {child} of this.bridges.values()) child.kill();
     this.pods.close();
   }
 }
@@ -148,8 +166,8 @@ class Paper {
   log() {
     return spawn('echo', ['nothing ran']);
   }
-  connect() {
-    return spawn('true');
+  async connect() {
+    return new PassThrough().end();
   }
   close() {}
 }

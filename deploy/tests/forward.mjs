@@ -4,7 +4,6 @@
 //   control frame: 1 bit 1 | 15 bits version | 16 bits type | 8 bits flags | 24 bits length | body
 //   data frame:    1 bit 0 | 31 bits stream  |                8 bits flags | 24 bits length | bytes
 // Headers are compressed by one zlib stream a direction, with a dictionary that the protocol fixes.
-import {Writable} from 'node:stream';
 import zlib from 'node:zlib';
 
 const kSynStream = 1;
@@ -54,7 +53,7 @@ function headersOf(block) {
 }
 
 // Serves an upgraded `socket`, whose first bytes may have come with the request. `connect` gives for a port something
-// with stdin and stdout that leads there, and kill().
+// that leads there, as a net.Socket does.
 export function serveForward(socket, first, dictionary, connect) {
   const inflate = zlib.createInflate({dictionary, finishFlush: zlib.constants.Z_SYNC_FLUSH});
   const deflate = zlib.createDeflate({flush: zlib.constants.Z_SYNC_FLUSH});
@@ -72,17 +71,24 @@ export function serveForward(socket, first, dictionary, connect) {
       errorStream.set(connection, stream);
       return;
     }
-    const there = connect(Number(headers.port));
+    const there = await connect(Number(headers.port));
     open.set(stream, there);
-    there.stdin.on('error', () => {});  // the pod hung up
-    there.stdout.pipe(new Writable({
-      write: (bytes, _, done) => sendData(stream, bytes, false, done),
-      final: (done) => {
-        open.delete(stream);
-        sendData(stream, Buffer.alloc(0), true);
-        sendData(errorStream.get(connection), Buffer.alloc(0), true, done);
-      },
-    }));
+    there.on('error', () => {});  // the pod hung up
+    there.on('data', (bytes) => {
+      there.pause();
+      sendData(stream, bytes, false, () => there.resume());
+    });
+    let finished = false;
+    const finish = () => {
+      if (finished) return;
+      finished = true;
+      sendData(stream, Buffer.alloc(0), true);
+      sendData(errorStream.get(connection), Buffer.alloc(0), true);
+    };
+    there.on('end', finish).on('close', () => {
+      finish();
+      open.delete(stream);
+    });
   }
 
   async function take(frame) {
@@ -90,8 +96,8 @@ export function serveForward(socket, first, dictionary, connect) {
     const body = frame.subarray(8);
     if (frame[0] < 0x80) {
       const there = open.get(frame.readUInt32BE(0));
-      if (body.length > 0) there?.stdin.write(body);
-      if (flags & kLast) there?.stdin.end();
+      if (body.length > 0) there?.write(body);
+      if (flags & kLast) there?.end();
       return;
     }
     const type = frame.readUInt16BE(2);
@@ -100,7 +106,7 @@ export function serveForward(socket, first, dictionary, connect) {
     } else if (type === kPing) {
       send(frame);
     } else if (type === kRstStream) {
-      open.get(body.readUInt32BE(0))?.kill();
+      open.get(body.readUInt32BE(0))?.destroy();
     }
   }
 
@@ -117,7 +123,7 @@ export function serveForward(socket, first, dictionary, connect) {
   socket.on('data', receive);
   socket.on('error', () => {});
   socket.on('close', () => {
-    for (const there of open.values()) there.kill();
+    for (const there of open.values()) there.destroy();
   });
   receive(Buffer.alloc(0));
 }
