@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Held-out loss of a transformer, an LSTM and gated convolutions on the quickstart's text, each with as many parameters
-# (within 0.3 %) and as much compute as the quickstart's LLaMA, and at the best of three learning rates.
-#   bench/architectures.sh [MILLRACE] [STEPS]      default build/bin/millrace, 2200; about 45 minutes on 2 cores
+# (within 0.3 %) and as much compute as the quickstart's LLaMA, and at the best of several learning rates.
+#   bench/architectures.sh [MILLRACE] [STEPS]      default build/bin/millrace, 2200; about an hour on 2 cores
 # FLOP a token, forward and backward: 6 x (parameters, of which all but the gains and biases are operands of products, and
 # a tied embedding is one) + 12 x layers x width x mean positions seen, for attention. Steps of the others make up for
 # attention. Elementwise work is not counted.
@@ -46,40 +46,54 @@ field() {
 # FLOP a token that the transformer has beside those of its parameters.
 attention=$((12 * 4 * 128 * (context + 1) / 2))
 
-# row NAME MODEL ATTENTION: trains at each rate and prints the best.
+# train_at RATE: sets loss, parameters and seconds (of cores) of `model` trained for `count` steps at that rate.
+train_at() {
+  local spent
+  rm -rf "$work/run"
+  job "$model" "$count" "$1" >"$work/job.yaml"
+  spent=$( (TIMEFORMAT='%U %S'; time "$millrace" train "$work/job.yaml" --workers 2 --shards 2 --dir "$work/run" \
+    >"$work/log" 2>&1) 2>&1) || {
+    cat "$work/log" >&2
+    exit 1
+  }
+  seconds=$(awk '{printf "%d", $1 + $2 + 0.5}' <<<"$spent")
+  loss=$(sed -n 's/^ *best held-out loss *\([0-9.]*\).*/\1/p' "$work/log")
+  parameters=$(field parameters)
+  echo "  $name, learning rate x $1: $loss in $seconds s of a core" >&2
+}
+
+below() { awk -v a="$1" -v b="$2" 'BEGIN {exit !(a < b)}'; }
+
+# row NAME MODEL ATTENTION: trains at half, once and twice the rate, and further where the best of them lies at an end;
+# prints the best.
 row() {
-  local name=$1 model=$2 of_attention=$3 best= rate
-  for rate in 0.5 1 2; do
-    local count=$steps
-    [ "$of_attention" -gt 0 ] || count=$(awk -v s="$steps" -v p="$transformer" -v a="$attention" \
-      'BEGIN {printf "%d", s * (6 * p + a) / (6 * p) + 0.5}')
-    rm -rf "$work/run"
-    job "$model" "$count" "$rate" >"$work/job.yaml"
-    local spent
-    spent=$( (TIMEFORMAT='%U %S'; time "$millrace" train "$work/job.yaml" --workers 2 --shards 2 --dir "$work/run" \
-      >"$work/log" 2>&1) 2>&1) || {
-      cat "$work/log" >&2
-      exit 1
-    }
-    local loss seconds
-    seconds=$(awk '{printf "%d", $1 + $2 + 0.5}' <<<"$spent")
-    loss=$(sed -n 's/^ *best held-out loss *\([0-9.]*\).*/\1/p' "$work/log")
-    parameters=$(field parameters)
-    echo "  $name, learning rate x $rate: $loss in $seconds s of a core" >&2
-    if [ -z "$best" ] || awk -v a="$loss" -v b="$best" 'BEGIN {exit !(a < b)}'; then
-      best=$loss
-      local line
-      line=$(printf '%-12s  %10d  %9d  %6d  %10.3f  %4s  %8.4f  %6d' "$name" "$parameters" \
-        $((6 * parameters + of_attention)) "$count" \
-        "$(awk -v f=$((6 * parameters + of_attention)) -v t=$((count * 8 * context)) 'BEGIN {print f * t / 1e12}')" \
-        "$rate" "$loss" "$seconds")
+  local name=$1 model=$2 of_attention=$3 count=$steps loss parameters seconds
+  [ "$of_attention" -gt 0 ] || count=$(awk -v s="$steps" -v p="$transformer" -v a="$attention" \
+    'BEGIN {printf "%d", s * (6 * p + a) / (6 * p) + 0.5}')
+  local lowest=0.5 highest=2 rate best= best_rate best_seconds
+  local queue="0.5 1 2"
+  while [ -n "$queue" ]; do
+    for rate in $queue; do
+      train_at "$rate"
+      if [ -z "$best" ] || below "$loss" "$best"; then
+        best=$loss best_rate=$rate best_seconds=$seconds
+      fi
+    done
+    queue=
+    if [ "$best_rate" = "$lowest" ]; then
+      queue=$(awk -v r="$lowest" 'BEGIN {print r / 2}') lowest=$queue
+    elif [ "$best_rate" = "$highest" ]; then
+      queue=$(awk -v r="$highest" 'BEGIN {print r * 2}') highest=$queue
     fi
   done
-  printf '%s\n' "$line"
+  counted=$parameters
+  printf '%-12s  %10d  %9d  %6d  %10.3f  %4s  %8.4f  %6d\n' "$name" "$parameters" $((6 * parameters + of_attention)) \
+    "$count" "$(awk -v f=$((6 * parameters + of_attention)) -v t=$((count * 8 * context)) 'BEGIN {print f * t / 1e12}')" \
+    "$best_rate" "$best" "$best_seconds"
 }
 
 printf '%-12s  %10s  %9s  %6s  %10s  %4s  %8s  %6s\n' family parameters FLOP/tok steps TFLOP lr nats/tok core_s
 row transformer "family: llama, layers: 4, hidden_size: 128, heads: 4" "$attention"
-transformer=$parameters
+transformer=$counted
 row lstm "family: lstm, layers: 2, hidden_size: 202, init_std: 0.1" 0
 row cnn "family: cnn, layers: 8, hidden_size: 129, kernel_size: 3" 0

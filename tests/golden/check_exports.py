@@ -8,8 +8,10 @@ token ids, the log-probability of every token of a text, and greedy text. Run by
 
 For each folder: a Hugging Face folder in one file and in several, f32, f16 and bf16, and GGUF in f32, f16, bf16 and
 q8_0. In f32 log-probabilities must agree to 1e-4 and greedy text must be the same; the rest is printed. llama.cpp's
-GELU is a table of f16: GPT-2's GGUF must agree to 1e-3 with ours, to 1e-4 with transformers' model when its GELU is made
-such a table too, and hold the same numbers. Last run with torch 2.15, transformers 5.24 and llama-cpp-python 0.3.36.
+GELU is a table of f16, where a difference in the last bit of an f32 becomes one of an f16: what it makes of a GPT-2
+differs from itself by as much as 7e-4, read token by token and all at once. GPT-2's GGUF must hold the same numbers, agree
+to 1e-3, and on average to 1e-4 with transformers' model when that has such a table too. Last run with torch 2.15,
+transformers 5.24 and llama-cpp-python 0.3.36.
 """
 import json
 import pathlib
@@ -151,9 +153,16 @@ def check_llama_cpp(what, file, right, text, strict, tabled=None):
         sys.exit(f"{file}: llama.cpp decodes {model.detokenize(ids).decode()!r}")
     good = compare(what, right, ids, first, logits, greedy, strict, 1e-3 if tabled else 1e-4, longest)
     if tabled and strict:
-        worst = abs(log_softmax(logits) - log_softmax(logits_with_tabled_gelu(tabled, together))).max()
-        print(f"  {what:18} within {worst:.1e} of transformers with a table as GELU, over the whole vocabulary")
-        good &= worst <= 1e-4
+        right_of_all = log_softmax(logits_with_tabled_gelu(tabled, together))
+        model.reset()
+        for token in together:
+            model.eval([token])
+        one_by_one = log_softmax(numpy.array(model.scores[:len(together)]))
+        of_all = log_softmax(logits)
+        mean = numpy.sqrt(((of_all - right_of_all) ** 2).mean())
+        print(f"  {what:18} of the whole vocabulary on average within {mean:.1e} of transformers with a table as GELU, "
+              f"within {abs(of_all - one_by_one).max():.1e} of itself")
+        good &= mean <= 1e-4
     return good
 
 
