@@ -393,8 +393,12 @@ class Cluster {
       this.scale(workload);
     this.list('jobs', () => true).forEach((job) => this.runJob(job));
     const states = await this.runtime.states();
-    await Promise.all(this.list('pods', ({metadata}) => metadata.deletionTimestamp === undefined)
-                          .map((pod) => this.runPod(pod, states)));
+    const live = this.list('pods', ({metadata}) => metadata.deletionTimestamp === undefined);
+    for (const pod of live.filter(({address}) => address === undefined)) {
+      await new Promise(setImmediate);  // requests are answered between two pods that start
+      await this.runPod(pod, states);
+    }
+    await Promise.all(live.map((pod) => this.runPod(pod, states)));
   }
 
   async run() {
@@ -639,7 +643,8 @@ const tools = Tools.install(toolsFolder);
 const dictionary = createRequire(path.join(tools.folder, 'package.json'))(
     'spdy-transport/lib/spdy-transport/protocol/spdy/dictionary.js')[3.1];
 const cluster = new Cluster(tools, folder, paper === '--paper');
-const server = http.createServer((request, response) => {
+// kubectl sends the next request on a connection that this process, busy with pods, must not have closed meanwhile.
+const server = http.createServer({keepAliveTimeout: 600_000}, (request, response) => {
   answer(cluster, request, response).catch((error) => {
     if (!(error instanceof Refusal)) console.error(error);
     const status = error.status ?? {
