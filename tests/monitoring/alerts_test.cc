@@ -164,13 +164,14 @@ TEST(Alerts, OfTrainingThatGoesWrong) {
   std::string random;
   uint32_t state = 1;
   const auto letter = [&state] { return static_cast<char>('a' + (state = state * 1664525 + 1013904223) / (1u << 28)); };
-  for (int i = 0; i < 4000; ++i) random.push_back(letter());
+  for (int i = 0; i < 1200; ++i) random.push_back(letter());
   WriteText(folder.path() / "random.txt", random);
   const std::string tiny = ReadText(fs::path(MILLRACE_SOURCE_DIR) / kTiny);
   WriteText(folder.path() / "random.yaml", absl::StrReplaceAll(tiny, {{"tiny.txt", "random.txt"}}));
-  const std::string learns_by_heart = cluster.Submit(
-      folder / "random.yaml", {"data.held_out=0.25", "tokenizer.type=char", "model.dropout=0",
-                               "phases.0.optimizer.schedule=constant", "phases.0.evaluate.every_steps=25", kForever});
+  const std::string learns_by_heart =
+      cluster.Submit(folder / "random.yaml", {"data.held_out=0.25", "tokenizer.type=char", "model.dropout=0",
+                                              "phases.0.optimizer.schedule=constant",
+                                              "phases.0.evaluate.every_steps=10", "phases.0.global_batch=4", kForever});
   prometheus.AwaitAlert("MillraceLossRising", learns_by_heart);
   EXPECT_TRUE(cluster.client().CancelJob(learns_by_heart).ok());
 
