@@ -14,6 +14,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <random>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -365,15 +366,20 @@ Outcome RunMillrace(const std::vector<std::string>& arguments, absl::Duration pa
 }
 
 std::string FreeAddress() {
-  const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in where = {};
-  where.sin_family = AF_INET;
-  where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(where);
-  EXPECT_EQ(bind(descriptor, reinterpret_cast<const sockaddr*>(&where), size), 0);
-  EXPECT_EQ(getsockname(descriptor, reinterpret_cast<sockaddr*>(&where), &size), 0);
-  close(descriptor);
-  return absl::StrCat("127.0.0.1:", ntohs(where.sin_port));
+  // Below the ports that the system gives to connections, which might take one before it is served.
+  constexpr uint16_t kFirst = 20'000, kPorts = 12'000;
+  std::random_device random;
+  for (;;) {
+    const auto port = static_cast<uint16_t>(kFirst + random() % kPorts);
+    const int descriptor = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    sockaddr_in where = {};
+    where.sin_family = AF_INET;
+    where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    where.sin_port = htons(port);
+    const bool free = bind(descriptor, reinterpret_cast<const sockaddr*>(&where), sizeof(where)) == 0;
+    close(descriptor);
+    if (free) return absl::StrCat("127.0.0.1:", port);
+  }
 }
 
 std::vector<std::string> InstructionSets() {
