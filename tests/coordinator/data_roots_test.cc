@@ -99,6 +99,7 @@ const std::set<std::string>& NoPaths() {
                                                               "phases.name",
                                                               "phases.data.sources.field",
                                                               "phases.chat.system",
+                                                              "phases.evaluate.samples.prompts",
                                                               "phases.trainable.freeze",
                                                               "phases.trainable.learning_rates.pattern",
                                                               "phases.rewards.pattern",

@@ -82,6 +82,21 @@ class PageHttpTest : public ::testing::Test {
     request.authorization = authorization_;
     return pages_->Answer(request);
   }
+  // The folder in which tar has unpacked what is answered.
+  std::filesystem::path Opened(const HttpResponse& response) {
+    const std::string archive = folder_ / "downloaded.tar";
+    {
+      std::ofstream out(archive, std::ios::binary);
+      response.pieces([&out](absl::string_view piece) {
+        out.write(piece.data(), static_cast<std::streamsize>(piece.size()));
+        return true;
+      });
+    }
+    const std::filesystem::path opened = folder_ / "opened";
+    std::filesystem::create_directories(opened);
+    EXPECT_EQ(std::system(absl::StrCat("tar -xf '", archive, "' -C '", opened.string(), "'").c_str()), 0);
+    return opened;
+  }
   HttpResponse Post(const std::string& path, const std::string& body) {
     HttpRequest request;
     request.method = "POST";
@@ -284,17 +299,7 @@ TEST_F(PageHttpTest, ACheckpointIsAnArchiveThatTarReads) {
   MakeCheckpoint("a", 300'000);
   const HttpResponse response = Get("/api/v1/checkpoint", "job=a&which=last");
   ASSERT_EQ(response.status, 200) << response.body;
-  const std::string archive = folder_ / "a.tar";
-  {
-    std::ofstream out(archive, std::ios::binary);
-    response.pieces([&out](absl::string_view piece) {
-      out.write(piece.data(), static_cast<std::streamsize>(piece.size()));
-      return true;
-    });
-  }
-  const std::filesystem::path opened = folder_ / "opened";
-  std::filesystem::create_directories(opened);
-  ASSERT_EQ(std::system(absl::StrCat("tar -xf '", archive, "' -C '", opened.string(), "'").c_str()), 0);
+  const std::filesystem::path opened = Opened(response);
   std::ifstream model(opened / "a-p-10" / kModelFile);
   EXPECT_EQ(std::string(std::istreambuf_iterator<char>(model), {}), std::string(300'000, 'm'));
   EXPECT_TRUE(std::filesystem::exists(opened / "a-p-10" / kManifestFile));
@@ -308,17 +313,7 @@ TEST_F(PageHttpTest, AnArchiveHasLongNamesWhole) {
   MakeCheckpoint(name, 5, std::string(64, 'p'));
   const HttpResponse response = Get("/api/v1/checkpoint", absl::StrCat("job=", name, "&which=last"));
   ASSERT_EQ(response.status, 200) << response.body;
-  const std::string archive = folder_ / "long.tar";
-  {
-    std::ofstream out(archive, std::ios::binary);
-    response.pieces([&out](absl::string_view piece) {
-      out.write(piece.data(), static_cast<std::streamsize>(piece.size()));
-      return true;
-    });
-  }
-  const std::filesystem::path opened = folder_ / "opened";
-  std::filesystem::create_directories(opened);
-  ASSERT_EQ(std::system(absl::StrCat("tar -xf '", archive, "' -C '", opened.string(), "'").c_str()), 0);
+  const std::filesystem::path opened = Opened(response);
   EXPECT_TRUE(std::filesystem::exists(opened / absl::StrCat(name, "-", std::string(64, 'p'), "-10") / kModelFile));
 }
 
