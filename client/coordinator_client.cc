@@ -563,19 +563,17 @@ absl::StatusOr<std::unique_ptr<Membership>> Membership::Join(Options options, co
   Impl* const inside = impl.get();
   std::unique_ptr<Membership> membership(new Membership(std::move(impl)));
   inside->thread = std::thread([inside] { inside->Run(); });
+  absl::MutexLock lock(&inside->mutex);
   for (;;) {
-    {
-      absl::MutexLock lock(&inside->mutex);
-      if (!inside->member_id.empty()) return membership;
-      if (inside->ended) return inside->status;
-      // A Notification cannot wake a CondVar: look at it now and then, while there is no coordinator.
-      inside->changed.WaitWithTimeout(&inside->mutex, absl::Milliseconds(50));
-    }
-    if (stop != nullptr && stop->HasBeenNotified()) {
-      return absl::CancelledError(
-          absl::StrCat("stopped before a coordinator answered at ", inside->options.coordinator.address));
-    }
+    if (!inside->member_id.empty()) return membership;
+    if (inside->ended) return inside->status;
+    // Only who is no member yet may go without a word.
+    if (stop != nullptr && stop->HasBeenNotified()) break;
+    // A Notification cannot wake a CondVar: look at it now and then, while there is no coordinator.
+    inside->changed.WaitWithTimeout(&inside->mutex, absl::Milliseconds(50));
   }
+  return absl::CancelledError(
+      absl::StrCat("stopped before a coordinator answered at ", inside->options.coordinator.address));
 }
 
 Membership::~Membership() {
