@@ -15,6 +15,7 @@
 namespace millrace::coordinator {
 namespace {
 
+using ::testing::AllOf;
 using testing::Browser;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
@@ -269,6 +270,10 @@ TEST_F(DashboardTest, NothingIsDoneUnconfirmed) {
   tab_->Click("#confirm-yes");
   AwaitText("#status", "0 jobs");
   EXPECT_THAT(jobs_.book().List(), IsEmpty());
+  // Curves of the job may have been asked for as it went.
+  for (const std::string& complaint : tab_->TakeComplaints()) {
+    EXPECT_THAT(complaint, AllOf(HasSubstr("404 (Not Found)"), HasSubstr("GetCurves")));
+  }
 }
 
 TEST_F(DashboardTest, JobFilesAreComparedCheckedAndSubmitted) {
