@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -17,8 +16,6 @@ namespace {
 
 constexpr size_t kMaxFieldBytes = 256;
 constexpr size_t kMaxMessageBytes = 1024;
-constexpr double kRefusalsAtOnce = 200;
-constexpr double kRefusalsASecond = 20;
 
 std::string Cut(const std::string& text, size_t most = kMaxFieldBytes) {
   return text.size() <= most ? text : absl::StrCat(text.substr(0, most), "...");
@@ -44,8 +41,6 @@ absl::StatusOr<std::unique_ptr<AuditLog>> AuditLog::Open(const std::string& path
   const int file = open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   if (file < 0) return ErrnoStatus(errno, "write", path);
   std::unique_ptr<AuditLog> log(new AuditLog(file, path));
-  absl::MutexLock lock(&log->mutex_);
-  log->refusals_left_ = kRefusalsAtOnce;
   return log;
 }
 
@@ -58,26 +53,16 @@ void AuditLog::Append(const AuditEntry& entry) {
 
 void AuditLog::AppendRefusal(const AuditEntry& entry) {
   absl::MutexLock lock(&mutex_);
-  if (refilled_ < entry.time) {
-    const double passed = std::min(absl::ToDoubleSeconds(entry.time - refilled_), kRefusalsAtOnce);
-    refusals_left_ = std::min(kRefusalsAtOnce, refusals_left_ + passed * kRefusalsASecond);
-    refilled_ = entry.time;
-  }
-  if (refusals_left_ < 1) {
-    ++left_out_;
-    return;
-  }
-  refusals_left_ -= 1;
-  Write(entry);
+  if (refusals_.Take(entry.time)) Write(entry);
 }
 
 void AuditLog::Write(const AuditEntry& entry) {
-  const std::string line = FormatAudit(entry, left_out_);
+  const std::string line = FormatAudit(entry, refusals_.left_out());
   // One write, so that the line is whole whoever else appends.
   const ssize_t written = write(file_, line.data(), line.size());
   const bool whole = written == static_cast<ssize_t>(line.size());
   if (whole && fdatasync(file_) == 0) {
-    left_out_ = 0;
+    refusals_.Told();
     return;
   }
   const absl::Status status = written >= 0 && !whole ? absl::DataLossError(absl::StrCat("cannot write all to ", path_))

@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/line_budget.h"
 
 namespace millrace {
 
@@ -56,9 +57,7 @@ class AuditLog {
   const int file_;
   const std::string path_;
   absl::Mutex mutex_;
-  double refusals_left_ ABSL_GUARDED_BY(mutex_);
-  absl::Time refilled_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
-  uint64_t left_out_ ABSL_GUARDED_BY(mutex_) = 0;
+  LineBudget refusals_ ABSL_GUARDED_BY(mutex_) = LineBudget(/*at_once=*/200, /*a_second=*/20);
 };
 
 }  // namespace millrace

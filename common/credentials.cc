@@ -7,10 +7,8 @@
 #include <grpcpp/security/tls_credentials_options.h>
 #include <netdb.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include <cerrno>
-#include <cstdint>
 #include <functional>
 #include <utility>
 #include <vector>
@@ -23,6 +21,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "common/certificates.h"
+#include "common/file_state.h"
 #include "common/files.h"
 #include "common/grpc_channel.h"
 #include "common/log.h"
@@ -48,19 +47,6 @@ std::string HostOf(absl::string_view address) {
 }
 
 std::string Shown(absl::string_view text) { return absl::CHexEscape(text.substr(0, 120)); }
-
-// By which a file is known to be the one that was read; zeros if there is none.
-struct FileState {
-  uint64_t device = 0, inode = 0;
-  int64_t size = 0, seconds = 0, nanoseconds = 0;  // the last two: of the last change
-
-  static FileState Of(const std::string& path) {
-    struct stat about;
-    if (stat(path.c_str(), &about) != 0) return {};
-    return {about.st_dev, about.st_ino, about.st_size, about.st_mtim.tv_sec, about.st_mtim.tv_nsec};
-  }
-  bool operator==(const FileState&) const = default;
-};
 
 // Looks at a server's certificate once its authority was found good.
 class ServerVerifier : public tls::ExternalCertificateVerifier {
@@ -179,7 +165,7 @@ absl::StatusOr<absl::Time> Tls::Expiry() const {
   absl::MutexLock lock(&impl_->mutex);
   // Before the file is read: if it is replaced in between, it is read again next time.
   const FileState now = FileState::Of(impl_->File("tls.crt"));
-  if (now.inode != 0 && now == impl_->read) return impl_->expiry;
+  if (now.there() && now == impl_->read) return impl_->expiry;
   MILLRACE_ASSIGN_OR_RETURN(const std::string pem, impl_->Read("tls.crt"));
   const absl::StatusOr<CertificateFacts> facts = ReadCertificate(pem);
   if (!facts.ok()) return Annotate(facts.status(), impl_->File("tls.crt"));

@@ -13,15 +13,13 @@
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "common/grpc_channel.h"
+#include "common/line_budget.h"
 #include "common/log.h"
 
 namespace millrace {
 namespace {
 
-constexpr double kLinesAtOnce = 10;
-constexpr double kLinesASecond = 1;
 constexpr size_t kMaxErrorBytes = 300;
 
 // Who is told; gRPC's log is the process'.
@@ -68,16 +66,9 @@ class Listeners {
     {
       absl::MutexLock lock(&mutex_);
       for (prometheus::Counter* const counter : counters_) counter->Increment();
-      const absl::Time now = absl::Now();
-      const double refill = absl::ToDoubleSeconds(std::min(now - refilled_, absl::Hours(1))) * kLinesASecond;
-      lines_left_ = std::min(kLinesAtOnce, lines_left_ + std::max(0.0, refill));
-      refilled_ = now;
-      if (lines_left_ < 1) {
-        ++left_out_;
-        return;
-      }
-      lines_left_ -= 1;
-      std::swap(left_out, left_out_);
+      if (!lines_.Take(absl::Now())) return;
+      left_out = lines_.left_out();
+      lines_.Told();
     }
     const HandshakeFailure failure = ParseHandshakeFailure(message);
     Log(Severity::kWarning, "a TLS handshake failed",
@@ -89,9 +80,7 @@ class Listeners {
   gpr_log_severity least_;
   absl::Mutex mutex_;
   std::set<prometheus::Counter*> counters_ ABSL_GUARDED_BY(mutex_);
-  double lines_left_ ABSL_GUARDED_BY(mutex_) = kLinesAtOnce;
-  absl::Time refilled_ ABSL_GUARDED_BY(mutex_) = absl::UnixEpoch();
-  uint64_t left_out_ ABSL_GUARDED_BY(mutex_) = 0;
+  LineBudget lines_ ABSL_GUARDED_BY(mutex_) = LineBudget(/*at_once=*/10, /*a_second=*/1);
 };
 
 }  // namespace

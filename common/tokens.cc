@@ -71,11 +71,6 @@ absl::StatusOr<TokenOwner> ParseLine(absl::string_view line) {
   return owner;
 }
 
-bool IsSame(const struct stat& a, const struct stat& b) {
-  return a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_size == b.st_size &&
-         a.st_mtim.tv_sec == b.st_mtim.tv_sec && a.st_mtim.tv_nsec == b.st_mtim.tv_nsec;
-}
-
 }  // namespace
 
 absl::StatusOr<std::vector<TokenOwner>> ParseTokens(absl::string_view text, absl::string_view shown) {
@@ -132,7 +127,8 @@ absl::StatusOr<std::unique_ptr<Tokens>> Tokens::Open(std::string path) {
 
 absl::Status Tokens::Read() {
   // Before the content: a change in between is found by the next look.
-  if (stat(path_.c_str(), &read_) != 0) return ErrnoStatus(errno, "read", path_);
+  read_ = FileState::Of(path_);
+  if (!read_.there()) return ErrnoStatus(errno, "read", path_);
   MILLRACE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path_, kMaxTokensBytes));
   MILLRACE_ASSIGN_OR_RETURN(owners_, ParseTokens(text, path_));
   return absl::OkStatus();
@@ -142,11 +138,10 @@ std::optional<TokenOwner> Tokens::Find(absl::string_view token) {
   if (token.empty() || token.size() > kMaxTokenBytes) return std::nullopt;
   const std::array<uint8_t, 32> digest = Digest(token);
   absl::MutexLock lock(&mutex_);
-  struct stat now = {};
-  const bool there = stat(path_.c_str(), &now) == 0;
-  if (!there ? read_.st_ino != 0 : !IsSame(now, read_)) {
-    if (!there) read_ = {};  // said once
-    const absl::Status read = there ? Read() : absl::NotFoundError(absl::StrCat("there is no ", path_));
+  const FileState now = FileState::Of(path_);
+  if (now != read_) {
+    if (!now.there()) read_ = {};  // said once
+    const absl::Status read = now.there() ? Read() : absl::NotFoundError(absl::StrCat("there is no ", path_));
     if (!read.ok()) {
       Log(Severity::kError, "the tokens are those that were there before", {{"error", std::string(read.message())}});
     }

@@ -7,8 +7,6 @@
 //   DIGEST  := SHA-256 of the token in hexadecimal, 64 digits
 #pragma once
 
-#include <sys/stat.h>
-
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -20,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "common/file_state.h"
 #include "common/roles.h"
 
 namespace millrace {
@@ -59,7 +58,7 @@ class Tokens {
   const std::string path_;
   absl::Mutex mutex_;
   std::vector<TokenOwner> owners_ ABSL_GUARDED_BY(mutex_);
-  struct stat read_ ABSL_GUARDED_BY(mutex_) = {};  // the file as it was when last read
+  FileState read_ ABSL_GUARDED_BY(mutex_);  // the file as it was when last read
 };
 
 }  // namespace millrace

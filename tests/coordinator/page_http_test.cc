@@ -1,5 +1,7 @@
 #include "coordinator/page_http.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -27,7 +29,7 @@ constexpr char kViewerToken[] = "viewers-token-01234";
 
 class PageHttpTest : public ::testing::Test {
  protected:
-  PageHttpTest() : folder_(std::filesystem::path(::testing::TempDir()) / "page_http_test") {
+  PageHttpTest() : folder_(std::filesystem::path(::testing::TempDir()) / absl::StrCat("page_http_test-", getpid())) {
     std::filesystem::remove_all(folder_);
     std::filesystem::create_directories(folder_);
     rating_store_ = *RatingStore::Open(folder_ / "ratings.sqlite");
