@@ -20,26 +20,9 @@ using kernels::Precision;
 constexpr double kWorst = 0.85;   // of oneDNN; in bf16, of the mean too
 constexpr double kMean = 0.95;    // of oneDNN, f32
 constexpr double kWidened = 0.9;  // bf16 without the instruction, of f32
-constexpr int kRounds = 5;        // of training, of which the median counts
+constexpr int kRounds = 7;        // of training, of which the median counts
 constexpr double kRoundSeconds = 1.5;
 constexpr char kNoBf16[] = "this processor has no bf16 instructions";
-
-// FLOP a second of the fastest product so far, ours or oneDNN's.
-class Fastest {
- public:
-  void See(Precision precision, double rate) {
-    double& fastest = rates_[precision];
-    fastest = std::max(fastest, rate);
-  }
-  // 0 if none was seen.
-  double of(Precision precision) const {
-    const auto found = rates_.find(precision);
-    return found == rates_.end() ? 0 : found->second;
-  }
-
- private:
-  std::map<Precision, double> rates_;
-};
 
 using Multiplication = void (ProductPair::*)(Precision);
 
@@ -47,6 +30,43 @@ using Multiplication = void (ProductPair::*)(Precision);
 struct Way {
   Multiplication multiply;
   Precision precision;
+};
+
+// The fastest products that were seen, ours or oneDNN's: what training is measured against.
+class Fastest {
+ public:
+  explicit Fastest(const Machine& machine) : compute_(machine.isa, machine.threads) {}
+
+  void See(const Shape& shape, const Way& way, double rate) {
+    std::vector<Seen>& seen = seen_[way.precision];
+    seen.push_back({shape, way, rate});
+    std::sort(seen.begin(), seen.end(), [](const Seen& a, const Seen& b) { return a.rate > b.rate; });
+    if (seen.size() > kKept) seen.pop_back();
+  }
+  bool Knows(Precision precision) const { return seen_.count(precision) != 0; }
+
+  // FLOP a second that the best of them reaches at present.
+  double Now(Precision precision) {
+    double fastest = 0;
+    for (Seen& seen : seen_[precision]) {
+      if (seen.pair == nullptr) seen.pair = std::make_unique<ProductPair>(seen.shape, &compute_);
+      const double seconds = SecondsOfEach({[&] { (*seen.pair.*seen.way.multiply)(precision); }}, 0.01, 3)[0];
+      fastest = std::max(fastest, seen.shape.flop() / seconds);
+    }
+    return fastest;
+  }
+
+ private:
+  static constexpr size_t kKept = 3;
+  struct Seen {
+    Shape shape;
+    Way way;
+    double rate;
+    std::unique_ptr<ProductPair> pair = nullptr;
+  };
+
+  const kernels::Compute compute_;
+  std::map<Precision, std::vector<Seen>> seen_;
 };
 
 // Tells of each shape that is wanted how fast both ways are; returns how much faster the first one is.
@@ -59,8 +79,10 @@ std::vector<double> Compare(const kernels::Compute& compute, const Way& first, c
       ProductPair pair(shape, &compute);
       const std::vector<double> seconds = SecondsOfEach(
           {[&] { (pair.*first.multiply)(first.precision); }, [&] { (pair.*second.multiply)(second.precision); }});
-      fastest->See(first.precision, shape.flop() / seconds[0]);
-      fastest->See(second.precision, shape.flop() / seconds[1]);
+      if (fastest != nullptr) {
+        fastest->See(shape, first, shape.flop() / seconds[0]);
+        fastest->See(shape, second, shape.flop() / seconds[1]);
+      }
       ratios.push_back(seconds[1] / seconds[0]);
       report->Add(
           {group + shape.name, shape.flop() / seconds[0] / 1e9, "GFLOP/s", shape.flop() / seconds[1] / 1e9, goal});
@@ -74,9 +96,9 @@ void SeeLargeProducts(const Machine& machine, Precision precision, Fastest* fast
   const kernels::Compute compute(machine.isa, machine.threads);
   for (const Shape& shape : ShapesOf(kModels[1])) {
     ProductPair pair(shape, &compute);
-    for (const double taken : SecondsOfEach({[&] { pair.Ours(precision); }, [&] { pair.OneDnn(precision); }})) {
-      fastest->See(precision, shape.flop() / taken);
-    }
+    const std::vector<double> seconds = SecondsOfEach({[&] { pair.Ours(precision); }, [&] { pair.OneDnn(precision); }});
+    fastest->See(shape, {&ProductPair::Ours, precision}, shape.flop() / seconds[0]);
+    fastest->See(shape, {&ProductPair::OneDnn, precision}, shape.flop() / seconds[1]);
   }
 }
 
@@ -95,32 +117,38 @@ void AgainstOneDnn(const Machine& machine, Precision precision, Fastest* fastest
 void Widened(const Machine& machine, Report* report) {
   const kernels::Compute compute(std::min(machine.isa, Isa::kAvx512), machine.threads);
   const std::string group = "compute/products/bf16-widened/";
-  Fastest not_counted;  // the machine may have better instructions
   const std::vector<double> ratios =
       Compare(compute, {&ProductPair::Ours, Precision::kBf16}, {&ProductPair::Ours, Precision::kF32}, group, kWidened,
-              &not_counted, report);
+              /*fastest=*/nullptr, report);  // the machine may have better instructions
   if (ratios.empty()) return;
   report->Add({group + "geometric-mean", GeometricMean(ratios), "of f32", 1, kWidened});
 }
 
-// Whole training steps, round after round, so that a neighbour who is busy for some seconds does not decide a row.
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+// Whole training steps, round after round, each beside what the fastest products reach just before and after it: a
+// neighbour who is busy for some seconds takes from both.
 absl::Status WholeSteps(const Machine& machine, Fastest* fastest, Report* report) {
   struct Row {
     const Model* model;
     Precision precision;
     std::string name;
-    std::vector<double> rates;
+    std::vector<double> rates;   // tokens a second
+    std::vector<double> ratios;  // to the fastest products
   };
   std::vector<Row> rows;
   for (const Model& model : kModels) {
     for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
-      Row row = {&model, precision, absl::StrCat("compute/", model.name, "/", PrecisionName(precision)), {}};
+      Row row = {&model, precision, absl::StrCat("compute/", model.name, "/", PrecisionName(precision)), {}, {}};
       if (!report->Wants(row.name)) continue;
       if (precision == Precision::kBf16 && machine.isa != Isa::kAvx512Bf16) {
         report->Absent(row.name, kNoBf16);
         continue;
       }
-      if (fastest->of(precision) == 0) SeeLargeProducts(machine, precision, fastest);
+      if (!fastest->Knows(precision)) SeeLargeProducts(machine, precision, fastest);
       rows.push_back(std::move(row));
     }
   }
@@ -128,16 +156,19 @@ absl::Status WholeSteps(const Machine& machine, Fastest* fastest, Report* report
     for (Row& row : rows) {
       const Model& model = *row.model;
       MILLRACE_ASSIGN_OR_RETURN(const v1::JobSpec job, JobOf(model, "none", row.precision, model.batch, model.batch));
+      const double before = fastest->Now(row.precision);
       MILLRACE_ASSIGN_OR_RETURN(const double rate, TrainInOneProcess(job, static_cast<uint32_t>(model.vocab),
                                                                      machine.isa, machine.threads, kRoundSeconds));
+      const double limit = (before + fastest->Now(row.precision)) / 2 / model.flop();
       row.rates.push_back(rate);
+      row.ratios.push_back(rate / limit);
     }
   }
-  for (Row& row : rows) {
-    std::nth_element(row.rates.begin(), row.rates.begin() + kRounds / 2, row.rates.end());
+  for (const Row& row : rows) {
+    const double rate = Median(row.rates);
     const bool small = row.model->hidden == 128, bf16 = row.precision == Precision::kBf16;
-    report->Add({row.name, row.rates[kRounds / 2], "tokens/s", fastest->of(row.precision) / row.model->flop(),
-                 small ? (bf16 ? 0.5 : 0.65) : (bf16 ? 0.7 : 0.8)});
+    report->Add(
+        {row.name, rate, "tokens/s", rate / Median(row.ratios), small ? (bf16 ? 0.5 : 0.65) : (bf16 ? 0.7 : 0.8)});
   }
   return absl::OkStatus();
 }
@@ -147,7 +178,7 @@ absl::Status WholeSteps(const Machine& machine, Fastest* fastest, Report* report
 absl::Status BenchCompute(const Machine& machine, Report* report) {
   SetUpOneDnn(machine.isa, machine.threads);
   const bool has_bf16 = machine.isa == Isa::kAvx512Bf16;
-  Fastest fastest;
+  Fastest fastest(machine);
   AgainstOneDnn(machine, Precision::kF32, &fastest, report);
   if (has_bf16) {
     AgainstOneDnn(machine, Precision::kBf16, &fastest, report);

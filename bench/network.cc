@@ -66,7 +66,7 @@ void Network::Remove() const {
 std::vector<std::string> Network::On(int host, std::vector<std::string> command, bool serves) const {
   const std::string prefix[] = {kIp, "netns", "exec", Host(host)};
   command.insert(command.begin(), std::begin(prefix), std::end(prefix));
-  if (serves) command.insert(command.end(), {"--listen", absl::StrCat(Address(host), ":0")});
+  if (serves) command.insert(command.end(), {"--listen", absl::StrCat(Address(host), ":0"), "--plaintext"});
   return command;
 }
 

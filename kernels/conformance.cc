@@ -106,16 +106,16 @@ void AddConformance(const Compute& compute, Sha256* sum) {
   std::vector<float> y(500), z(500);
   for (const auto& numbers : {x, near}) {
     for (const auto function : {&Exp, &Tanh, &Sigmoid, &Erf, &Gelu, &ErfGelu}) {
-      function(numbers.data(), y.data(), 500);
+      function(compute.isa(), numbers.data(), y.data(), 500);
       results.Add(y);
     }
     for (const auto backward : {&GeluBackward, &ErfGeluBackward}) {
-      backward(numbers.data(), dy.data(), y.data(), 500);
+      backward(compute.isa(), numbers.data(), dy.data(), y.data(), 500);
       results.Add(y);
     }
-    SwiGlu(numbers.data(), dy.data(), y.data(), 500);
+    SwiGlu(compute.isa(), numbers.data(), dy.data(), y.data(), 500);
     results.Add(y);
-    SwiGluBackward(numbers.data(), near.data(), dy.data(), y.data(), z.data(), 500);
+    SwiGluBackward(compute.isa(), numbers.data(), near.data(), dy.data(), y.data(), z.data(), 500);
     results.Add(y);
     results.Add(z);
   }

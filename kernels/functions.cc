@@ -2,94 +2,65 @@
 
 #include <cstring>
 
-#include "kernels/compute.h"
+#include "kernels/functions_loops.h"
 
 namespace millrace::kernels {
 namespace {
 
-constexpr float kGeluSlope = 0.797884561f;  // sqrt(2 / pi)
-constexpr float kGeluCubic = 0.044715f;
-constexpr float kHalfRoot = 0.707106781f;       // 1 / sqrt(2)
-constexpr float kNormalDensity = 0.398942280f;  // 1 / sqrt(2 pi), of the normal distribution at 0
-
-inline float GeluArgument(float x) { return kGeluSlope * __builtin_fmaf(kGeluCubic * x * x, x, x); }
+const FunctionLoops& LoopsOf(Isa isa) { return isa >= Isa::kAvx512 ? kAvx512Functions : kAvx2Functions; }
 
 }  // namespace
 
-void Exp(const float* x, float* y, int64_t n) {
+const FunctionLoops kAvx2Functions = kLoops;
+
+void Exp(Isa isa, const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) y[i] = ExpOf(x[i]);
+  LoopsOf(isa).exp(x, y, n);
 }
 
-void Tanh(const float* x, float* y, int64_t n) {
+void Tanh(Isa isa, const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) y[i] = TanhOf(x[i]);
+  LoopsOf(isa).tanh(x, y, n);
 }
 
-void Sigmoid(const float* x, float* y, int64_t n) {
+void Sigmoid(Isa isa, const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) y[i] = SigmoidOf(x[i]);
+  LoopsOf(isa).sigmoid(x, y, n);
 }
 
-void Erf(const float* x, float* y, int64_t n) {
+void Erf(Isa isa, const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) y[i] = ErfOf(x[i]);
+  LoopsOf(isa).erf(x, y, n);
 }
 
-void Gelu(const float* x, float* y, int64_t n) {
+void Gelu(Isa isa, const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) {
-    const float half = 0.5f * x[i];
-    y[i] = __builtin_fmaf(half, TanhOf(GeluArgument(x[i])), half);
-  }
+  LoopsOf(isa).gelu(x, y, n);
 }
 
-void GeluBackward(const float* x, const float* dy, float* dx, int64_t n) {
+void GeluBackward(Isa isa, const float* x, const float* dy, float* dx, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) {
-    const float t = TanhOf(GeluArgument(x[i]));
-    const float slope = kGeluSlope * __builtin_fmaf(3.0f * kGeluCubic * x[i], x[i], 1.0f);
-    // d/dx [x/2 (1 + t)] = (1 + t)/2 + x/2 (1 - t^2) slope
-    const float derivative = __builtin_fmaf(0.5f * x[i] * (1.0f - t * t), slope, 0.5f * (1.0f + t));
-    dx[i] = dy[i] * derivative;
-  }
+  LoopsOf(isa).gelu_backward(x, dy, dx, n);
 }
 
-void ErfGelu(const float* x, float* y, int64_t n) {
+void ErfGelu(Isa isa, const float* x, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) {
-    const float half = 0.5f * x[i];
-    y[i] = __builtin_fmaf(half, ErfOf(kHalfRoot * x[i]), half);
-  }
+  LoopsOf(isa).erf_gelu(x, y, n);
 }
 
-void ErfGeluBackward(const float* x, const float* dy, float* dx, int64_t n) {
+void ErfGeluBackward(Isa isa, const float* x, const float* dy, float* dx, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) {
-    // d/dx [x F(x)] = F(x) + x f(x), with distribution F and density f of the normal distribution.
-    const float distribution = __builtin_fmaf(0.5f, ErfOf(kHalfRoot * x[i]), 0.5f);
-    const float density = kNormalDensity * ExpOf(-0.5f * x[i] * x[i]);
-    dx[i] = dy[i] * __builtin_fmaf(x[i], density, distribution);
-  }
+  LoopsOf(isa).erf_gelu_backward(x, dy, dx, n);
 }
 
-void SwiGlu(const float* gate, const float* up, float* y, int64_t n) {
+void SwiGlu(Isa isa, const float* gate, const float* up, float* y, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) y[i] = gate[i] * SigmoidOf(gate[i]) * up[i];
+  LoopsOf(isa).swi_glu(gate, up, y, n);
 }
 
-void SwiGluBackward(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n) {
+void SwiGluBackward(Isa isa, const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n) {
   const FlushDenormals flush;
-  for (int64_t i = 0; i < n; ++i) {
-    const float s = SigmoidOf(gate[i]);
-    const float silu = gate[i] * s;
-    // d/dg [g s(g)] = s (1 + g (1 - s))
-    const float slope = s * __builtin_fmaf(gate[i], 1.0f - s, 1.0f);
-    const float of_gate = dy[i] * up[i] * slope;
-    const float of_up = dy[i] * silu;
-    dgate[i] = of_gate;
-    dup[i] = of_up;
-  }
+  LoopsOf(isa).swi_glu_backward(gate, up, dy, dgate, dup, n);
 }
 
 double ExpInF64(double x) {

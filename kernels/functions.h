@@ -1,22 +1,27 @@
 // Computes functions of single numbers: one polynomial each, the same on every processor.
 //
-// The array versions are compiled once for the baseline and vectorised there; each element is computed as the inline
-// function next to it defines. Errors against the true value, over the whole range: at most 2 units in the last place
+// The array versions are vectorised for an instruction set; each element is computed as the inline function next to it
+// defines. Errors against the true value, over the whole range: at most 2 units in the last place
 // for Exp, Log and Erf, 4 for Tanh and Sigmoid.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/compute.h"
+
+// Files for different instruction sets include what follows: a copy that is not inlined might be linked for them all.
+#define MILLRACE_INLINE inline __attribute__((always_inline))
+
 namespace millrace::kernels {
 
 namespace internal {
 
-inline float FloatOf(uint32_t bits) {
+MILLRACE_INLINE float FloatOf(uint32_t bits) {
   float value;
   __builtin_memcpy(&value, &bits, sizeof(value));
   return value;
 }
-inline uint32_t BitsOf(float value) {
+MILLRACE_INLINE uint32_t BitsOf(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
   return bits;
@@ -25,7 +30,7 @@ inline uint32_t BitsOf(float value) {
 }  // namespace internal
 
 // e^x. 0 below -87.33, where the result would be denormal; above 88.02 that of 88.02, so that nothing overflows.
-inline float ExpOf(float x) {
+MILLRACE_INLINE float ExpOf(float x) {
   constexpr float kLowest = -87.33f, kHighest = 88.02f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const float within = x < kLowest ? kLowest : x > kHighest ? kHighest : x;
@@ -48,7 +53,7 @@ inline float ExpOf(float x) {
 }
 
 // The natural logarithm of a positive normal number.
-inline float LogOf(float x) {
+MILLRACE_INLINE float LogOf(float x) {
   const uint32_t bits = internal::BitsOf(x);
   // x = m * 2^e with m in [sqrt(1/2), sqrt(2)).
   const uint32_t offset = bits - 0x3F3504F3;
@@ -71,7 +76,7 @@ inline float LogOf(float x) {
   return __builtin_fmaf(e, 0.693359375f, m + y);
 }
 
-inline float TanhOf(float x) {
+MILLRACE_INLINE float TanhOf(float x) {
   const float magnitude = internal::FloatOf(internal::BitsOf(x) & 0x7FFFFFFF);
   // Cephes' tanhf.
   const float square = x * x;
@@ -87,12 +92,12 @@ inline float TanhOf(float x) {
 }
 
 // 1 / (1 + e^-x).
-inline float SigmoidOf(float x) { return 1.0f / (1.0f + ExpOf(-x)); }
+MILLRACE_INLINE float SigmoidOf(float x) { return 1.0f / (1.0f + ExpOf(-x)); }
 
 // The error function, 2 / sqrt(pi) times the integral of e^-t^2 from 0 to x. Both polynomials were fitted for this
 // file, for the least largest error (Lawson 1961): erf(a) / a - 1 in a^2 up to 1, and -ln(1 - erf(a)) in a up to 4,
 // behind which erf is 1.
-inline float ErfOf(float x) {
+MILLRACE_INLINE float ErfOf(float x) {
   const float magnitude = internal::FloatOf(internal::BitsOf(x) & 0x7FFFFFFF);
   const float square = x * x;
   float p = 7.889123e-5f;
@@ -117,25 +122,25 @@ inline float ErfOf(float x) {
 }
 
 // Over arrays; `y` may be `x`.
-void Exp(const float* x, float* y, int64_t n);
-void Tanh(const float* x, float* y, int64_t n);
-void Sigmoid(const float* x, float* y, int64_t n);
-void Erf(const float* x, float* y, int64_t n);
+void Exp(Isa isa, const float* x, float* y, int64_t n);
+void Tanh(Isa isa, const float* x, float* y, int64_t n);
+void Sigmoid(Isa isa, const float* x, float* y, int64_t n);
+void Erf(Isa isa, const float* x, float* y, int64_t n);
 
 // GELU in its tanh form (Hendrycks and Gimpel 2016; GPT-2's): x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))).
-void Gelu(const float* x, float* y, int64_t n);
+void Gelu(Isa isa, const float* x, float* y, int64_t n);
 // dx = dy * derivative at x; `dx` may be `dy`.
-void GeluBackward(const float* x, const float* dy, float* dx, int64_t n);
+void GeluBackward(Isa isa, const float* x, const float* dy, float* dx, int64_t n);
 
 // GELU itself (BERT's): x/2 * (1 + erf(x / sqrt(2))).
-void ErfGelu(const float* x, float* y, int64_t n);
+void ErfGelu(Isa isa, const float* x, float* y, int64_t n);
 // dx = dy * derivative at x; `dx` may be `dy`.
-void ErfGeluBackward(const float* x, const float* dy, float* dx, int64_t n);
+void ErfGeluBackward(Isa isa, const float* x, const float* dy, float* dx, int64_t n);
 
 // The gate of SwiGLU (Shazeer 2020): y = gate * sigmoid(gate) * up.
-void SwiGlu(const float* gate, const float* up, float* y, int64_t n);
-// `dgate` and `dup` may be `gate` and `up`.
-void SwiGluBackward(const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n);
+void SwiGlu(Isa isa, const float* gate, const float* up, float* y, int64_t n);
+// `dgate` and `dup` may be `gate` and `up`, and `dup` may be `dy`.
+void SwiGluBackward(Isa isa, const float* gate, const float* up, const float* dy, float* dgate, float* dup, int64_t n);
 
 // In f64, for tables, schedules and losses; of one number at a time, exact to a few units in the last place.
 double ExpInF64(double x);  // requires |x| <= 700

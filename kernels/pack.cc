@@ -68,32 +68,27 @@ float OneUnit(const float* line, int64_t k_stride, int64_t p, int64_t k) {
   }
 }
 
+constexpr int64_t kCacheLine = 16;  // floats
+
 template <Packing kPacking>
 void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
                float* panel) {
   const int64_t units = UnitsOf(kPacking, k);
   if (line_stride == 1) {
     // Lines side by side: unit after unit, from whole registers of lines.
-    const int64_t even = k / 2 * 2;
-    for (int64_t line = 0; line < width; line += 8) {
-      const __m256i present = FirstOfEight(lines - line);
-      const bool all = lines - line >= 8;
-      const auto load = [&](int64_t p) {
-        const float* const from = source + p * k_stride + line;
-        return all ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, present);
-      };
-      const auto store = [&](int64_t unit, __m256 value) { _mm256_store_ps(panel + unit * width + line, value); };
-      const auto rounded = [&](int64_t p) { return RoundedEight(_mm256_castps_si256(load(p))); };
-      if constexpr (kPacking == Packing::kPlain) {
-        for (int64_t p = 0; p < k; ++p) store(p, load(p));
-      } else {
-        for (int64_t p = 0; p < even; ++p) store(p ^ 1, _mm256_castsi256_ps(rounded(p)));
-        if (k % 2 != 0) {
-          store(even, _mm256_setzero_ps());
-          store(even + 1, _mm256_castsi256_ps(rounded(even)));
-        }
+    for (int64_t p = 0; p < k; ++p) {
+      const float* const from = source + p * k_stride;
+      float* const to = panel + (kPacking == Packing::kPlain ? p : p ^ 1) * width;
+      for (int64_t line = 0; line < width; line += 8) {
+        if (line % kCacheLine == 0) _mm_prefetch(from + kPackAhead * k_stride + line, _MM_HINT_T1);
+        const __m256 value = lines - line >= 8 ? _mm256_loadu_ps(from + line)
+                                               : _mm256_maskload_ps(from + line, FirstOfEight(lines - line));
+        _mm256_store_ps(to + line, kPacking == Packing::kPlain
+                                       ? value
+                                       : _mm256_castsi256_ps(RoundedEight(_mm256_castps_si256(value))));
       }
     }
+    if (units > k) std::fill_n(panel + (k - 1) * width, width, 0.0f);  // an odd k's second half comes first
     return;
   }
   // Elements of a line side by side: eight units of eight lines at a time.
@@ -103,6 +98,10 @@ void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64
     int64_t unit = 0;
     for (; unit + 8 <= k; unit += 8) {
       __m256 rows[8];
+      if (unit % kCacheLine == 0) {
+#pragma GCC unroll 8
+        for (int64_t j = 0; j < 8; ++j) _mm_prefetch(first + (j + kPackAhead) * line_stride + unit, _MM_HINT_T1);
+      }
 #pragma GCC unroll 8
       for (int64_t j = 0; j < 8; ++j) {
         rows[j] = j < present ? EightUnits<kPacking>(first + j * line_stride + unit) : _mm256_setzero_ps();

@@ -36,15 +36,15 @@ void PromptLstmForward(const kernels::Compute& compute, const PromptLstm& lstm,
     } else {
       kernels::Add(compute, weights.bias_hh, width, gates);
     }
-    kernels::Sigmoid(gates, gates, 2 * hidden);
-    kernels::Tanh(gates + 2 * hidden, gates + 2 * hidden, hidden);
-    kernels::Sigmoid(gates + 3 * hidden, gates + 3 * hidden, hidden);
+    kernels::Sigmoid(compute.isa(), gates, gates, 2 * hidden);
+    kernels::Tanh(compute.isa(), gates + 2 * hidden, gates + 2 * hidden, hidden);
+    kernels::Sigmoid(compute.isa(), gates + 3 * hidden, gates + 3 * hidden, hidden);
     const float* const before = step > 0 ? memory.cells + TokenBefore(lstm, step) * hidden : nullptr;
     for (int64_t j = 0; j < hidden; ++j) {
       const float kept = before == nullptr ? 0.0f : gates[hidden + j] * before[j];
       cell[j] = kept + gates[j] * gates[2 * hidden + j];
     }
-    kernels::Tanh(cell, squashed, hidden);
+    kernels::Tanh(compute.isa(), cell, squashed, hidden);
     for (int64_t j = 0; j < hidden; ++j) h[j] = gates[3 * hidden + j] * squashed[j];
   }
 }

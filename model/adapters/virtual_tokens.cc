@@ -87,7 +87,7 @@ const float* VirtualTokens::Forward(const kernels::Compute& compute, const float
     values_ = layers_[i];
     if (i + 1 == layers_.size()) break;
     if (UsesTanh(*adapter_)) {
-      kernels::Tanh(layers_[i], layers_[i], rows * linear.outputs);
+      kernels::Tanh(compute.isa(), layers_[i], layers_[i], rows * linear.outputs);
     } else {
       for (int64_t j = 0; j < rows * linear.outputs; ++j) layers_[i][j] = std::max(layers_[i][j], 0.0f);
     }

@@ -113,8 +113,7 @@ class Decoder::Memory : public Network::Memory {
   float* d_attended = nullptr;   // [tokens, hidden]
   float* d_qkv = nullptr;        // [tokens, qkv]
   float* d_gate = nullptr;       // [tokens, intermediate]
-  float* d_up = nullptr;         // [tokens, intermediate]
-  float* d_activated = nullptr;  // [tokens, intermediate]
+  float* d_activated = nullptr;  // [tokens, intermediate]; then of what `up` made
 };
 
 class Decoder::Cache : public Network::Cache {
@@ -293,7 +292,6 @@ absl::StatusOr<std::unique_ptr<Decoder::Memory>> Decoder::MakeMemory(int64_t tok
     memory->d_attended = arena->Take(hidden);
     memory->d_qkv = arena->Take(rows * qkv_size());
     if (!gpt2()) memory->d_gate = arena->Take(intermediate);
-    memory->d_up = arena->Take(intermediate);
     memory->d_activated = arena->Take(intermediate);
   };
   Arena measure;
@@ -458,9 +456,10 @@ void Decoder::ForwardMlp(const Pass& pass, size_t index, int64_t rows, const Lay
   ApplyLinear(pass, index, Module::kUp, memory.mlp_normed, rows, memory.up, intermediate_size_);
   pass.compute.ParallelFor(rows * intermediate_size_, kGrain, [&](int64_t begin, int64_t end) {
     if (gpt2()) {
-      kernels::Gelu(memory.up + begin, memory.activated + begin, end - begin);
+      kernels::Gelu(pass.compute.isa(), memory.up + begin, memory.activated + begin, end - begin);
     } else {
-      kernels::SwiGlu(memory.gate + begin, memory.up + begin, memory.activated + begin, end - begin);
+      kernels::SwiGlu(pass.compute.isa(), memory.gate + begin, memory.up + begin, memory.activated + begin,
+                      end - begin);
     }
   });
   ApplyLinear(pass, index, Module::kDown, memory.activated, rows, output, hidden_size_);
@@ -589,36 +588,43 @@ void Decoder::BackwardLayer(const Pass& pass, size_t index, const AttentionShape
                  GradientAt(tensors_, gradients, norm.bias, trainable));
   };
 
+  // Of what a branch made, before its dropout. A copy where it will be changed: by dropout, or by adapters.
+  const auto d_branch = [&](Place place) {
+    const Dropout dropout = DropoutAt(pass.noise, index, place);
+    if (dropout.rate == 0.0f && pass.weights.adapters.empty()) return memory.d_residual;
+    Copy(compute, memory.d_residual, hidden, memory.branch);
+    ApplyDropout(compute, dropout, hidden, memory.branch);
+    return memory.branch;
+  };
+
   // x += down(activation(up(norm(x))))
-  Copy(compute, memory.d_residual, hidden, memory.branch);
-  ApplyDropout(compute, DropoutAt(pass.noise, index, kMlpOutput), hidden, memory.branch);
-  backward(Module::kDown, kept.activated, memory.branch, hidden_size_,
+  backward(Module::kDown, kept.activated, d_branch(kMlpOutput), hidden_size_,
            lowest < layer.down.weight ? memory.d_activated : nullptr, false);
   if (lowest >= layer.down.weight) return;
   compute.ParallelFor(rows * intermediate_size_, kGrain, [&](int64_t begin, int64_t end) {
     if (gpt2()) {
-      kernels::GeluBackward(kept.up + begin, memory.d_activated + begin, memory.d_up + begin, end - begin);
+      kernels::GeluBackward(compute.isa(), kept.up + begin, memory.d_activated + begin, memory.d_activated + begin,
+                            end - begin);
     } else {
-      kernels::SwiGluBackward(kept.gate + begin, kept.up + begin, memory.d_activated + begin, memory.d_gate + begin,
-                              memory.d_up + begin, end - begin);
+      kernels::SwiGluBackward(compute.isa(), kept.gate + begin, kept.up + begin, memory.d_activated + begin,
+                              memory.d_gate + begin, memory.d_activated + begin, end - begin);
     }
   });
   const int first_of_mlp = gpt2() ? layer.up.weight : layer.gate.weight;
   float* const d_mlp_normed = lowest < first_of_mlp ? memory.d_normed : nullptr;
-  backward(Module::kUp, kept.mlp_normed, memory.d_up, intermediate_size_, d_mlp_normed, false);
+  backward(Module::kUp, kept.mlp_normed, memory.d_activated, intermediate_size_, d_mlp_normed, false);
   if (!gpt2()) backward(Module::kGate, kept.mlp_normed, memory.d_gate, intermediate_size_, d_mlp_normed, true);
   if (lowest >= first_of_mlp) return;
   norm_backward(layer.mlp_norm, kept.middle, kept.mlp_mean, kept.mlp_rstd);
   if (lowest >= layer.mlp_norm.gain) return;
 
   // x += proj(attention(norm(x)))
-  Copy(compute, memory.d_residual, hidden, memory.branch);
-  ApplyDropout(compute, DropoutAt(pass.noise, index, kAttentionOutput), hidden, memory.branch);
+  float* const d_attention = d_branch(kAttentionOutput);
   // GPT-2's attention to a prompt stands beside the projection, which destroys its output's gradient.
   const bool prompted = !pass.weights.adapters.empty() && pass.weights.adapters[0].adapter->prompt_tokens() > 0;
   float* const d_beside = memory.d_activated;
-  if (gpt2() && prompted) Copy(compute, memory.branch, hidden, d_beside);
-  backward(Module::kAttentionOutput, kept.attended, memory.branch, hidden_size_,
+  if (gpt2() && prompted) Copy(compute, d_attention, hidden, d_beside);
+  backward(Module::kAttentionOutput, kept.attended, d_attention, hidden_size_,
            lowest < layer.attention_output.weight ? memory.d_attended : nullptr, false);
   if (lowest >= layer.attention_output.weight) return;
   float* const dq = memory.d_qkv + before * qkv_size();

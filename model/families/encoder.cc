@@ -257,7 +257,7 @@ void Encoder::ForwardLayer(const Pass& pass, size_t index, const float* x, const
 
   ApplyLinear(pass, layer.up, kept.middle, kept.up, intermediate_size_);
   compute.ParallelFor(rows * intermediate_size_, kGrain, [&](int64_t begin, int64_t end) {
-    kernels::ErfGelu(kept.up + begin, kept.activated + begin, end - begin);
+    kernels::ErfGelu(compute.isa(), kept.up + begin, kept.activated + begin, end - begin);
   });
   float* const output_sum = kept.output_norm.input;
   ApplyLinear(pass, layer.down, kept.activated, output_sum, hidden_size_);
@@ -291,15 +291,23 @@ void Encoder::BackwardLayer(const Pass& pass, size_t index, Trainable trainable,
                  GradientAt(tensors_, gradients, tensors.bias, trainable));
   };
 
+  // Of what a branch made, before its dropout; a copy where that changes it.
+  const auto d_branch = [&](Place place, float* d_sum) {
+    const Dropout dropout = DropoutAt(pass.noise, index, place);
+    if (dropout.rate == 0.0f) return d_sum;
+    Copy(compute, d_sum, hidden, memory.branch);
+    ApplyDropout(compute, dropout, hidden, memory.branch);
+    return memory.branch;
+  };
+
   // y = norm(m + down(GELU(up(m))))
   norm(layer.output_norm, kept.output_norm, memory.d_residual, memory.d_middle);
   if (lowest >= layer.output_norm.gain) return;
-  Copy(compute, memory.d_middle, hidden, memory.branch);
-  ApplyDropout(compute, DropoutAt(pass.noise, index, kMlpOutput), hidden, memory.branch);
-  linear(layer.down, kept.activated, memory.branch, hidden_size_, memory.d_activated, false);
+  linear(layer.down, kept.activated, d_branch(kMlpOutput, memory.d_middle), hidden_size_, memory.d_activated, false);
   if (lowest >= layer.down.weight) return;
   compute.ParallelFor(rows * intermediate_size_, kGrain, [&](int64_t begin, int64_t end) {
-    kernels::ErfGeluBackward(kept.up + begin, memory.d_activated + begin, memory.d_activated + begin, end - begin);
+    kernels::ErfGeluBackward(compute.isa(), kept.up + begin, memory.d_activated + begin, memory.d_activated + begin,
+                             end - begin);
   });
   linear(layer.up, kept.middle, memory.d_activated, intermediate_size_, memory.d_middle, true);
   if (lowest >= layer.up.weight) return;
@@ -307,9 +315,8 @@ void Encoder::BackwardLayer(const Pass& pass, size_t index, Trainable trainable,
   // m = norm(x + dense(attention(x)))
   norm(layer.attention_norm, kept.attention_norm, memory.d_middle, memory.d_residual);
   if (lowest >= layer.attention_norm.gain) return;
-  Copy(compute, memory.d_residual, hidden, memory.branch);
-  ApplyDropout(compute, DropoutAt(pass.noise, index, kAttentionOutput), hidden, memory.branch);
-  linear(layer.attention_output, kept.attended, memory.branch, hidden_size_, memory.d_attended, false);
+  linear(layer.attention_output, kept.attended, d_branch(kAttentionOutput, memory.d_residual), hidden_size_,
+         memory.d_attended, false);
   if (lowest >= layer.attention_output.weight) return;
   float* const dq = memory.d_qkv;
   float* const dk = dq + hidden_size_;

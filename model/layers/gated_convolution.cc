@@ -76,7 +76,7 @@ void GatedConvolution::Forward(const CausalPass& pass, const float* x, float* st
   pass.compute.ParallelFor(rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       float* const halves = parts.halves + row * 2 * hidden;
-      kernels::Sigmoid(halves + hidden, halves + hidden, hidden);
+      kernels::Sigmoid(pass.compute.isa(), halves + hidden, halves + hidden, hidden);
       for (int64_t c = 0; c < hidden; ++c) y[row * hidden + c] = halves[c] * halves[hidden + c];
     }
   });

@@ -71,9 +71,9 @@ void LstmLayer::Forward(const CausalPass& pass, const float* x, float* states, f
         float* const gates = parts.gates + row * 4 * hidden;
         float* const cells = parts.cells + row * hidden;
         float* const activated = parts.activated + row * hidden;
-        kernels::Sigmoid(gates, gates, 2 * hidden);
-        kernels::Tanh(gates + 2 * hidden, gates + 2 * hidden, hidden);
-        kernels::Sigmoid(gates + 3 * hidden, gates + 3 * hidden, hidden);
+        kernels::Sigmoid(pass.compute.isa(), gates, gates, 2 * hidden);
+        kernels::Tanh(pass.compute.isa(), gates + 2 * hidden, gates + 2 * hidden, hidden);
+        kernels::Sigmoid(pass.compute.isa(), gates + 3 * hidden, gates + 3 * hidden, hidden);
         const float* cells_before = nullptr;
         if (step > 0) {
           cells_before = parts.cells + order.row(step - 1, i) * hidden;
@@ -84,7 +84,7 @@ void LstmLayer::Forward(const CausalPass& pass, const float* x, float* states, f
           const float kept_cell = gates[hidden + c] * (cells_before == nullptr ? 0.0f : cells_before[c]);
           cells[c] = kept_cell + gates[c] * gates[2 * hidden + c];
         }
-        kernels::Tanh(cells, activated, hidden);
+        kernels::Tanh(pass.compute.isa(), cells, activated, hidden);
         for (int64_t c = 0; c < hidden; ++c) y[row * hidden + c] = gates[3 * hidden + c] * activated[c];
       }
     });

@@ -95,7 +95,7 @@ absl::Status MaskedLm::Forward(const NetworkWeights& weights, const MaskedBatch&
   if (count > 0) {
     LinearForward(*compute_, LinearOf(hidden), gathered_, count, At(head.transform.weight), At(head.transform.bias),
                   transformed_, hidden);
-    kernels::ErfGelu(transformed_, activated_, count * hidden);
+    kernels::ErfGelu(compute_->isa(), transformed_, activated_, count * hidden);
     NormForward(*compute_, NormKind::kLayer, activated_, At(head.norm.gain), At(head.norm.bias),
                 static_cast<float>(network_->spec().norm_epsilon()), count, hidden, normed_, mean_, rstd_);
   }
@@ -106,7 +106,7 @@ absl::Status MaskedLm::Forward(const NetworkWeights& weights, const MaskedBatch&
   }
   LinearForward(*compute_, LinearOf(hidden), first_, rows, At(head.pooler.weight), At(head.pooler.bias), pooled_,
                 hidden);
-  kernels::Tanh(pooled_, pooled_, rows * hidden);
+  kernels::Tanh(compute_->isa(), pooled_, pooled_, rows * hidden);
   LinearForward(*compute_, LinearOf(2), pooled_, rows, At(head.next_sentence.weight), At(head.next_sentence.bias),
                 pair_logits_, 2);
   return absl::OkStatus();
@@ -211,7 +211,7 @@ absl::StatusOr<double> MaskedLm::Gradients(const NetworkWeights& weights, const 
       std::fill_n(d_gathered_, all * hidden, 0.0f);
       NormBackward(*compute_, NormKind::kLayer, activated_, At(head.norm.gain), mean_, rstd_, d_normed_, all, hidden,
                    d_gathered_, gradient_of(head.norm.gain), gradient_of(head.norm.bias));
-      kernels::ErfGeluBackward(transformed_, d_gathered_, d_normed_, all * hidden);
+      kernels::ErfGeluBackward(compute_->isa(), transformed_, d_gathered_, d_normed_, all * hidden);
       linear(head.transform, hidden, gathered_, all, d_normed_, below ? d_gathered_ : nullptr);
       for (int64_t i = 0; below && i < all; ++i) {
         std::copy_n(d_gathered_ + i * hidden, hidden, d_outputs + batch.places[static_cast<size_t>(i)] * hidden);

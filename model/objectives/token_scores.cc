@@ -10,7 +10,7 @@
 namespace millrace::model {
 namespace {
 
-constexpr int64_t kLogitFloats = 1 << 20;
+constexpr int64_t kLogitFloats = 2 << 20;
 constexpr int64_t kLeastPiece = 64;
 
 }  // namespace

@@ -1,8 +1,10 @@
 #include "kernels/functions.h"
 
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -106,34 +108,73 @@ TEST(Functions, InF64AreExactNearZeroAndFarOut) {
   EXPECT_TRUE(std::isnan(SigmoidInF64(NAN)) && std::isnan(LogSigmoidInF64(NAN)));
 }
 
+std::vector<Isa> VectorIsas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    if (isa <= DetectIsa()) {
+      isas.push_back(isa);
+    } else {
+      std::printf("SKIPPED: this processor has no %s\n", std::string(IsaName(isa)).c_str());
+    }
+  }
+  return isas;
+}
+
 TEST(Functions, ArraysAreTheInlineFunctions) {
   std::vector<float> x, y(1003);
   for (int i = 0; i < 1003; ++i) x.push_back(static_cast<float>(i - 500) * 0.173f);
-  Exp(x.data(), y.data(), 1003);
-  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ExpOf(x[i]));
-  Tanh(x.data(), y.data(), 1003);
-  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], TanhOf(x[i]));
-  Sigmoid(x.data(), y.data(), 1003);
-  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], SigmoidOf(x[i]));
-  Erf(x.data(), y.data(), 1003);
-  for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ErfOf(x[i]));
+  for (const Isa isa : VectorIsas()) {
+    Exp(isa, x.data(), y.data(), 1003);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ExpOf(x[i]));
+    Tanh(isa, x.data(), y.data(), 1003);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], TanhOf(x[i]));
+    Sigmoid(isa, x.data(), y.data(), 1003);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], SigmoidOf(x[i]));
+    Erf(isa, x.data(), y.data(), 1003);
+    for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ErfOf(x[i]));
+  }
 }
 
-// The loops are vectorised: whatever an element's place among others is, it gets the bits that it has alone.
-TEST(Functions, ErfGeluOfAnElementIsThatOfTheElementAlone) {
-  std::vector<float> x, dy, y(1003), dx(1003);
+// The loops are vectorised: whatever the instruction set and an element's place among others, and where the result
+// takes an operand's place, it gets the bits that it has alone.
+TEST(Functions, AnElementAmongOthersIsAsTheElementAlone) {
+  std::vector<float> x, dy, y(1003), dx(1003), up(1003);
   for (int i = 0; i < 1003; ++i) {
     x.push_back(static_cast<float>(i - 500) * 0.0173f);
     dy.push_back(static_cast<float>(i % 7) - 3);
+    up[static_cast<size_t>(i)] = static_cast<float>(i % 11) - 5;
   }
-  ErfGelu(x.data(), y.data(), 1003);
-  ErfGeluBackward(x.data(), dy.data(), dx.data(), 1003);
-  for (size_t i = 0; i < x.size(); ++i) {
-    float alone;
-    ErfGelu(&x[i], &alone, 1);
-    ASSERT_EQ(y[i], alone);
-    ErfGeluBackward(&x[i], &dy[i], &alone, 1);
-    ASSERT_EQ(dx[i], alone);
+  for (const Isa isa : VectorIsas()) {
+    for (const auto function : {&Gelu, &ErfGelu}) {
+      function(isa, x.data(), y.data(), 1003);
+      for (size_t i = 0; i < x.size(); ++i) {
+        float alone;
+        function(Isa::kAvx2, &x[i], &alone, 1);
+        ASSERT_EQ(y[i], alone);
+      }
+    }
+    for (const auto backward : {&GeluBackward, &ErfGeluBackward}) {
+      backward(isa, x.data(), dy.data(), dx.data(), 1003);
+      std::vector<float> in_place = dy;
+      backward(isa, x.data(), in_place.data(), in_place.data(), 1003);
+      EXPECT_EQ(in_place, dx);
+      for (size_t i = 0; i < x.size(); ++i) {
+        float alone;
+        backward(Isa::kAvx2, &x[i], &dy[i], &alone, 1);
+        ASSERT_EQ(dx[i], alone);
+      }
+    }
+    SwiGlu(isa, x.data(), up.data(), y.data(), 1003);
+    std::vector<float> of_up = dy;
+    SwiGluBackward(isa, x.data(), up.data(), of_up.data(), dx.data(), of_up.data(), 1003);
+    for (size_t i = 0; i < x.size(); ++i) {
+      float alone, of_gate;
+      SwiGlu(Isa::kAvx2, &x[i], &up[i], &alone, 1);
+      ASSERT_EQ(y[i], alone);
+      SwiGluBackward(Isa::kAvx2, &x[i], &up[i], &dy[i], &of_gate, &alone, 1);
+      ASSERT_EQ(of_up[i], alone);
+      ASSERT_EQ(dx[i], of_gate);
+    }
   }
 }
 
@@ -146,17 +187,17 @@ TEST(Functions, GeluAndSwiGluWithTheirDerivatives) {
   for (float x = -8; x < 8; x += 0.0371f) {
     float y, dx, du;
     const float dy = 1.5f, up = 0.7f;
-    Gelu(&x, &y, 1);
+    Gelu(Isa::kAvx2, &x, &y, 1);
     EXPECT_NEAR(y, GeluTruth(x), 2e-6);
-    GeluBackward(&x, &dy, &dx, 1);
+    GeluBackward(Isa::kAvx2, &x, &dy, &dx, 1);
     EXPECT_NEAR(dx, dy * Slope(GeluTruth, x), 1e-5);
-    ErfGelu(&x, &y, 1);
+    ErfGelu(Isa::kAvx2, &x, &y, 1);
     EXPECT_NEAR(y, ErfGeluTruth(x), 1e-6);
-    ErfGeluBackward(&x, &dy, &dx, 1);
+    ErfGeluBackward(Isa::kAvx2, &x, &dy, &dx, 1);
     EXPECT_NEAR(dx, dy * Slope(ErfGeluTruth, x), 2e-6);
-    SwiGlu(&x, &up, &y, 1);
+    SwiGlu(Isa::kAvx2, &x, &up, &y, 1);
     EXPECT_NEAR(y, SiluTruth(x) * up, 2e-6);
-    SwiGluBackward(&x, &up, &dy, &dx, &du, 1);
+    SwiGluBackward(Isa::kAvx2, &x, &up, &dy, &dx, &du, 1);
     EXPECT_NEAR(dx, dy * up * Slope(SiluTruth, x), 1e-5);
     EXPECT_NEAR(du, dy * SiluTruth(x), 1e-5);
   }
