@@ -195,7 +195,9 @@ class SimulatedWorker final : public grpc::ClientBidiReactor<v1::Heartbeat, v1::
     for (const v1::Microbatch& microbatch : unit.microbatches()) {
       result.set_predictions(result.predictions() + microbatch.rows() * (microbatch.columns() - 1));
     }
-    if (unit.kind() == v1::WorkUnit::PLAN) *result.mutable_table() = Table();
+    if (unit.kind() != v1::WorkUnit::PLAN) return;
+    *result.mutable_table() = Table();
+    result.add_parts()->set_file("model.safetensors");
   }
   void Ended(const grpc::Status& status) {
     absl::MutexLock lock(&mutex_);
@@ -329,7 +331,10 @@ absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
     absl::SleepFor(kMeasure);
     MILLRACE_ASSIGN_OR_RETURN(std::vector<double> waits, leases.Take());
     const double rate = static_cast<double>(waits.size()) / absl::ToDoubleSeconds(absl::Now() - begun);
-    if (waits.empty()) return absl::UnavailableError("the coordinator leases nothing");
+    if (waits.empty()) {
+      MILLRACE_ASSIGN_OR_RETURN(const v1::Job job, client.GetJob(submitted.id()));
+      return absl::UnavailableError(absl::StrCat("the coordinator leases nothing; the job: ", job.error()));
+    }
     const auto p99 = waits.begin() + static_cast<std::ptrdiff_t>(waits.size() * 99 / 100);
     std::nth_element(waits.begin(), p99, waits.end());
     const std::string name = absl::StrCat("growth/coordinator/", count, "-workers");
