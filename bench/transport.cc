@@ -198,9 +198,9 @@ class Connection {
 class SharedShard {
  public:
   static absl::StatusOr<std::unique_ptr<SharedShard>> Make(const Machine& machine, const std::string& folder) {
-    // As a worker does.
+    // As a worker does; but here all of a push is made before, and would be given back to the kernel within it.
     mallopt(M_MMAP_THRESHOLD, 1 << 20);
-    mallopt(M_TRIM_THRESHOLD, 64 << 20);
+    mallopt(M_TRIM_THRESHOLD, 4 * kBytes);
     auto made = std::make_unique<SharedShard>();
     MILLRACE_ASSIGN_OR_RETURN(
         made->coordinator_, StartRole({machine.program, "coordinator", "--dir", folder}, "coordinator", folder, true));

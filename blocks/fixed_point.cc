@@ -68,19 +68,25 @@ bool AllFinite(absl::Span<const float> values) {
 }
 
 template <typename Integer>
-bool AddIntegers(absl::string_view coded, int64_t limit, absl::Span<int64_t> sums) {
-  bool beyond = false;
+Integer IntegerAt(absl::string_view coded, size_t i) {
+  Integer integer;
+  std::memcpy(&integer, coded.data() + sizeof(Integer) * i, sizeof(integer));
+  return integer;
+}
+
+template <typename Integer>
+bool AddIntegers(absl::string_view coded, int64_t limit, bool first, absl::Span<int64_t> sums) {
+  const auto highest = static_cast<Integer>(limit), lowest = static_cast<Integer>(-limit);
+  Integer beyond = 0;  // as wide as the integers, so that whole registers of them are compared
   for (size_t i = 0; i < sums.size(); ++i) {
-    Integer integer;
-    std::memcpy(&integer, coded.data() + sizeof(Integer) * i, sizeof(integer));
-    const auto value = static_cast<int64_t>(integer);
-    beyond |= value > limit || value < -limit;
+    const Integer integer = IntegerAt<Integer>(coded, i);
+    beyond |= static_cast<Integer>(integer > highest || integer < lowest);
   }
-  if (beyond) return false;
-  for (size_t i = 0; i < sums.size(); ++i) {
-    Integer integer;
-    std::memcpy(&integer, coded.data() + sizeof(Integer) * i, sizeof(integer));
-    sums[i] += static_cast<int64_t>(integer);
+  if (beyond != 0) return false;
+  if (first) {
+    for (size_t i = 0; i < sums.size(); ++i) sums[i] = IntegerAt<Integer>(coded, i);
+  } else {
+    for (size_t i = 0; i < sums.size(); ++i) sums[i] += IntegerAt<Integer>(coded, i);
   }
   return true;
 }
@@ -118,36 +124,42 @@ absl::StatusOr<uint64_t> Encode(absl::Span<const float> values, const Coding& co
                            : EncodeWide<int64_t>(values, scale, coding.limit(), out->data());
 }
 
-absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums) {
+absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums, bool first) {
   if (coded.size() != sums.size() * coding.bits / 8) {
     return absl::InvalidArgumentError(absl::StrCat(coded.size(), " bytes where ", sums.size(), " integers of ",
                                                    coding.bits, " bits have ", sums.size() * coding.bits / 8));
   }
-  const bool within = coding.bits == 16   ? AddIntegers<int16_t>(coded, coding.limit(), sums)
-                      : coding.bits == 32 ? AddIntegers<int32_t>(coded, coding.limit(), sums)
-                                          : AddIntegers<int64_t>(coded, coding.limit(), sums);
+  const bool within = coding.bits == 16   ? AddIntegers<int16_t>(coded, coding.limit(), first, sums)
+                      : coding.bits == 32 ? AddIntegers<int32_t>(coded, coding.limit(), first, sums)
+                                          : AddIntegers<int64_t>(coded, coding.limit(), first, sums);
   return within ? absl::OkStatus() : absl::InvalidArgumentError("a value lies beyond the coding's limit");
 }
 
 uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values) {
-  int64_t largest = 0;
-  for (const int64_t sum : sums) largest = std::max(largest, sum < 0 ? -sum : sum);
-  if (largest >= int64_t{1} << 51) {
-    for (size_t i = 0; i < sums.size(); ++i) values[i] = Decode(sums[i], coding);
-    return static_cast<uint64_t>(largest);
-  }
   // Added to the bits of 1.5 * 2^52 such a number becomes that double's last places: the processor converts no whole
   // registers of 64-bit integers.
   constexpr double kBase = 6755399441055744.0;
   constexpr int64_t kBaseBits = 0x4338000000000000;
+  constexpr size_t kPiece = 1024;  // twice read, once from memory
   const uint64_t unit_bits = static_cast<uint64_t>(1023 + coding.exponent) << 52;
   double unit;
   std::memcpy(&unit, &unit_bits, sizeof(unit));
-  for (size_t i = 0; i < sums.size(); ++i) {
-    const int64_t bits = sums[i] + kBaseBits;
-    double value;
-    __builtin_memcpy(&value, &bits, sizeof(value));
-    values[i] = static_cast<float>((value - kBase) * unit);
+  int64_t largest = 0;
+  for (size_t begin = 0; begin < sums.size(); begin += kPiece) {
+    const size_t end = std::min(sums.size(), begin + kPiece);
+    int64_t largest_here = 0;
+    for (size_t i = begin; i < end; ++i) largest_here = std::max(largest_here, sums[i] < 0 ? -sums[i] : sums[i]);
+    largest = std::max(largest, largest_here);
+    if (largest_here >= int64_t{1} << 51) {
+      for (size_t i = begin; i < end; ++i) values[i] = Decode(sums[i], coding);
+      continue;
+    }
+    for (size_t i = begin; i < end; ++i) {
+      const int64_t bits = sums[i] + kBaseBits;
+      double value;
+      __builtin_memcpy(&value, &bits, sizeof(value));
+      values[i] = static_cast<float>((value - kBase) * unit);
+    }
   }
   return static_cast<uint64_t>(largest);
 }

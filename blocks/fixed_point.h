@@ -46,8 +46,9 @@ v1::Coding CodingToProto(const Coding& coding);
 // to `out`, replacing it. Returns how many were clipped. INVALID_ARGUMENT: a value is not finite, naming its index.
 absl::StatusOr<uint64_t> Encode(absl::Span<const float> values, const Coding& coding, std::string* out);
 
-// Adds coded values to sums. INVALID_ARGUMENT unless there are as many as sums, within the limit.
-absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums);
+// Adds coded values to sums, or, if they are the `first`, puts them in the place of whatever is there. INVALID_ARGUMENT,
+// and nothing changes, unless there are as many as sums, within the limit.
+absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums, bool first = false);
 
 // The value of a sum, rounded once to f64 and once to f32.
 inline float Decode(int64_t sum, const Coding& coding) {

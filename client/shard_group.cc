@@ -29,8 +29,10 @@ namespace {
 
 // For calls that have an answer at once, or after one step of the optimizer.
 constexpr absl::Duration kCallDeadline = absl::Minutes(10);
-// Bytes that wait to be sent to one shard.
+// Of the blocks that wait for a shard: with more, whoever makes them waits until half are gone; fewer are not sent yet,
+// as long as others come. Blocks may be small, and waking a thread costs more than moving them.
 constexpr size_t kMaxWaitingBytes = 8 << 20;
+constexpr size_t kWorthSending = 256 << 10;
 
 }  // namespace
 
@@ -378,11 +380,15 @@ class ShardGroup::Pusher : public GradientPush {
     request.set_values(std::move(values));
     request.set_saturated(saturated);
     absl::MutexLock lock(&mutex_);
-    while (status_.ok() && lane.waiting_bytes > kMaxWaitingBytes) changed_.Wait(&mutex_);
+    while (status_.ok() && lane.full) changed_.Wait(&mutex_);
     if (!status_.ok()) return status_;
     lane.waiting_bytes += request.values().size();
     lane.waiting.push_back(std::move(request));
-    changed_.SignalAll();
+    lane.full = lane.waiting_bytes > kMaxWaitingBytes;
+    if (!lane.sends && lane.waiting_bytes >= kWorthSending) {
+      lane.sends = true;
+      changed_.SignalAll();
+    }
     return absl::OkStatus();
   }
 
@@ -408,17 +414,23 @@ class ShardGroup::Pusher : public GradientPush {
     // Guarded by mutex_.
     std::deque<v1::PushRequest> waiting;
     size_t waiting_bytes = 0;
+    bool sends = false;  // until none waits
+    bool full = false;
   };
 
   // The next block that waits; nothing once no more are to be sent.
   std::optional<v1::PushRequest> Next(Lane* lane) {
     absl::MutexLock lock(&mutex_);
-    while (lane->waiting.empty() && !ended_ && status_.ok()) changed_.Wait(&mutex_);
+    while (!lane->sends && !ended_ && status_.ok()) changed_.Wait(&mutex_);
     if (lane->waiting.empty() || given_up_ || !status_.ok()) return std::nullopt;
     v1::PushRequest request = std::move(lane->waiting.front());
     lane->waiting.pop_front();
     lane->waiting_bytes -= request.values().size();
-    changed_.SignalAll();
+    lane->sends = !lane->waiting.empty();
+    if (lane->full && lane->waiting_bytes <= kMaxWaitingBytes / 2) {
+      lane->full = false;
+      changed_.SignalAll();
+    }
     return request;
   }
 
@@ -429,7 +441,8 @@ class ShardGroup::Pusher : public GradientPush {
     const absl::StatusOr<char*> room = ring->Reserve(values.size(), [&end] { return !end.come(); });
     if (!room.ok()) return false;
     std::memcpy(*room, values.data(), values.size());
-    ring->Commit(about);
+    // An empty frame is the last.
+    ring->Commit(about, /*more=*/!about.empty());
     return true;
   }
 

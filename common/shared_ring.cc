@@ -15,6 +15,8 @@ namespace {
 constexpr size_t kLine = 64;
 constexpr int kLooks = 200;
 constexpr int64_t kSleepNanoseconds = 20'000'000;
+// A sleeper is woken for as much as this: frames may be small, and waking costs more than moving them.
+constexpr uint64_t kWorthWaking = 256 << 10;
 // In place of a size: the rest of the room is left empty.
 constexpr uint32_t kSkip = 0xFFFFFFFF;
 
@@ -82,8 +84,11 @@ absl::StatusOr<char*> SharedRing::Reserve(size_t size, KeepWaiting keep_waiting)
     const uint64_t read = positions_->read.load(std::memory_order_acquire);
     return read <= at_ && at_ + skipped + whole - read <= kRoomBytes;
   };
-  if (absl::Status waited = Await(&positions_->reads, &positions_->writer_sleeps, fits, keep_waiting); !waited.ok()) {
-    return waited;
+  if (!fits()) {
+    WakeReader();
+    if (absl::Status waited = Await(&positions_->reads, &positions_->writer_sleeps, fits, keep_waiting); !waited.ok()) {
+      return waited;
+    }
   }
   if (skipped > 0) {
     std::memcpy(room_ + at_ % kRoomBytes, &kSkip, sizeof(kSkip));
@@ -94,15 +99,21 @@ absl::StatusOr<char*> SharedRing::Reserve(size_t size, KeepWaiting keep_waiting)
   return room_ + at_ % kRoomBytes + sizeof(Header);
 }
 
-void SharedRing::Commit(absl::string_view about) {
+void SharedRing::WakeReader() {
+  untold_ = 0;
+  Wake(&positions_->writes, &positions_->reader_sleeps);
+}
+
+void SharedRing::Commit(absl::string_view about, bool more) {
   Header header = {};
   header.values_size = static_cast<uint32_t>(size_);
   header.about_size = static_cast<uint32_t>(about.size());
   std::memcpy(header.about, about.data(), about.size());
   std::memcpy(room_ + at_ % kRoomBytes, &header, sizeof(header));
+  untold_ += next_ - at_;
   at_ = next_;
   positions_->written.store(at_, std::memory_order_release);
-  Wake(&positions_->writes, &positions_->reader_sleeps);
+  if (!more || untold_ >= kWorthWaking) WakeReader();
 }
 
 absl::StatusOr<SharedRing::Frame> SharedRing::Next(KeepWaiting keep_waiting) {
@@ -142,7 +153,10 @@ absl::StatusOr<SharedRing::Frame> SharedRing::Next(KeepWaiting keep_waiting) {
 void SharedRing::Release() {
   at_ = next_;
   positions_->read.store(at_, std::memory_order_release);
-  Wake(&positions_->reads, &positions_->writer_sleeps);
+  // A writer sleeps when there is little room left; half of it is soon empty, as the reader reads all that there is.
+  if (positions_->written.load(std::memory_order_acquire) - at_ <= kRoomBytes / 2) {
+    Wake(&positions_->reads, &positions_->writer_sleeps);
+  }
 }
 
 }  // namespace millrace

@@ -34,8 +34,9 @@ class SharedRing {
   // ---- the writer's end ----
   // Where the values of the next frame go. Requires size <= kMostValues. CANCELLED if waiting for room was given up.
   absl::StatusOr<char*> Reserve(size_t size, KeepWaiting keep_waiting);
-  // Hands the frame over. Requires a Reserve before, and about.size() <= kAboutBytes.
-  void Commit(absl::string_view about);
+  // Hands the frame over. Requires a Reserve before, and about.size() <= kAboutBytes. If there are `more` to come soon,
+  // a reader that sleeps is not woken for a few bytes: it may see them only some time later, with others.
+  void Commit(absl::string_view about, bool more = false);
 
   // ---- the reader's end ----
   struct Frame {
@@ -54,6 +55,7 @@ class SharedRing {
   absl::Status Await(std::atomic<uint32_t>* changes, std::atomic<uint32_t>* sleeps, absl::FunctionRef<bool()> look,
                      KeepWaiting keep_waiting);
   static void Wake(std::atomic<uint32_t>* changes, std::atomic<uint32_t>* sleeps);
+  void WakeReader();
 
   Positions* const positions_;
   char* const room_;
@@ -61,6 +63,7 @@ class SharedRing {
   uint64_t at_ = 0;
   uint64_t next_ = 0;        // behind the frame at hand
   size_t size_ = 0;          // of its values
+  uint64_t untold_ = 0;      // the writer's: bytes that a sleeping reader was not woken for
   char about_[kAboutBytes];  // a copy of what was said
 };
 

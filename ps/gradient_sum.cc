@@ -13,7 +13,7 @@ absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, co
                                       uint64_t saturated) {
   absl::MutexLock lock(&mutex_);
   if (is_in_[unit]) return false;
-  MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_)));
+  MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_), /*first=*/in_ == 0));
   is_in_[unit] = true;
   ++in_;
   saturated_ += saturated;
@@ -41,12 +41,13 @@ uint64_t GradientSum::saturated() const {
 
 uint64_t GradientSum::Decode(const blocks::Coding& coding, float* gradient) const {
   absl::MutexLock lock(&mutex_);
-  return blocks::DecodeSums(sums_, coding, gradient);
+  if (in_ > 0) return blocks::DecodeSums(sums_, coding, gradient);
+  std::fill_n(gradient, sums_.size(), 0.0f);
+  return 0;
 }
 
 void GradientSum::Clear() {
   absl::MutexLock lock(&mutex_);
-  std::fill(sums_.begin(), sums_.end(), 0);
   is_in_.assign(units_, false);
   in_ = 0;
   saturated_ = 0;

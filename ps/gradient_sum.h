@@ -42,7 +42,7 @@ class GradientSum {
  private:
   const uint32_t units_;
   mutable absl::Mutex mutex_;
-  std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);  // of the units that are in: anything if none is
   std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);  // by unit
   uint32_t in_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t saturated_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -226,13 +226,14 @@ absl::Status ParameterService::PullShared(grpc::ServerContext* context, const v1
   std::vector<uint32_t> blocks;
   MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
   v1::PullReply reply;
-  for (const uint32_t block : blocks) {
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    const uint32_t block = blocks[i];
     reply.set_block(block);
     const size_t size = store->PulledBytes(block);
     MILLRACE_ASSIGN_OR_RETURN(char* const weights,
                               use->ring()->Reserve(size, [context] { return !context->IsCancelled(); }));
     MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), weights, reply.mutable_coding()));
-    use->ring()->Commit(reply.SerializeAsString());
+    use->ring()->Commit(reply.SerializeAsString(), /*more=*/i + 1 < blocks.size());
     Count(metrics_->pull, size);
   }
   return absl::OkStatus();
