@@ -91,6 +91,36 @@ bool AddIntegers(absl::string_view coded, int64_t limit, bool first, absl::Span<
   return true;
 }
 
+// Of kDecodePiece sums.
+constexpr size_t kDecodePiece = 256;
+
+int64_t LargestMagnitude(const int64_t* sums) {
+  __m256i highest = _mm256_setzero_si256(), lowest = _mm256_setzero_si256();
+  for (size_t i = 0; i < kDecodePiece; i += 4) {
+    const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + i));
+    highest = _mm256_blendv_epi8(highest, four, _mm256_cmpgt_epi64(four, highest));
+    lowest = _mm256_blendv_epi8(lowest, four, _mm256_cmpgt_epi64(lowest, four));
+  }
+  alignas(32) int64_t ends[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(ends), highest);
+  _mm256_store_si256(reinterpret_cast<__m256i*>(ends + 4), _mm256_sub_epi64(_mm256_setzero_si256(), lowest));
+  return *std::max_element(ends, ends + 8);
+}
+
+// Added to the bits of 1.5 * 2^52 a number below this becomes that double's last places: the processor converts no
+// whole registers of 64-bit integers.
+constexpr int64_t kConvertible = int64_t{1} << 51;
+
+void DecodePiece(const int64_t* sums, const Coding& coding, float* values) {
+  const __m256d base = _mm256_set1_pd(6755399441055744.0);
+  const __m256d unit = _mm256_set1_pd(std::ldexp(1.0, coding.exponent));
+  for (size_t i = 0; i < kDecodePiece; i += 4) {
+    const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + i));
+    const __m256d moved = _mm256_castsi256_pd(_mm256_add_epi64(four, _mm256_castpd_si256(base)));
+    _mm_storeu_ps(values + i, _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_sub_pd(moved, base), unit)));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<Coding> CodingFromProto(const v1::Coding& coding) {
@@ -136,30 +166,22 @@ absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int
 }
 
 uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values) {
-  // Added to the bits of 1.5 * 2^52 such a number becomes that double's last places: the processor converts no whole
-  // registers of 64-bit integers.
-  constexpr double kBase = 6755399441055744.0;
-  constexpr int64_t kBaseBits = 0x4338000000000000;
-  constexpr size_t kPiece = 1024;  // twice read, once from memory
-  const uint64_t unit_bits = static_cast<uint64_t>(1023 + coding.exponent) << 52;
-  double unit;
-  std::memcpy(&unit, &unit_bits, sizeof(unit));
+  const int64_t* const from = sums.data();
+  size_t i = 0;
   int64_t largest = 0;
-  for (size_t begin = 0; begin < sums.size(); begin += kPiece) {
-    const size_t end = std::min(sums.size(), begin + kPiece);
-    int64_t largest_here = 0;
-    for (size_t i = begin; i < end; ++i) largest_here = std::max(largest_here, sums[i] < 0 ? -sums[i] : sums[i]);
+  // Pieces are read twice, but once from memory.
+  for (; i + kDecodePiece <= sums.size(); i += kDecodePiece) {
+    const int64_t largest_here = LargestMagnitude(from + i);
     largest = std::max(largest, largest_here);
-    if (largest_here >= int64_t{1} << 51) {
-      for (size_t i = begin; i < end; ++i) values[i] = Decode(sums[i], coding);
-      continue;
+    if (largest_here < kConvertible) {
+      DecodePiece(from + i, coding, values + i);
+    } else {
+      for (size_t j = i; j < i + kDecodePiece; ++j) values[j] = Decode(from[j], coding);
     }
-    for (size_t i = begin; i < end; ++i) {
-      const int64_t bits = sums[i] + kBaseBits;
-      double value;
-      __builtin_memcpy(&value, &bits, sizeof(value));
-      values[i] = static_cast<float>((value - kBase) * unit);
-    }
+  }
+  for (; i < sums.size(); ++i) {
+    largest = std::max(largest, from[i] < 0 ? -from[i] : from[i]);
+    values[i] = Decode(from[i], coding);
   }
   return static_cast<uint64_t>(largest);
 }
