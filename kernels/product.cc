@@ -1,7 +1,6 @@
 // The blocking follows Goto's: a block of B, packed in panels, in the outer cache, a strip of A's rows in the inner
-// one, a tile in registers. Rows of f32 are multiplied where they lie; a block of A that would be packed again for each
-// block of B, or whose strips lie across its rows, is packed once. Chains go on across blocks of k by loading what was
-// stored.
+// one, a tile in registers. Rows of f32 are multiplied where they lie. Chains go on across blocks of k by loading what
+// was stored.
 #include "kernels/product.h"
 
 #include <algorithm>
@@ -15,26 +14,23 @@
 namespace millrace::kernels {
 namespace {
 
-constexpr int64_t kBlockSteps = 384;          // a strip of A is half the inner cache
-constexpr int64_t kBlockFloats = 160 << 10;   // of B, packed
-constexpr int64_t kABlockFloats = 256 << 10;  // of A where it is packed as a whole
-constexpr int64_t kInPlaceSize = 1 << 16;     // of A's rows times B's; beyond, a packed B pays
-constexpr int64_t kPieceRows = 16;            // of memory, packed together
+constexpr int64_t kBlockSteps = 384;         // a strip of A is half the inner cache
+constexpr int64_t kBlockFloats = 160 << 10;  // of B, packed
+constexpr int64_t kInPlaceSize = 1 << 16;    // of A's rows times B's; beyond, a packed B pays
+constexpr int64_t kPieceRows = 16;           // of B, packed together
 constexpr size_t kAlignment = 64;
 // Products below this many multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
 constexpr int64_t kTasksAThread = 8;
 
 thread_local Scratch strip_of_a;
-thread_local Scratch strips_of_a;
 thread_local Scratch panels_of_b;
 
-// A block of k of a block of rows and one of columns: everything that the threads share.
+// A block of k of a block of columns: everything that the threads share.
 struct Block {
   const Product& product;
   const Tile& tile;
   const Packer& packer;
-  int64_t m_begin, m_size;
   int64_t n_begin, n_size;
   int64_t k_begin, k_size;
   int64_t steps;   // of the tile's inner loop
@@ -42,12 +38,6 @@ struct Block {
   bool first;      // the chains start here
   bool last;       // and end here
   float* b;        // packed
-  float* a;        // packed; null: each strip when it is needed
-
-  int64_t strips() const { return (m_size + tile.rows - 1) / tile.rows; }
-  // Strips as even as can be.
-  int64_t row_of(int64_t strip) const { return m_begin + strip * m_size / strips(); }
-  int64_t rows_of(int64_t strip) const { return row_of(strip + 1) - row_of(strip); }
 
   // Whether the tile takes a panel where it lies: rows of f32 that are not used often.
   bool InPlace(int64_t panel) const {
@@ -96,77 +86,28 @@ struct Strip {
 // Rows at such a distance fall on each other in the inner cache.
 bool Collides(int64_t row_stride) { return row_stride % 512 == 0; }
 
-// How strips of A are packed: rows whose elements lie side by side stay rows, of some stride; others become panels, of
-// some width.
-bool PacksPanels(const Block& block) { return block.product.a.column_stride != 1; }
-
-int64_t PackedStride(const Block& block) {
-  if (PacksPanels(block)) return RoundUp(std::min<int64_t>(block.tile.rows, block.m_size), 8);
-  return RoundUp(block.steps, 16) + (Collides(RoundUp(block.steps, 16)) ? 16 : 0);
-}
-
-// Floats of a packed strip.
-int64_t PackedStrip(const Block& block) {
-  return PackedStride(block) * (PacksPanels(block) ? block.steps : std::min<int64_t>(block.tile.rows, block.m_size));
-}
-
-// Packs elements [k, k + k_size) of a strip, k being even.
-void PackStrip(const Block& block, int64_t strip, int64_t k, int64_t k_size, float* packed) {
+Strip TakeStrip(const Block& block, int64_t row, int64_t rows) {
   const Operand& a = block.product.a;
-  const int64_t rows = block.rows_of(strip), stride = PackedStride(block);
-  const float* const source = a.data + block.row_of(strip) * a.row_stride + (block.k_begin + k) * a.column_stride;
-  if (PacksPanels(block)) {
-    block.packer.panel(source, a.row_stride, a.column_stride, rows, stride, k_size,
-                       packed + UnitsOf(block.packer.packing, k) * stride);
-  } else {
-    block.packer.rows(source, a.row_stride, rows, k_size, packed + UnitsOf(block.packer.packing, k), stride);
+  const float* const source = a.data + row * a.row_stride + block.k_begin * a.column_stride;
+  if (a.column_stride == 1) {
+    if (block.packer.packing == Packing::kPlain && !Collides(a.row_stride)) return {source, a.row_stride, false};
+    const int64_t stride = RoundUp(block.steps, 16) + (Collides(RoundUp(block.steps, 16)) ? 16 : 0);
+    float* const packed = strip_of_a.Get(rows * stride);
+    block.packer.rows(source, a.row_stride, rows, block.k_size, packed, stride);
+    return {packed, stride, false};
   }
+  const int64_t width = RoundUp(rows, 8);
+  float* const packed = strip_of_a.Get(block.steps * width);
+  block.packer.panel(source, a.row_stride, a.column_stride, rows, width, block.k_size, packed);
+  return {packed, width, true};
 }
 
-// How packing all of A is divided: into strips, or, where these lie across the rows of memory, into some rows of all.
-int64_t PiecesOfA(const Block& block) {
-  return PacksPanels(block) ? (block.k_size + kPieceRows - 1) / kPieceRows : block.strips();
-}
-
-void PackA(const Block& block, int64_t begin, int64_t end) {
-  const int64_t unit = PackedStrip(block);
-  if (!PacksPanels(block)) {
-    for (int64_t strip = begin; strip < end; ++strip) {
-      PackStrip(block, strip, 0, block.k_size, block.a + strip * unit);
-    }
-    return;
-  }
-  for (int64_t k = begin * kPieceRows; k < std::min(end * kPieceRows, block.k_size); k += kPieceRows) {
-    for (int64_t strip = 0; strip < block.strips(); ++strip) {
-      PackStrip(block, strip, k, std::min(kPieceRows, block.k_size - k), block.a + strip * unit);
-    }
-  }
-}
-
-// Whether the tile takes rows of A where they lie.
-bool TakesRows(const Product& product, Packing packing) {
-  return product.a.column_stride == 1 && packing == Packing::kPlain && !Collides(product.a.row_stride);
-}
-
-Strip TakeStrip(const Block& block, int64_t strip) {
-  const Operand& a = block.product.a;
-  if (TakesRows(block.product, block.packer.packing)) {
-    return {a.data + block.row_of(strip) * a.row_stride + block.k_begin, a.row_stride, false};
-  }
-  const int64_t stride = PackedStride(block);
-  if (block.a != nullptr) return {block.a + strip * PackedStrip(block), stride, PacksPanels(block)};
-  float* const packed = strip_of_a.Get(PackedStrip(block));
-  PackStrip(block, strip, 0, block.k_size, packed);
-  return {packed, stride, PacksPanels(block)};
-}
-
-// Computes a strip's rows of the panels [begin, end).
-void ComputeStrip(const Block& block, int64_t index, int64_t begin, int64_t end) {
+// Computes `rows` rows of the panels [begin, end).
+void ComputeStrip(const Block& block, int64_t row, int64_t rows, int64_t begin, int64_t end) {
   const Product& product = block.product;
   const Tile& tile = block.tile;
   alignas(kAlignment) float edge[14 * 32];
-  const Strip strip = TakeStrip(block, index);
-  const int64_t row = block.row_of(index), rows = block.rows_of(index);
+  const Strip strip = TakeStrip(block, row, rows);
   const int64_t half = tile.columns / 2;
   float* const c = product.c + row * product.c_stride + block.n_begin;
   TileWork work;
@@ -211,41 +152,34 @@ void ComputeStrip(const Block& block, int64_t index, int64_t begin, int64_t end)
   }
 }
 
-// Packs what is to be packed, of B if `pack_b` (else it was before), of A if `pack_a`, and computes the block.
-void RunBlock(const Compute& compute, const Block& block, bool pack_a, bool pack_b, bool parallel) {
-  const int64_t panels = block.panels(), strips = block.strips();
+void RunBlock(const Compute& compute, Block& block, bool parallel) {
+  const int64_t m = block.product.m, panels = block.panels();
+  block.b = panels_of_b.Get(panels * block.b_unit);
+  // Strips as even as can be.
+  const int64_t strips = (m + block.tile.rows - 1) / block.tile.rows;
+  const auto row_of = [m, strips](int64_t strip) { return strip * m / strips; };
   const int64_t first = !block.InPlace(0) ? 0 : panels - (block.InPlace(panels - 1) ? 0 : 1);
-  const int64_t of_b = pack_b && first < panels ? PiecesOfB(block, panels - first) : 0;
-  const int64_t of_a = pack_a ? PiecesOfA(block) : 0;
   if (!parallel) {
-    if (of_b > 0) PackB(block, first, 0, of_b);
-    if (of_a > 0) PackA(block, 0, of_a);
-    for (int64_t strip = 0; strip < strips; ++strip) ComputeStrip(block, strip, 0, panels);
+    PackB(block, first, 0, PiecesOfB(block, panels - first));
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      ComputeStrip(block, row_of(strip), row_of(strip + 1) - row_of(strip), 0, panels);
+    }
     return;
   }
-  if (of_a + of_b > 0) {
-    compute.ParallelFor(of_a + of_b, 1, [&](int64_t begin, int64_t end) {
-      if (begin < of_a) PackA(block, begin, std::min(end, of_a));
-      if (end > of_a) PackB(block, first, std::max<int64_t>(0, begin - of_a), end - of_a);
-    });
+  if (first < panels) {
+    compute.ParallelFor(PiecesOfB(block, panels - first), 1,
+                        [&block, first](int64_t begin, int64_t end) { PackB(block, first, begin, end); });
   }
   // Few strips are cut across the columns, so that no thread waits long for the last one.
   const int64_t cuts = std::clamp<int64_t>(kTasksAThread * compute.threads() / strips, 1, panels);
   compute.ParallelFor(strips * cuts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t strip = task / cuts, cut = task % cuts;
-      ComputeStrip(block, strip, cut * panels / cuts, (cut + 1) * panels / cuts);
+      ComputeStrip(block, row_of(strip), row_of(strip + 1) - row_of(strip), cut * panels / cuts,
+                   (cut + 1) * panels / cuts);
     }
   });
 }
-
-// As even as can be: parts of at most `most`, each but the last a multiple of `multiple`.
-struct Parts {
-  Parts(int64_t size, int64_t most, int64_t multiple)
-      : count((size + most - 1) / most), size(RoundUp((size + count - 1) / count, multiple)) {}
-  int64_t count;
-  int64_t size;
-};
 
 void Run(const Compute& compute, const Product& product, bool parallel) {
   if (product.m <= 0 || product.n <= 0) return;
@@ -262,38 +196,30 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
     }
     return;
   }
-  // Blocks of k are even, so that pairs stay together.
-  const Parts of_k(product.k, kBlockSteps * ElementsOfUnit(packing), 2);
-  const int64_t most_steps = UnitsOf(packing, std::min(of_k.size, product.k));
-  const Parts of_n(product.n, std::max<int64_t>(kBlockFloats / most_steps / tile.columns, 1) * tile.columns,
-                   tile.columns);
-  const bool whole_a = !TakesRows(product, packing) && (of_n.count > 1 || product.a.column_stride != 1);
-  const Parts of_m(product.m,
-                   whole_a ? std::max<int64_t>(kABlockFloats / most_steps / tile.rows, 1) * tile.rows : product.m,
-                   tile.rows);
-  for (int64_t k = 0; k < product.k; k += of_k.size) {
-    for (int64_t m = 0; m < product.m; m += of_m.size) {
-      for (int64_t n = 0; n < product.n; n += of_n.size) {
-        const int64_t k_size = std::min(of_k.size, product.k - k), steps = UnitsOf(packing, k_size);
-        Block block = {product,
-                       tile,
-                       packer,
-                       m,
-                       std::min(of_m.size, product.m - m),
-                       n,
-                       std::min(of_n.size, product.n - n),
-                       k,
-                       k_size,
-                       steps,
-                       steps * tile.columns,
-                       k == 0 && !product.accumulate,
-                       k + k_size == product.k,
-                       nullptr,
-                       nullptr};
-        block.b = panels_of_b.Get(block.panels() * block.b_unit);
-        if (whole_a) block.a = strips_of_a.Get(block.strips() * PackedStrip(block));
-        RunBlock(compute, block, whole_a && n == 0, m == 0 || of_n.count > 1, parallel);
-      }
+  // Blocks as even as can be; those of k even, so that pairs stay together.
+  const int64_t k_most = kBlockSteps * ElementsOfUnit(packing);
+  const int64_t k_blocks = (product.k + k_most - 1) / k_most;
+  const int64_t k_block = RoundUp((product.k + k_blocks - 1) / k_blocks, 2);
+  const int64_t n_most = std::max<int64_t>(kBlockFloats / UnitsOf(packing, k_block) / tile.columns, 1) * tile.columns;
+  const int64_t n_blocks = (product.n + n_most - 1) / n_most;
+  const int64_t n_block = RoundUp((product.n + n_blocks - 1) / n_blocks, tile.columns);
+  for (int64_t n = 0; n < product.n; n += n_block) {
+    for (int64_t k = 0; k < product.k; k += k_block) {
+      const int64_t n_size = std::min(n_block, product.n - n), k_size = std::min(k_block, product.k - k);
+      const int64_t steps = UnitsOf(packing, k_size);
+      Block block = {product,
+                     tile,
+                     packer,
+                     n,
+                     n_size,
+                     k,
+                     k_size,
+                     steps,
+                     steps * tile.columns,
+                     k == 0 && !product.accumulate,
+                     k + k_size == product.k,
+                     nullptr};
+      RunBlock(compute, block, parallel);
     }
   }
 }
