@@ -8,7 +8,6 @@
 #include <deque>
 #include <optional>
 #include <set>
-#include <thread>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -39,6 +38,7 @@ constexpr size_t kWorthSending = 256 << 10;
 // One shard's connection and its calls in flight.
 struct ShardGroup::Shard {
   std::string address;
+  ThreadCache* threads = nullptr;
   std::unique_ptr<v1::ParameterServer::Stub> stub;
   std::vector<uint32_t> blocks;     // that it holds, in the table's order
   std::vector<uint32_t> trainable;  // of these
@@ -116,25 +116,22 @@ grpc::Status ReadOut(Stream* stream) {
 class End {
  public:
   // `finish` returns at the call's end.
-  explicit End(std::function<grpc::Status()> finish)
-      : thread_([this, finish = std::move(finish)] {
+  End(ThreadCache* threads, std::function<grpc::Status()> finish)
+      : finishing_(threads->Start([this, finish = std::move(finish)] {
           status_ = finish();
           come_ = true;
-        }) {}
-  ~End() {
-    if (thread_.joinable()) thread_.join();
-  }
+        })) {}
   bool come() const { return come_; }
   // The call's status, once it has ended.
   const grpc::Status& Await() {
-    if (thread_.joinable()) thread_.join();
+    finishing_.Join();
     return status_;
   }
 
  private:
   grpc::Status status_;
   std::atomic<bool> come_ = false;
-  std::thread thread_;
+  ThreadCache::Work finishing_;
 };
 
 }  // namespace
@@ -151,7 +148,10 @@ class ShardGroup::Attachment {
     return made;
   }
   Attachment(Shard* shard, std::unique_ptr<blocks::SharedPlane> plane)
-      : plane_(std::move(plane)), call_(shard), stream_(shard->stub->Attach(call_.context())) {}
+      : threads_(shard->threads),
+        plane_(std::move(plane)),
+        call_(shard),
+        stream_(shard->stub->Attach(call_.context())) {}
   ~Attachment() { call_.Cancel(); }
 
   const std::string& id() const { return id_; }
@@ -191,7 +191,7 @@ class ShardGroup::Attachment {
     v1::AttachReply reply;
     const bool answered = stream_->Write(request) && stream_->Read(&reply);
     id_ = reply.attachment();
-    end_.emplace([this] { return ReadOut<v1::AttachReply>(stream_.get()); });
+    end_.emplace(threads_, [this] { return ReadOut<v1::AttachReply>(stream_.get()); });
     if (!answered) return FromGrpc(end_->Await());
     if (id_.empty() || reply.shards_digest() != plane_->ShardsDigest()) {
       return absl::NotFoundError("the shard does not see this process' memory");
@@ -200,6 +200,7 @@ class ShardGroup::Attachment {
     return absl::OkStatus();
   }
 
+  ThreadCache* const threads_;
   const std::unique_ptr<blocks::SharedPlane> plane_;
   Shard::Call call_;
   const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream_;
@@ -232,6 +233,7 @@ ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool 
   for (const std::string& address : addresses_) {
     auto shard = std::make_unique<Shard>();
     shard->address = address;
+    shard->threads = &threads_;
     shard->stub = v1::ParameterServer::NewStub(NewChannel(address, credentials));
     shards_.push_back(std::move(shard));
   }
@@ -271,10 +273,12 @@ absl::Status ShardGroup::OnEach(absl::FunctionRef<absl::Status(Shard&)> call) {
     }
     for (const auto& other : shards_) other->Cancel(/*for_good=*/false);
   };
-  std::vector<std::thread> threads;
-  for (size_t i = 1; i < shards_.size(); ++i) threads.emplace_back([&run, shard = shards_[i].get()] { run(*shard); });
+  std::vector<ThreadCache::Work> others;
+  for (size_t i = 1; i < shards_.size(); ++i) {
+    others.push_back(threads_.Start([&run, shard = shards_[i].get()] { run(*shard); }));
+  }
   run(*shards_[0]);
-  for (std::thread& thread : threads) thread.join();
+  others.clear();
   return first;
 }
 
@@ -319,7 +323,7 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink, Which which) {
       if (!status.ok()) call.Cancel();
       finished = shard.Status(ReadOut<v1::PullReply>(stream.get()));
     } else {
-      End end([&stream] { return ReadOut<v1::PullReply>(stream.get()); });
+      End end(&threads_, [&stream] { return ReadOut<v1::PullReply>(stream.get()); });
       while (status.ok() && next < wanted.size()) {
         const absl::StatusOr<SharedRing::Frame> frame = use->ring()->Next([&end] { return !end.come(); });
         if (absl::IsCancelled(frame.status())) break;  // the call's status says why
@@ -358,9 +362,9 @@ class ShardGroup::Pusher : public GradientPush {
       changed_.SignalAll();
     }
     for (const auto& lane : lanes_) {
-      if (lane == nullptr || !lane->thread.joinable()) continue;
+      if (lane == nullptr || !lane->sending.joinable()) continue;
       lane->call.Cancel();
-      lane->thread.join();
+      lane->sending.Join();
     }
   }
 
@@ -368,7 +372,7 @@ class ShardGroup::Pusher : public GradientPush {
     const uint32_t index = group_->shard_of_[block];
     if (lanes_[index] == nullptr) {
       lanes_[index] = std::make_unique<Lane>(group_->shards_[index].get());
-      lanes_[index]->thread = std::thread([this, lane = lanes_[index].get()] { Send(lane); });
+      lanes_[index]->sending = group_->threads_.Start([this, lane = lanes_[index].get()] { Send(lane); });
     }
     Lane& lane = *lanes_[index];
     v1::PushRequest request;
@@ -399,7 +403,7 @@ class ShardGroup::Pusher : public GradientPush {
       changed_.SignalAll();
     }
     for (const auto& lane : lanes_) {
-      if (lane != nullptr && lane->thread.joinable()) lane->thread.join();
+      if (lane != nullptr) lane->sending.Join();
     }
     absl::MutexLock lock(&mutex_);
     return status_;
@@ -410,7 +414,7 @@ class ShardGroup::Pusher : public GradientPush {
     explicit Lane(Shard* shard) : shard(shard), call(shard) {}
     Shard* const shard;
     Shard::Call call;
-    std::thread thread;
+    ThreadCache::Work sending;
     // Guarded by mutex_.
     std::deque<v1::PushRequest> waiting;
     size_t waiting_bytes = 0;
@@ -466,7 +470,7 @@ class ShardGroup::Pusher : public GradientPush {
       through.set_attachment(use->attachment()->id());
       stream->Write(through);
       stream->WritesDone();
-      End end([&stream] { return stream->Finish(); });
+      End end(&group_->threads_, [&stream] { return stream->Finish(); });
       bool goes_on = true;
       while (goes_on) {
         std::optional<v1::PushRequest> request = Next(lane);

@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
+#include "common/thread_cache.h"
 #include "proto/millrace/v1/parameter_server.pb.h"
 
 namespace grpc {
@@ -123,6 +124,7 @@ class ShardGroup {
   const std::vector<std::string> addresses_;
   const bool share_memory_;
   const blocks::BlockTable* blocks_ = nullptr;
+  ThreadCache threads_;  // outlives what the shards do
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<uint32_t> shard_of_;  // by block
   size_t weight_bytes_ = 0;         // of one that is pulled
