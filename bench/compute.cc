@@ -124,11 +124,6 @@ void Widened(const Machine& machine, Report* report) {
   report->Add({group + "geometric-mean", GeometricMean(ratios), "of f32", 1, kWidened});
 }
 
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + static_cast<int64_t>(values.size() / 2), values.end());
-  return values[values.size() / 2];
-}
-
 // Whole training steps, round after round, each beside what the fastest products reach just before and after it: a
 // neighbour who is busy for some seconds takes from both.
 absl::Status WholeSteps(const Machine& machine, Fastest* fastest, Report* report) {

@@ -84,6 +84,11 @@ std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& work
   return medians;
 }
 
+double Median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
 double GeometricMean(const std::vector<double>& values) {
   double sum = 0;
   for (const double value : values) sum += std::log(value);

@@ -42,6 +42,7 @@ class Report {
 std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& works, double seconds = 0.02,
                                   int rounds = 7);
 
+double Median(std::vector<double> values);
 double GeometricMean(const std::vector<double>& values);
 
 }  // namespace millrace::bench
