@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "common/status.h"
 
 namespace millrace::blocks {
 namespace {
@@ -74,8 +75,8 @@ Integer IntegerAt(absl::string_view coded, size_t i) {
   return integer;
 }
 
-template <typename Integer>
-bool AddIntegers(absl::string_view coded, int64_t limit, bool first, absl::Span<int64_t> sums) {
+template <typename Integer, typename Sum>
+bool AddIntegers(absl::string_view coded, int64_t limit, bool first, absl::Span<Sum> sums) {
   const auto highest = static_cast<Integer>(limit), lowest = static_cast<Integer>(-limit);
   Integer beyond = 0;  // as wide as the integers, so that whole registers of them are compared
   for (size_t i = 0; i < sums.size(); ++i) {
@@ -121,6 +122,33 @@ void DecodePiece(const int64_t* sums, const Coding& coding, float* values) {
   }
 }
 
+int64_t LargestMagnitude(const int32_t* sums) {
+  __m256i largest = _mm256_setzero_si256();  // as numbers without a sign, so that the lowest has a magnitude too
+  for (size_t i = 0; i < kDecodePiece; i += 8) {
+    const __m256i eight = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums + i));
+    largest = _mm256_max_epu32(largest, _mm256_abs_epi32(eight));
+  }
+  alignas(32) uint32_t lanes[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), largest);
+  return *std::max_element(lanes, lanes + 8);
+}
+
+void DecodePiece(const int32_t* sums, const Coding& coding, float* values) {
+  const __m256d unit = _mm256_set1_pd(std::ldexp(1.0, coding.exponent));
+  for (size_t i = 0; i < kDecodePiece; i += 4) {
+    const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(sums + i));
+    _mm_storeu_ps(values + i, _mm256_cvtpd_ps(_mm256_mul_pd(_mm256_cvtepi32_pd(four), unit)));
+  }
+}
+
+absl::Status CheckSize(absl::string_view coded, const Coding& coding, size_t size) {
+  if (coded.size() == size * coding.bits / 8) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(coded.size(), " bytes where ", size, " integers of ", coding.bits,
+                                                 " bits have ", size * coding.bits / 8));
+}
+
+absl::Status Beyond() { return absl::InvalidArgumentError("a value lies beyond the coding's limit"); }
+
 }  // namespace
 
 absl::StatusOr<Coding> CodingFromProto(const v1::Coding& coding) {
@@ -155,18 +183,21 @@ absl::StatusOr<uint64_t> Encode(absl::Span<const float> values, const Coding& co
 }
 
 absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums, bool first) {
-  if (coded.size() != sums.size() * coding.bits / 8) {
-    return absl::InvalidArgumentError(absl::StrCat(coded.size(), " bytes where ", sums.size(), " integers of ",
-                                                   coding.bits, " bits have ", sums.size() * coding.bits / 8));
-  }
+  MILLRACE_RETURN_IF_ERROR(CheckSize(coded, coding, sums.size()));
   const bool within = coding.bits == 16   ? AddIntegers<int16_t>(coded, coding.limit(), first, sums)
                       : coding.bits == 32 ? AddIntegers<int32_t>(coded, coding.limit(), first, sums)
                                           : AddIntegers<int64_t>(coded, coding.limit(), first, sums);
-  return within ? absl::OkStatus() : absl::InvalidArgumentError("a value lies beyond the coding's limit");
+  return within ? absl::OkStatus() : Beyond();
 }
 
-uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values) {
-  const int64_t* const from = sums.data();
+absl::Status AddTo16(absl::string_view coded, const Coding& coding, absl::Span<int32_t> sums, bool first) {
+  MILLRACE_RETURN_IF_ERROR(CheckSize(coded, coding, sums.size()));
+  return AddIntegers<int16_t>(coded, coding.limit(), first, sums) ? absl::OkStatus() : Beyond();
+}
+
+template <typename Sum>
+uint64_t DecodeSums(absl::Span<const Sum> sums, const Coding& coding, float* values) {
+  const Sum* const from = sums.data();
   size_t i = 0;
   int64_t largest = 0;
   // Pieces are read twice, but once from memory.
@@ -180,11 +211,13 @@ uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float*
     }
   }
   for (; i < sums.size(); ++i) {
-    largest = std::max(largest, from[i] < 0 ? -from[i] : from[i]);
+    largest = std::max(largest, std::abs(int64_t{from[i]}));
     values[i] = Decode(from[i], coding);
   }
   return static_cast<uint64_t>(largest);
 }
+template uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values);
+template uint64_t DecodeSums(absl::Span<const int32_t> sums, const Coding& coding, float* values);
 
 Coding NextCoding(const Coding& previous, uint64_t largest, uint32_t bits) {
   if (largest == 0) return previous;

@@ -46,9 +46,12 @@ v1::Coding CodingToProto(const Coding& coding);
 // to `out`, replacing it. Returns how many were clipped. INVALID_ARGUMENT: a value is not finite, naming its index.
 absl::StatusOr<uint64_t> Encode(absl::Span<const float> values, const Coding& coding, std::string* out);
 
-// Adds coded values to sums, or, if they are the `first`, puts them in the place of whatever is there. INVALID_ARGUMENT,
-// and nothing changes, unless there are as many as sums, within the limit.
+// Adds coded values to sums, or, if they are the `first`, puts them in the place of whatever is there.
+// INVALID_ARGUMENT, and nothing changes, unless there are as many as sums, within the limit.
 absl::Status AddTo(absl::string_view coded, const Coding& coding, absl::Span<int64_t> sums, bool first = false);
+// The same of a coding of 16 bits; so many contributions at most fit such sums.
+inline constexpr uint32_t kMost16 = 1 << 16;
+absl::Status AddTo16(absl::string_view coded, const Coding& coding, absl::Span<int32_t> sums, bool first = false);
 
 // The value of a sum, rounded once to f64 and once to f32.
 inline float Decode(int64_t sum, const Coding& coding) {
@@ -59,8 +62,10 @@ inline float Decode(int64_t sum, const Coding& coding) {
   return static_cast<float>(static_cast<double>(sum) * unit);
 }
 
-// The same over arrays. Returns the largest magnitude, in units of the coding. Requires as many values as sums.
-uint64_t DecodeSums(absl::Span<const int64_t> sums, const Coding& coding, float* values);
+// The same over arrays, of int64_t or int32_t. Returns the largest magnitude, in units of the coding. Requires as many
+// values as sums.
+template <typename Sum>
+uint64_t DecodeSums(absl::Span<const Sum> sums, const Coding& coding, float* values);
 
 // The coding for the next step, after a sum at `previous` whose largest magnitude was `largest` (in units of
 // `previous`): `bits` wide (16 or 32), or `previous` if `largest` is 0.

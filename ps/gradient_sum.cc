@@ -7,13 +7,29 @@
 namespace millrace::ps {
 
 GradientSum::GradientSum(int64_t size, uint32_t units)
-    : units_(units), sums_(static_cast<size_t>(size), 0), is_in_(units, false) {}
+    : size_(static_cast<size_t>(size)), units_(units), is_in_(units, false) {}
 
 absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, const blocks::Coding& coding,
                                       uint64_t saturated) {
   absl::MutexLock lock(&mutex_);
   if (is_in_[unit]) return false;
-  MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_), /*first=*/in_ == 0));
+  const bool first = in_ == 0, narrow = coding.bits == 16 && units_ <= blocks::kMost16;
+  if (!first && narrow == narrow_sums_.empty()) {
+    return absl::InvalidArgumentError("another coding than of the units that are in");
+  }
+  if (narrow) {
+    if (narrow_sums_.empty()) {
+      sums_ = {};
+      narrow_sums_.resize(size_);
+    }
+    MILLRACE_RETURN_IF_ERROR(blocks::AddTo16(coded, coding, absl::MakeSpan(narrow_sums_), first));
+  } else {
+    if (sums_.empty()) {
+      narrow_sums_ = {};
+      sums_.resize(size_);
+    }
+    MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_), first));
+  }
   is_in_[unit] = true;
   ++in_;
   saturated_ += saturated;
@@ -41,9 +57,12 @@ uint64_t GradientSum::saturated() const {
 
 uint64_t GradientSum::Decode(const blocks::Coding& coding, float* gradient) const {
   absl::MutexLock lock(&mutex_);
-  if (in_ > 0) return blocks::DecodeSums(sums_, coding, gradient);
-  std::fill_n(gradient, sums_.size(), 0.0f);
-  return 0;
+  if (in_ == 0) {
+    std::fill_n(gradient, size_, 0.0f);
+    return 0;
+  }
+  return narrow_sums_.empty() ? blocks::DecodeSums(absl::MakeConstSpan(sums_), coding, gradient)
+                              : blocks::DecodeSums(absl::MakeConstSpan(narrow_sums_), coding, gradient);
 }
 
 void GradientSum::Clear() {

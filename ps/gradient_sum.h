@@ -40,9 +40,12 @@ class GradientSum {
   void Clear();
 
  private:
+  const size_t size_;
   const uint32_t units_;
   mutable absl::Mutex mutex_;
-  std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);  // of the units that are in: anything if none is
+  // Of the units that are in: of one kind, which has `size_`; the other is empty. Anything if none is in.
+  std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);
+  std::vector<int32_t> narrow_sums_ ABSL_GUARDED_BY(mutex_);  // of contributions of 16 bits: half the memory
   std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);  // by unit
   uint32_t in_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t saturated_ ABSL_GUARDED_BY(mutex_) = 0;

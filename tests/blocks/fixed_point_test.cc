@@ -200,15 +200,20 @@ TEST(FixedPoint, NextCodingFallsByAFactorOfTwoAtMostAndRisesAtOnce) {
 }
 
 TEST(FixedPoint, ArraysAreDecodedAsSingleSums) {
-  for (const int most : {0, 1, 15, 34, 50, 51, 52, 62}) {
+  for (const int most : {0, 1, 15, 31, 34, 50, 51, 52, 62}) {
     std::vector<int64_t> sums;
-    for (int i = 0; i < 37; ++i) {
+    for (int i = 0; i < 600; ++i) {  // some whole pieces, and a rest
       const int64_t magnitude = static_cast<int64_t>((uint64_t{1} << most) - 1) >> (i % (most + 1));
       sums.push_back(i % 2 == 0 ? magnitude : -magnitude);
     }
     for (const Coding& coding : {Coding{16, kMinExponent}, Coding{16, -20}, Coding{32, kMaxExponent}, Coding()}) {
       std::vector<float> values(sums.size());
-      EXPECT_EQ(DecodeSums(sums, coding, values.data()), (uint64_t{1} << most) - 1);
+      EXPECT_EQ(DecodeSums(absl::MakeConstSpan(sums), coding, values.data()), (uint64_t{1} << most) - 1);
+      for (size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(values[i], Decode(sums[i], coding)) << sums[i];
+      if (most > 31) continue;
+      const std::vector<int32_t> narrow(sums.begin(), sums.end());
+      std::fill(values.begin(), values.end(), 7.0f);
+      EXPECT_EQ(DecodeSums(absl::MakeConstSpan(narrow), coding, values.data()), (uint64_t{1} << most) - 1);
       for (size_t i = 0; i < sums.size(); ++i) ASSERT_EQ(values[i], Decode(sums[i], coding)) << sums[i];
     }
   }

@@ -58,6 +58,38 @@ TEST(GradientSum, RefusedValuesChangeNothingAndMayComeAgain) {
   EXPECT_EQ(*sum.Add(1, Coded({1, 2, 3}), kCoding, 0), true);
 }
 
+// Sums of 16-bit contributions are narrow where they cannot overflow.
+TEST(GradientSum, AsManyUnitsAsFitNarrowSumsAndMoreComeToTheSame) {
+  const std::string largest = Coded({1e9f, -1e9f});  // clipped to the coding's limit
+  for (const uint32_t units : {blocks::kMost16, blocks::kMost16 + 1}) {
+    GradientSum sum(2, units);
+    for (uint32_t unit = 0; unit < units; ++unit) ASSERT_TRUE(*sum.Add(unit, largest, kCoding, 0));
+    std::vector<float> values(2);
+    EXPECT_EQ(sum.Decode(kCoding, values.data()), uint64_t{units} * 32767);
+    EXPECT_EQ(values[0], static_cast<float>(units * 32767.0 / 16));
+    EXPECT_EQ(values[1], -values[0]);
+  }
+}
+
+TEST(GradientSum, StepsMayHaveOtherCodingsButUnitsOfAStepOne) {
+  constexpr blocks::Coding kWide = {64, -4};
+  std::string wide;
+  ASSERT_TRUE(blocks::Encode(std::vector<float>{3}, kWide, &wide).ok());
+  GradientSum sum(1, 2);
+  for (int step = 0; step < 2; ++step) {
+    EXPECT_TRUE(*sum.Add(0, wide, kWide, 0));
+    EXPECT_TRUE(absl::IsInvalidArgument(sum.Add(1, Coded({1}), kCoding, 0).status()));
+    EXPECT_TRUE(*sum.Add(1, wide, kWide, 0));
+    EXPECT_THAT(Decoded(sum, 1), ElementsAre(6));
+    sum.Clear();
+    EXPECT_TRUE(*sum.Add(0, Coded({1}), kCoding, 0));
+    EXPECT_TRUE(absl::IsInvalidArgument(sum.Add(1, wide, kWide, 0).status()));
+    EXPECT_TRUE(*sum.Add(1, Coded({0.5f}), kCoding, 0));
+    EXPECT_THAT(Decoded(sum, 1), ElementsAre(1.5f));
+    sum.Clear();
+  }
+}
+
 TEST(GradientSum, ClearedSumTakesTheUnitsAgain) {
   GradientSum sum(1, 1);
   EXPECT_TRUE(*sum.Add(0, Coded({1}), kCoding, 3));
