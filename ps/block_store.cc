@@ -305,10 +305,9 @@ absl::Status BlockStore::Norms(const v1::NormsRequest& request, v1::NormsReply* 
   std::vector<double> norms(held_.size());
   std::vector<std::vector<double>> scores(held_.size());
   compute_->ParallelFor(static_cast<int64_t>(held_.size()), 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch;
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end) && !closing_.load(); ++i) {
       const Place& place = places_[held_[i]];
-      norms[i] = place.piece->SquaredNorm(place.part, &scratch);
+      norms[i] = place.piece->SquaredNorm(place.part);
       if (request.scores()) scores[i] = place.piece->Scores(place.part, request.tracked());
     }
   });

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "common/status.h"
+#include "kernels/compute.h"
+#include "kernels/reduce.h"
 
 namespace millrace::ps {
 
@@ -33,6 +35,7 @@ absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, co
   is_in_[unit] = true;
   ++in_;
   saturated_ += saturated;
+  if (in_ == units_) squared_norm_ = SquaredNormLocked(coding);
   return true;
 }
 
@@ -57,6 +60,23 @@ uint64_t GradientSum::saturated() const {
 
 uint64_t GradientSum::Decode(const blocks::Coding& coding, float* gradient) const {
   absl::MutexLock lock(&mutex_);
+  return DecodeLocked(coding, gradient);
+}
+
+double GradientSum::SquaredNorm(const blocks::Coding& coding) const {
+  absl::MutexLock lock(&mutex_);
+  return in_ == units_ ? squared_norm_ : SquaredNormLocked(coding);
+}
+
+double GradientSum::SquaredNormLocked(const blocks::Coding& coding) const {
+  const kernels::FlushDenormals flush;  // as where steps are computed
+  thread_local std::vector<float> gradient;
+  gradient.resize(std::max(gradient.size(), size_));
+  DecodeLocked(coding, gradient.data());
+  return kernels::SumSquaresInF64(gradient.data(), static_cast<int64_t>(size_));
+}
+
+uint64_t GradientSum::DecodeLocked(const blocks::Coding& coding, float* gradient) const {
   if (in_ == 0) {
     std::fill_n(gradient, size_, 0.0f);
     return 0;

@@ -36,19 +36,27 @@ class GradientSum {
   // Writes the sum's values to `gradient` and returns their largest magnitude, in units of the coding.
   uint64_t Decode(const blocks::Coding& coding, float* gradient) const;
 
+  // The sum of the values' squares. Computed when the last unit comes, which is before it is asked for: a step waits
+  // for it.
+  double SquaredNorm(const blocks::Coding& coding) const;
+
   // Back to the start of a step.
   void Clear();
 
  private:
+  uint64_t DecodeLocked(const blocks::Coding& coding, float* gradient) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  double SquaredNormLocked(const blocks::Coding& coding) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const size_t size_;
   const uint32_t units_;
   mutable absl::Mutex mutex_;
   // Of the units that are in: of one kind, which has `size_`; the other is empty. Anything if none is in.
   std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);
   std::vector<int32_t> narrow_sums_ ABSL_GUARDED_BY(mutex_);  // of contributions of 16 bits: half the memory
-  std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);  // by unit
+  std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);           // by unit
   uint32_t in_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t saturated_ ABSL_GUARDED_BY(mutex_) = 0;
+  double squared_norm_ ABSL_GUARDED_BY(mutex_) = 0;  // once all units are in
 };
 
 }  // namespace millrace::ps

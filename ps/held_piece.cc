@@ -7,7 +7,6 @@
 #include "common/checksum.h"
 #include "common/status.h"
 #include "kernels/bfloat16.h"
-#include "kernels/reduce.h"
 #include "optim/sensitivity.h"
 
 namespace millrace::ps {
@@ -163,13 +162,9 @@ absl::StatusOr<bool> HeldPiece::Add(uint32_t part, const v1::PushRequest& reques
   return added;
 }
 
-double HeldPiece::SquaredNorm(uint32_t part, std::vector<float>* scratch) const {
-  const Part& where = parts_[part];
+double HeldPiece::SquaredNorm(uint32_t part) const {
   absl::ReaderMutexLock lock(&mutex_);
-  if (!trainable_ || dropped_) return 0;
-  scratch->resize(static_cast<size_t>(where.size));
-  where.sum->Decode(codings_[part], scratch->data());
-  return kernels::SumSquaresInF64(scratch->data(), where.size);
+  return !trainable_ || dropped_ ? 0 : parts_[part].sum->SquaredNorm(codings_[part]);
 }
 
 std::vector<double> HeldPiece::Scores(uint32_t part, bool tracked) const {

@@ -78,8 +78,8 @@ class HeldPiece {
   // DATA_LOSS naming the block, unless the checksum is that of the request's values.
   absl::Status CheckSum(uint32_t part, const v1::PushRequest& request) const;
 
-  // Of the sum of `part`'s gradients; `scratch` is for the decoded values. 0 if not trainable or dropped.
-  double SquaredNorm(uint32_t part, std::vector<float>* scratch) const;
+  // Of the sum of `part`'s gradients. 0 if not trainable or dropped.
+  double SquaredNorm(uint32_t part) const;
   // Sums of the scores of `part`'s elements, as BlockTable::ScoresOf has them, and as they are now, or else once the
   // sum of the gradients is `tracked`. None if its sensitivity is not tracked, or dropped.
   std::vector<double> Scores(uint32_t part, bool tracked) const;

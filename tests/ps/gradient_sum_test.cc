@@ -38,6 +38,17 @@ TEST(GradientSum, RepeatedPushCountsOnce) {
   EXPECT_THAT(sum.Missing(1), ElementsAre(1));
 }
 
+TEST(GradientSum, SquaredNormIsOfTheUnitsThatAreIn) {
+  GradientSum sum(3, 2);
+  EXPECT_EQ(sum.SquaredNorm(kCoding), 0);
+  EXPECT_TRUE(*sum.Add(0, Coded({1, -2, 0.5f}), kCoding, 0));
+  EXPECT_EQ(sum.SquaredNorm(kCoding), 1 + 4 + 0.25);
+  EXPECT_TRUE(*sum.Add(1, Coded({1, 0, 0}), kCoding, 0));
+  EXPECT_EQ(sum.SquaredNorm(kCoding), 4 + 4 + 0.25);
+  sum.Clear();
+  EXPECT_EQ(sum.SquaredNorm(kCoding), 0);
+}
+
 TEST(GradientSum, LargestIsOfTheSumNotOfItsParts) {
   GradientSum sum(2, 2);
   EXPECT_TRUE(*sum.Add(0, Coded({3, -1}), kCoding, 0));

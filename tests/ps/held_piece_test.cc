@@ -211,8 +211,7 @@ TEST_F(HeldPieceTest, DroppedPieceHasNothing) {
   v1::PullReply pulled;
   EXPECT_FALSE(Pull(0, 0));
   EXPECT_TRUE(absl::IsFailedPrecondition(Add(0, PushOf(0, 0, 0)).status()));
-  std::vector<float> scratch;
-  EXPECT_EQ(piece_->SquaredNorm(0, &scratch), 0);
+  EXPECT_EQ(piece_->SquaredNorm(0), 0);
   Step(0);
   piece_->Load(0, LoadOf(0));
 }
