@@ -20,8 +20,8 @@ using kernels::Precision;
 constexpr double kWorst = 0.85;   // of oneDNN; in bf16, of the mean too
 constexpr double kMean = 0.95;    // of oneDNN, f32
 constexpr double kWidened = 0.9;  // bf16 without the instruction, of f32
-constexpr int kRounds = 7;        // of training, of which the median counts
-constexpr double kRoundSeconds = 1.5;
+constexpr int kRounds = 5;        // of training, of which the median counts
+constexpr double kRoundSeconds = 1.2;
 constexpr char kNoBf16[] = "this processor has no bf16 instructions";
 
 using Multiplication = void (ProductPair::*)(Precision);

@@ -77,7 +77,9 @@ absl::StatusOr<Measured> WholeCluster(const v1::JobSpec& job, double seconds, co
     roles.push_back(std::move(started));
     return absl::OkStatus();
   };
-  MILLRACE_RETURN_IF_ERROR(start("coordinator", {"--dir", directory, "--shards", absl::StrCat(kShards)}, true));
+  std::vector<std::string> flags = {"--dir", directory, "--shards", absl::StrCat(kShards)};
+  if (network != nullptr) flags.insert(flags.end(), {"--data-root", "/"});
+  MILLRACE_RETURN_IF_ERROR(start("coordinator", flags, true));
   const std::string address = roles[0].address, threads = absl::StrCat(std::max(1, machine.threads / kWorkers));
   for (int i = 0; i < kShards; ++i) MILLRACE_RETURN_IF_ERROR(start("ps", {"--coordinator", address}, true));
   for (int i = 0; i < kWorkers; ++i) {

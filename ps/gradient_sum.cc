@@ -9,29 +9,22 @@
 namespace millrace::ps {
 
 GradientSum::GradientSum(int64_t size, uint32_t units)
-    : size_(static_cast<size_t>(size)), units_(units), is_in_(units, false) {}
+    : size_(static_cast<size_t>(size)),
+      units_(units),
+      memory_(std::make_unique<unsigned char[]>(size_ * sizeof(int64_t))),
+      is_in_(units, false) {}
 
 absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, const blocks::Coding& coding,
                                       uint64_t saturated) {
   absl::MutexLock lock(&mutex_);
   if (is_in_[unit]) return false;
   const bool first = in_ == 0, narrow = coding.bits == 16 && units_ <= blocks::kMost16;
-  if (!first && narrow == narrow_sums_.empty()) {
+  if (!first && narrow != narrow_) {
     return absl::InvalidArgumentError("another coding than of the units that are in");
   }
-  if (narrow) {
-    if (narrow_sums_.empty()) {
-      sums_ = {};
-      narrow_sums_.resize(size_);
-    }
-    MILLRACE_RETURN_IF_ERROR(blocks::AddTo16(coded, coding, absl::MakeSpan(narrow_sums_), first));
-  } else {
-    if (sums_.empty()) {
-      narrow_sums_ = {};
-      sums_.resize(size_);
-    }
-    MILLRACE_RETURN_IF_ERROR(blocks::AddTo(coded, coding, absl::MakeSpan(sums_), first));
-  }
+  MILLRACE_RETURN_IF_ERROR(narrow ? blocks::AddTo16(coded, coding, Sums<int32_t>(), first)
+                                  : blocks::AddTo(coded, coding, Sums<int64_t>(), first));
+  narrow_ = narrow;
   is_in_[unit] = true;
   ++in_;
   saturated_ += saturated;
@@ -81,8 +74,8 @@ uint64_t GradientSum::DecodeLocked(const blocks::Coding& coding, float* gradient
     std::fill_n(gradient, size_, 0.0f);
     return 0;
   }
-  return narrow_sums_.empty() ? blocks::DecodeSums(absl::MakeConstSpan(sums_), coding, gradient)
-                              : blocks::DecodeSums(absl::MakeConstSpan(narrow_sums_), coding, gradient);
+  return narrow_ ? blocks::DecodeSums(absl::Span<const int32_t>(Sums<int32_t>()), coding, gradient)
+                 : blocks::DecodeSums(absl::Span<const int64_t>(Sums<int64_t>()), coding, gradient);
 }
 
 void GradientSum::Clear() {

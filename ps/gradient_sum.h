@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -44,16 +45,21 @@ class GradientSum {
   void Clear();
 
  private:
+  template <typename Sum>
+  absl::Span<Sum> Sums() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return {reinterpret_cast<Sum*>(memory_.get()), size_};
+  }
   uint64_t DecodeLocked(const blocks::Coding& coding, float* gradient) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   double SquaredNormLocked(const blocks::Coding& coding) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const size_t size_;
   const uint32_t units_;
   mutable absl::Mutex mutex_;
-  // Of the units that are in: of one kind, which has `size_`; the other is empty. Anything if none is in.
-  std::vector<int64_t> sums_ ABSL_GUARDED_BY(mutex_);
-  std::vector<int32_t> narrow_sums_ ABSL_GUARDED_BY(mutex_);  // of contributions of 16 bits: half the memory
-  std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);           // by unit
+  // Of the units that are in; anything if none is. Sums of 16-bit contributions are int32_t where so many cannot
+  // overflow them, others int64_t, for which there is room.
+  const std::unique_ptr<unsigned char[]> memory_ ABSL_PT_GUARDED_BY(mutex_);
+  bool narrow_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<bool> is_in_ ABSL_GUARDED_BY(mutex_);  // by unit
   uint32_t in_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t saturated_ ABSL_GUARDED_BY(mutex_) = 0;
   double squared_norm_ ABSL_GUARDED_BY(mutex_) = 0;  // once all units are in
