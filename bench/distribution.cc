@@ -35,7 +35,7 @@ constexpr Setting kSettings[] = {
     {"2048-tokens", kModels[1], 8, 4, 1, 0, false},
     {"8192-tokens", kModels[1], 32, 4, 1, 0.95, true},
 };
-constexpr double kSeconds = 20;
+constexpr double kSeconds = 18;
 constexpr int kShards = 2, kWorkers = 2;
 constexpr double kNetworkGoal = 0.9;
 
