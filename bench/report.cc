@@ -77,10 +77,7 @@ std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& work
     }
   }
   std::vector<double> medians;
-  for (std::vector<double>& of_one : taken) {
-    std::nth_element(of_one.begin(), of_one.begin() + rounds / 2, of_one.end());
-    medians.push_back(of_one[static_cast<size_t>(rounds / 2)]);
-  }
+  for (const std::vector<double>& of_one : taken) medians.push_back(Median(of_one));
   return medians;
 }
 

@@ -92,8 +92,7 @@ absl::StatusOr<Seen> AskTogether(uint16_t port, int clients, int requests, int64
   if (lost > 0) return absl::InternalError(absl::StrCat(lost.load(), " requests were lost"));
   std::vector<double> all;
   for (const std::vector<double>& of_client : first_tokens) all.insert(all.end(), of_client.begin(), of_client.end());
-  std::nth_element(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2), all.end());
-  seen.first_token_ms = all[all.size() / 2];
+  seen.first_token_ms = Median(all);
   return seen;
 }
 

@@ -305,15 +305,14 @@ absl::Status BenchTransport(const Machine& machine, Report* report) {
                      [&] { push(&added); }, [&] { push(&again); }},
                     0.2);
   MILLRACE_RETURN_IF_ERROR(called);
-  for (std::vector<double>* const each : {&added, &again}) std::sort(each->begin(), each->end());
   const double copied = static_cast<double>(kBytes) / taken[1] / 1e9;
   report->Add({"transport/shared-memory", static_cast<double>(kBytes) / taken[0] / 1e9, "GB/s", copied, kSharedGoal});
   report->Add(
       {"transport/pull/shared-memory", static_cast<double>(kBytes) / taken[2] / 1e9, "GB/s", copied, kSharedGoal});
-  report->Add({"transport/push/shared-memory", static_cast<double>(kBytes) / again[again.size() / 2] / 1e9, "GB/s",
-               copied, kSharedGoal});
-  report->Add({"transport/push/shared-memory/added", static_cast<double>(kBytes) / added[added.size() / 2] / 1e9,
-               "GB/s", copied});
+  report->Add(
+      {"transport/push/shared-memory", static_cast<double>(kBytes) / Median(again) / 1e9, "GB/s", copied, kSharedGoal});
+  report->Add(
+      {"transport/push/shared-memory/added", static_cast<double>(kBytes) / Median(added) / 1e9, "GB/s", copied});
   return absl::OkStatus();
 }
 

@@ -1,8 +1,8 @@
 // Computes functions of single numbers: one polynomial each, the same on every processor.
 //
 // The array versions are vectorised for an instruction set; each element is computed as the inline function next to it
-// defines. Errors against the true value, over the whole range: at most 2 units in the last place
-// for Exp, Log and Erf, 4 for Tanh and Sigmoid.
+// defines. Errors against the true value, over the whole range: at most 2 units in the last place for Exp, Log and Erf,
+// 4 for Tanh and Sigmoid.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/bfloat16.h"
+#include "kernels/fetch_ahead.h"
 
 namespace millrace::kernels {
 namespace {
@@ -68,8 +69,6 @@ float OneUnit(const float* line, int64_t k_stride, int64_t p, int64_t k) {
   }
 }
 
-constexpr int64_t kCacheLine = 16;  // floats
-
 template <Packing kPacking>
 void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
                float* panel) {
@@ -80,7 +79,7 @@ void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64
       const float* const from = source + p * k_stride;
       float* const to = panel + (kPacking == Packing::kPlain ? p : p ^ 1) * width;
       for (int64_t line = 0; line < width; line += 8) {
-        if (line % kCacheLine == 0) _mm_prefetch(from + kPackAhead * k_stride + line, _MM_HINT_T1);
+        if (line % kCacheLine == 0) _mm_prefetch(from + kRowsAhead * k_stride + line, _MM_HINT_T1);
         const __m256 value = lines - line >= 8 ? _mm256_loadu_ps(from + line)
                                                : _mm256_maskload_ps(from + line, FirstOfEight(lines - line));
         _mm256_store_ps(to + line, kPacking == Packing::kPlain
@@ -100,7 +99,7 @@ void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64
       __m256 rows[8];
       if (unit % kCacheLine == 0) {
 #pragma GCC unroll 8
-        for (int64_t j = 0; j < 8; ++j) _mm_prefetch(first + (j + kPackAhead) * line_stride + unit, _MM_HINT_T1);
+        for (int64_t j = 0; j < 8; ++j) _mm_prefetch(first + (j + kRowsAhead) * line_stride + unit, _MM_HINT_T1);
       }
 #pragma GCC unroll 8
       for (int64_t j = 0; j < 8; ++j) {

@@ -20,10 +20,6 @@ constexpr int64_t UnitsOf(Packing packing, int64_t k) {
   return packing == Packing::kPlain ? k : packing == Packing::kWidened ? RoundUp(k, 2) : (k + 1) / 2;
 }
 
-// Operands come from memory row by row, more rows at a time than a processor notices: what lies so many rows (or lines,
-// where elements of a line lie side by side) further on is fetched into the outer cache meanwhile.
-constexpr int64_t kPackAhead = 16;
-
 struct Packer {
   Packing packing;
   // Packs `width` lines (rows of A or columns of B; `lines` of them are there, the rest zeros), a multiple of 8, over k

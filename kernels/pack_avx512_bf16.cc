@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "kernels/compute.h"
+#include "kernels/fetch_ahead.h"
 #include "kernels/pack.h"
 
 namespace millrace::kernels {
@@ -62,8 +63,8 @@ void PackSideBySide(const float* source, int64_t k_stride, int64_t lines, int64_
   for (int64_t p = 0; p < k; p += 2, source += 2 * k_stride, panel += width) {
     const float* const next = p + 1 < k ? source + k_stride : nullptr;
     for (int64_t line = 0; line < width; line += kLanes) {
-      _mm_prefetch(source + kPackAhead * k_stride + line, _MM_HINT_T1);
-      _mm_prefetch(source + (kPackAhead + 1) * k_stride + line, _MM_HINT_T1);
+      _mm_prefetch(source + kRowsAhead * k_stride + line, _MM_HINT_T1);
+      _mm_prefetch(source + (kRowsAhead + 1) * k_stride + line, _MM_HINT_T1);
       const __mmask16 loaded = First(lines - line);
       const __m512 even = _mm512_maskz_loadu_ps(loaded, source + line);
       const __m512 odd = next != nullptr ? _mm512_maskz_loadu_ps(loaded, next + line) : _mm512_setzero_ps();
@@ -88,7 +89,7 @@ void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64
       __m512i rows[16];
 #pragma GCC unroll 16
       for (int j = 0; j < 16; ++j) {
-        const float* const ahead = source + (line + j + kPackAhead) * line_stride + 2 * unit;
+        const float* const ahead = source + (line + j + kRowsAhead) * line_stride + 2 * unit;
         _mm_prefetch(ahead, _MM_HINT_T1);
         _mm_prefetch(ahead + kLanes, _MM_HINT_T1);
         rows[j] =

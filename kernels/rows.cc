@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/fetch_ahead.h"
 #include "kernels/functions.h"
 #include "kernels/reduce.h"
 
@@ -14,11 +15,8 @@ constexpr int64_t kGrainElements = 1 << 14;
 
 int64_t RowGrain(int64_t columns) { return columns >= kGrainElements ? 1 : kGrainElements / (columns + 1) + 1; }
 
-// Sums over rows go down columns, a part of each row at a time: rows that come so much later are fetched meanwhile.
-constexpr int64_t kRowsAhead = 16;
-
+// For sums over rows, which go down columns, a part of each row at a time.
 void FetchAhead(const float* row, int64_t stride, int64_t begin, int64_t end) {
-  constexpr int64_t kCacheLine = 16;  // floats
   for (int64_t c = begin; c < end; c += kCacheLine) __builtin_prefetch(row + kRowsAhead * stride + c, 0, 2);
 }
 

@@ -11,7 +11,7 @@ namespace millrace::ps {
 GradientSum::GradientSum(int64_t size, uint32_t units)
     : size_(static_cast<size_t>(size)),
       units_(units),
-      memory_(std::make_unique<unsigned char[]>(size_ * sizeof(int64_t))),
+      memory_(std::make_unique_for_overwrite<unsigned char[]>(size_ * sizeof(int64_t))),
       is_in_(units, false) {}
 
 absl::StatusOr<bool> GradientSum::Add(uint32_t unit, absl::string_view coded, const blocks::Coding& coding,

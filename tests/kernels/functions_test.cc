@@ -1,13 +1,12 @@
 #include "kernels/functions.h"
 
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <functional>
-#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "testing/isas.h"
 
 namespace millrace::kernels {
 namespace {
@@ -108,22 +107,10 @@ TEST(Functions, InF64AreExactNearZeroAndFarOut) {
   EXPECT_TRUE(std::isnan(SigmoidInF64(NAN)) && std::isnan(LogSigmoidInF64(NAN)));
 }
 
-std::vector<Isa> VectorIsas() {
-  std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
-    if (isa <= DetectIsa()) {
-      isas.push_back(isa);
-    } else {
-      std::printf("SKIPPED: this processor has no %s\n", std::string(IsaName(isa)).c_str());
-    }
-  }
-  return isas;
-}
-
 TEST(Functions, ArraysAreTheInlineFunctions) {
   std::vector<float> x, y(1003);
   for (int i = 0; i < 1003; ++i) x.push_back(static_cast<float>(i - 500) * 0.173f);
-  for (const Isa isa : VectorIsas()) {
+  for (const Isa isa : testing::IsasHere()) {
     Exp(isa, x.data(), y.data(), 1003);
     for (size_t i = 0; i < x.size(); ++i) ASSERT_EQ(y[i], ExpOf(x[i]));
     Tanh(isa, x.data(), y.data(), 1003);
@@ -144,7 +131,7 @@ TEST(Functions, AnElementAmongOthersIsAsTheElementAlone) {
     dy.push_back(static_cast<float>(i % 7) - 3);
     up[static_cast<size_t>(i)] = static_cast<float>(i % 11) - 5;
   }
-  for (const Isa isa : VectorIsas()) {
+  for (const Isa isa : testing::IsasHere()) {
     for (const auto function : {&Gelu, &ErfGelu}) {
       function(isa, x.data(), y.data(), 1003);
       for (size_t i = 0; i < x.size(); ++i) {

@@ -7,6 +7,7 @@
 
 #include "common/philox.h"
 #include "gtest/gtest.h"
+#include "testing/isas.h"
 
 namespace millrace::kernels {
 namespace {
@@ -23,18 +24,6 @@ std::vector<float> Numbers(uint64_t key, int64_t n) {
 
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-std::vector<Isa> Available() {
-  std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
-    if (isa <= DetectIsa()) {
-      isas.push_back(isa);
-    } else {
-      std::printf("SKIPPED: this processor has no %s\n", std::string(IsaName(isa)).c_str());
-    }
-  }
-  return isas;
 }
 
 struct Case {
@@ -59,19 +48,21 @@ void Compare(const Compute& compute, const Case& c) {
   Multiply(compute, product);
   product.c = defined.data();
   MultiplyAsDefined(product);
-  ASSERT_TRUE(SameBits(result, defined))
-      << IsaName(compute.isa()) << ", " << compute.threads() << " threads: " << c.m << " x " << c.n << " x " << c.k
-      << (c.precision == Precision::kBf16 ? " bf16" : " f32") << c.a_transposed << c.b_transposed << c.accumulate << c.bias;
+  ASSERT_TRUE(SameBits(result, defined)) << IsaName(compute.isa()) << ", " << compute.threads() << " threads: " << c.m
+                                         << " x " << c.n << " x " << c.k
+                                         << (c.precision == Precision::kBf16 ? " bf16" : " f32") << c.a_transposed
+                                         << c.b_transposed << c.accumulate << c.bias;
 }
 
 TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
-  for (const Isa isa : Available()) {
+  for (const Isa isa : testing::IsasHere()) {
     for (const int threads : {1, 3}) {
       const Compute compute(isa, threads);
       for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
         for (int flags = 0; flags < 16; ++flags) {
           const auto with = [&](int64_t m, int64_t n, int64_t k) {
-            Compare(compute, {m, n, k, precision, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0});
+            Compare(compute,
+                    {m, n, k, precision, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0});
           };
           with(1, 1, 1);
           with(3, 5, 2);

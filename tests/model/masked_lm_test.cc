@@ -17,6 +17,7 @@
 #include "model/layers/linear.h"
 #include "model/objectives/token_scores.h"
 #include "model/tiny_models.h"
+#include "testing/isas.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::model {
@@ -296,7 +297,7 @@ TEST_P(MaskedLmTest, BitsDependOnNeitherThreadsNorInstructionSet) {
   const Philox key(3);
   const kernels::Compute scalar(kernels::Isa::kScalar, 1);
   const Course expected = Train(*network, scalar, weights, batch, &key);
-  for (const kernels::Isa isa : IsasHere()) {
+  for (const kernels::Isa isa : testing::IsasHere()) {
     for (const int threads : {1, 3}) {
       const Course course = Train(*network, kernels::Compute(isa, threads), weights, batch, &key);
       EXPECT_EQ(course.loss, expected.loss) << kernels::IsaName(isa) << " " << threads;

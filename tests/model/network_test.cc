@@ -21,6 +21,7 @@
 #include "model/objectives/causal_lm.h"
 #include "model/tensor_list.h"
 #include "model/tiny_models.h"
+#include "testing/isas.h"
 
 namespace millrace::model {
 namespace {
@@ -97,7 +98,7 @@ TEST_P(NetworkTest, BitsDependOnNeitherThreadsNorInstructionSet) {
   const Batch batch = {ids.data(), kRows, kColumns};
   const kernels::Compute scalar(kernels::Isa::kScalar, 1);
   const Course expected = Train(*network, scalar, weights, batch, &key);
-  for (const kernels::Isa isa : IsasHere()) {
+  for (const kernels::Isa isa : testing::IsasHere()) {
     for (const int threads : {1, 3}) {
       const kernels::Compute compute(isa, threads);
       const Course course = Train(*network, compute, weights, batch, &key);

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -68,20 +67,6 @@ inline std::vector<uint32_t> RandomIds(uint64_t key, size_t count, uint32_t voca
   std::vector<uint32_t> ids(count);
   for (size_t i = 0; i < count; ++i) ids[i] = Philox(key)(1, i)[0] % vocab;
   return ids;
-}
-
-// The instruction sets that this machine has; says which it lacks.
-inline std::vector<kernels::Isa> IsasHere() {
-  using kernels::Isa;
-  std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Bf16}) {
-    if (isa <= kernels::DetectIsa()) {
-      isas.push_back(isa);
-    } else {
-      std::printf("SKIPPED: this processor has no %s\n", std::string(kernels::IsaName(isa)).c_str());
-    }
-  }
-  return isas;
 }
 
 }  // namespace millrace::model
