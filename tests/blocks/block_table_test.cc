@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::blocks {
 namespace {
@@ -42,7 +43,7 @@ TEST(BlockTable, ElementsOfABlockCountForScoresOfTheirRowsColumnsOrThemselves) {
   }
   Add("untracked", {100, 1000}, v1::Tensor::MATRIX, 0, &described);
   const auto table = BlockTable::Create(described);
-  ASSERT_TRUE(table.ok()) << table.status();
+  ASSERT_OK(table);
   for (const Block& block : table->blocks()) {
     const TensorInfo& tensor = table->TensorOf(block);
     const ScoreRange range = table->ScoresOf(block);
@@ -72,7 +73,7 @@ TEST(BlockTable, ElementsOfABlockCountForScoresOfTheirRowsColumnsOrThemselves) {
 
 TEST(BlockTable, CutsTensorsIntoContiguousBlocksInOrder) {
   const auto table = BlockTable::Create(Table());
-  ASSERT_TRUE(table.ok()) << table.status();
+  ASSERT_OK(table);
   EXPECT_EQ(table->parameters(), 100'000 + 65'536 + 256);
   ASSERT_EQ(table->blocks().size(), 4u);
   std::vector<int64_t> begins, sizes;
@@ -94,7 +95,7 @@ TEST(BlockTable, CutsTensorsIntoContiguousBlocksInOrder) {
 
 TEST(BlockTable, GroupsListTheirBlocksAndMayBeEmpty) {
   const auto table = BlockTable::Create(Table());
-  ASSERT_TRUE(table.ok());
+  ASSERT_OK(table);
   ASSERT_EQ(table->groups(), 3u);
   EXPECT_THAT(table->BlocksOfGroup(0), ElementsAre(0, 1));
   EXPECT_THAT(table->BlocksOfGroup(1), ElementsAre());
@@ -149,7 +150,7 @@ TEST(BlockTable, LargestModelIsTaken) {
   v1::TensorTable table;
   Add("all", {kMaxParameters}, v1::Tensor::VECTOR, kMaxGroups - 1, &table);
   const auto made = BlockTable::Create(table);
-  ASSERT_TRUE(made.ok()) << made.status();
+  ASSERT_OK(made);
   EXPECT_EQ(made->blocks().size(), static_cast<size_t>(kMaxParameters / kMaxBlockElements));
   EXPECT_EQ(made->groups(), kMaxGroups);
 }

@@ -12,6 +12,7 @@
 #include "common/philox.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::blocks {
 namespace {
@@ -31,7 +32,7 @@ std::vector<float> Numbers(uint64_t key, size_t n, int most_halvings) {
 std::string Coded(const std::vector<float>& values, const Coding& coding, uint64_t clipped = 0) {
   std::string coded = "what was there before";
   const auto count = Encode(values, coding, &coded);
-  EXPECT_TRUE(count.ok()) << count.status();
+  EXPECT_OK(count);
   EXPECT_EQ(count.value_or(~uint64_t{0}), clipped);
   return coded;
 }
@@ -39,7 +40,7 @@ std::string Coded(const std::vector<float>& values, const Coding& coding, uint64
 std::vector<int64_t> Sums(const std::vector<float>& values, const Coding& coding, uint64_t clipped = 0) {
   std::vector<int64_t> sums(values.size(), 0);
   const absl::Status added = AddTo(Coded(values, coding, clipped), coding, absl::MakeSpan(sums));
-  EXPECT_TRUE(added.ok()) << added;
+  EXPECT_OK(added);
   return sums;
 }
 
@@ -121,8 +122,8 @@ TEST(FixedPoint, SumsAreExactInAnyOrder) {
     }
     std::vector<int64_t> forwards(kSize, 0), backwards(kSize, 0);
     for (size_t unit = 0; unit < kUnits; ++unit) {
-      ASSERT_TRUE(AddTo(units[unit], coding, absl::MakeSpan(forwards)).ok());
-      ASSERT_TRUE(AddTo(units[kUnits - 1 - unit], coding, absl::MakeSpan(backwards)).ok());
+      ASSERT_OK(AddTo(units[unit], coding, absl::MakeSpan(forwards)));
+      ASSERT_OK(AddTo(units[kUnits - 1 - unit], coding, absl::MakeSpan(backwards)));
     }
     EXPECT_EQ(forwards, backwards);
     for (size_t i = 0; i < kSize; ++i) {
@@ -171,7 +172,7 @@ TEST(FixedPoint, RefusedBytesAddNothing) {
 TEST(FixedPoint, SumOfAsManyAsThereCanBeDoesNotOverflow) {
   const std::string coded = Coded({1e30f, -1e30f}, Coding(), 2);
   std::vector<int64_t> sums(2, 0);
-  for (int i = 0; i < 1 << 19; ++i) ASSERT_TRUE(AddTo(coded, Coding(), absl::MakeSpan(sums)).ok());
+  for (int i = 0; i < 1 << 19; ++i) ASSERT_OK(AddTo(coded, Coding(), absl::MakeSpan(sums)));
   EXPECT_THAT(sums, ElementsAre(int64_t{1} << 62, -(int64_t{1} << 62)));
 }
 

@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::cli {
 namespace {
@@ -34,8 +35,9 @@ absl::Status Parse(std::vector<std::string> arguments, Values* values) {
 
 TEST(Flags, ReadsEveryKind) {
   Values v;
-  ASSERT_TRUE(Parse({"--model", "m", "kjv", "--max-tokens=7", "--temperature", "0.5", "--json", "--set", "a.b=1",
-                     "--set", "c=2=3"}, &v).ok());
+  ASSERT_OK(Parse(
+      {"--model", "m", "kjv", "--max-tokens=7", "--temperature", "0.5", "--json", "--set", "a.b=1", "--set", "c=2=3"},
+      &v));
   EXPECT_EQ(v.model, "m");
   EXPECT_EQ(v.job, "kjv");
   EXPECT_EQ(v.tokens, 7);
@@ -46,7 +48,7 @@ TEST(Flags, ReadsEveryKind) {
 
 TEST(Flags, AbsentFlagsKeepTheirValues) {
   Values v;
-  ASSERT_TRUE(Parse({"--model=x"}, &v).ok());
+  ASSERT_OK(Parse({"--model=x"}, &v));
   EXPECT_EQ(v.tokens, 100);
   EXPECT_EQ(v.job, "none");
   EXPECT_FALSE(v.json);
@@ -54,7 +56,7 @@ TEST(Flags, AbsentFlagsKeepTheirValues) {
 
 TEST(Flags, ValuesMayLookLikeFlags) {
   Values v;
-  ASSERT_TRUE(Parse({"--model", "--json", "--", "--job"}, &v).ok());
+  ASSERT_OK(Parse({"--model", "--json", "--", "--job"}, &v));
   EXPECT_EQ(v.model, "--json");
   EXPECT_EQ(v.job, "--job");
   EXPECT_FALSE(v.json);

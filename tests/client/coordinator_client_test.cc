@@ -22,6 +22,7 @@
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
 #include "proto/millrace/v1/jobs.grpc.pb.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::client {
@@ -91,7 +92,7 @@ TEST_F(CoordinatorClientTest, CallsReturnTheReplyOrTheError) {
   };
   CoordinatorClient client(server_.address());
   const auto job = client.GetJob("tiny");
-  ASSERT_TRUE(job.ok()) << job.status();
+  ASSERT_OK(job);
   EXPECT_EQ(job->step(), 7u);
   EXPECT_EQ(client.GetJob("other").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(client.ListJobs().status().code(), absl::StatusCode::kUnimplemented);
@@ -118,7 +119,7 @@ TEST_F(CoordinatorClientTest, CallsWaitForACoordinatorThatIsNotThereYet) {
   std::thread call([&] { status = client.GetJob("tiny").status(); });
   server_.Start();
   call.join();
-  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_OK(status);
 }
 
 // ---- watching ----
@@ -132,7 +133,7 @@ TEST_F(CoordinatorClientTest, WatchingGivesEachEventOnceInOrderUntilTheJobHasEnd
   };
   CoordinatorClient client(server_.address());
   const auto [all, all_status] = Watch(client);
-  EXPECT_TRUE(all_status.ok()) << all_status;
+  EXPECT_OK(all_status);
   EXPECT_THAT(all, ElementsAre(1, 2, 3, 4, 5));
   EXPECT_THAT(Watch(client, 3).first, ElementsAre(4, 5));
 }
@@ -145,7 +146,7 @@ TEST_F(CoordinatorClientTest, WatchingEndsWhenNoMoreIsWanted) {
   };
   CoordinatorClient client(server_.address());
   int seen = 0;
-  EXPECT_TRUE(client.WatchJob("tiny", 0, [&seen](const v1::JobEvent&) { return ++seen < 2; }).ok());
+  EXPECT_OK(client.WatchJob("tiny", 0, [&seen](const v1::JobEvent&) { return ++seen < 2; }));
   EXPECT_EQ(seen, 2);
 }
 
@@ -164,7 +165,7 @@ TEST_F(CoordinatorClientTest, WatchingGoesOnFromTheLastEventAfterABreak) {
   };
   CoordinatorClient client(server_.address());
   const auto [seen, status] = Watch(client);
-  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_OK(status);
   EXPECT_THAT(seen, ElementsAre(1, 2, 3, 4, 5));
   EXPECT_THAT(asked, ElementsAre(0, 3, 3));
 }
@@ -195,7 +196,7 @@ TEST_F(CoordinatorClientTest, WatchingGoesOnAfterARestart) {
   restarted.Notify();
   server_.Start();
   watching.join();
-  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_OK(status);
   EXPECT_THAT(seen, ElementsAre(1, 2, 3, 4));
 }
 
@@ -214,7 +215,7 @@ TEST_F(CoordinatorClientTest, ALongSilenceTakesNothingOffThePatience) {
   };
   CoordinatorClient client(server_.address(), patience);
   const auto [seen, status] = Watch(client);
-  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_OK(status);
   EXPECT_THAT(seen, ElementsAre(1));
 }
 
@@ -284,13 +285,10 @@ TEST_F(CoordinatorClientTest, ReadingEventsDoesNotWaitForMore) {
   };
   CoordinatorClient client(server_.address());
   std::vector<uint64_t> seen;
-  EXPECT_TRUE(client
-                  .ReadEvents("tiny", 1,
-                              [&seen](const v1::JobEvent& event) {
-                                seen.push_back(event.sequence());
-                                return true;
-                              })
-                  .ok());
+  EXPECT_OK(client.ReadEvents("tiny", 1, [&seen](const v1::JobEvent& event) {
+    seen.push_back(event.sequence());
+    return true;
+  }));
   EXPECT_THAT(seen, ElementsAre(2, 3));
 }
 
@@ -341,7 +339,7 @@ TEST_F(FetchCheckpointTest, FilesArriveWhole) {
     const absl::Status status =
         Fetch({Chunk("model.safetensors", 7, 0, "abc"), Chunk("model.safetensors", 7, 3, "defg"),
                Chunk("empty", 0, 0, ""), Chunk("manifest.json", 2, 0, "{}")});
-    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_OK(status);
     const std::string at = std::filesystem::path(directory_ + "/").lexically_normal().string();
     EXPECT_EQ(*ReadFile(at + "model.safetensors", 100), "abcdefg");
     EXPECT_EQ(std::filesystem::file_size(at + "empty"), 0u);
@@ -452,7 +450,7 @@ TEST(NextWork, ReturnsUnitsOrTheError) {
   request.add_results();
   request.add_results();
   const auto reply = client.NextWork(request);
-  ASSERT_TRUE(reply.ok()) << reply.status();
+  ASSERT_OK(reply);
   EXPECT_EQ(reply->units(0).unit(), 2u);
   EXPECT_EQ(client.NextWork(WorkFor("unknown")).status().code(), absl::StatusCode::kNotFound);
 }
@@ -471,7 +469,7 @@ TEST(NextWork, AnInterruptEndsTheCallsInFlightAndNoLaterOnes) {
   client.InterruptNextWork();
   call.join();
   EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
-  EXPECT_TRUE(client.NextWork(WorkFor("w1")).ok());
+  EXPECT_OK(client.NextWork(WorkFor("w1")));
 }
 
 }  // namespace

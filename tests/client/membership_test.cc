@@ -18,6 +18,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
+#include "testing/status.h"
 
 namespace millrace::client {
 namespace {
@@ -125,7 +126,7 @@ class MembershipTest : public ::testing::Test {
   }
   std::unique_ptr<Membership> Joined(Membership::Options options) {
     auto membership = Membership::Join(std::move(options), nullptr);
-    EXPECT_TRUE(membership.ok()) << membership.status();
+    EXPECT_OK(membership);
     return membership.ok() ? *std::move(membership) : nullptr;
   }
 
@@ -138,7 +139,7 @@ TEST_F(MembershipTest, JoinsAndSendsHeartbeats) {
   options.resident_bytes = [] { return uint64_t{12345}; };
   const auto membership = Joined(std::move(options));
   EXPECT_EQ(membership->member_id(), "member-1");
-  EXPECT_TRUE(membership->status().ok());
+  EXPECT_OK(membership->status());
   EXPECT_THAT(cluster_.joins(), ElementsAre("w1"));
   EXPECT_EQ(cluster_.AwaitHeartbeats("member-1", 3).back().resident_bytes(), 12345u);
 }
@@ -190,7 +191,7 @@ TEST_F(MembershipTest, JoinsAgainUnderANewIdAfterARestart) {
   server_.Start();
   EXPECT_EQ(membership->AwaitNewId("member-1", kPatience), "member-2");
   cluster_.AwaitHeartbeats("member-2", 2);
-  EXPECT_TRUE(membership->status().ok());
+  EXPECT_OK(membership->status());
   EXPECT_EQ(membership->AwaitNewId("member-2", absl::Milliseconds(1)), "member-2");
 }
 

@@ -7,6 +7,7 @@
 
 #include "common/grpc_server.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::client {
 
@@ -22,7 +23,7 @@ class RestartingServer {
   void Stop() { server_.reset(); }
   void Start() {
     auto server = GrpcServer::Start({.listen = address_, .services = {service_}});
-    ASSERT_TRUE(server.ok()) << server.status();
+    ASSERT_OK(server);
     server_ = *std::move(server);
   }
 

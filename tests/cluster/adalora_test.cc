@@ -21,6 +21,7 @@
 #include "model/objectives/causal_lm.h"
 #include "nlohmann/json.hpp"
 #include "ps/block_store.h"
+#include "testing/status.h"
 #include "worker/phase_models.h"
 
 namespace millrace {
@@ -59,7 +60,7 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
     blocks_ = std::make_unique<blocks::BlockTable>(*blocks::BlockTable::Create(table_));
     weights_.resize(static_cast<size_t>(models_->floats()));
     const worker::PhaseModel& model = models_->trained();
-    EXPECT_TRUE(model::ReadWeights(base_, model.network->tensors(), weights_.data() + model.offset).ok());
+    EXPECT_OK(model::ReadWeights(base_, model.network->tensors(), weights_.data() + model.offset));
     for (const model::TensorSpec& tensor : model.adapter->tensors().tensors()) {
       const std::vector<float> before = Values<float>(*answers_, absl::StrCat("before.", tensor.name));
       EXPECT_EQ(static_cast<int64_t>(before.size()), tensor.size) << tensor.name;
@@ -86,7 +87,7 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
       load.set_block(block.index);
       load.set_weights(At(weights_.data(), block), static_cast<size_t>(block.size) * sizeof(float));
       load.set_crc32c(Crc32c(load.weights().data(), load.weights().size()));
-      EXPECT_TRUE(shard->Load(load).ok());
+      EXPECT_OK(shard->Load(load));
     }
     return shard;
   }
@@ -109,7 +110,7 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
     const absl::StatusOr<double> loss =
         objective.Gradients(weights, {tokens.data(), shape[0], shape[1]}, {}, 1.0f / 24, &model::IgnoreGroup,
                             gradients.data(), &model::IgnoreGroup, &trainable);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return gradients;
   }
 
@@ -120,7 +121,7 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
       push.set_version(version);
       push.set_block(block.index);
       std::string ignored(shard->PulledBytes(block.index), '\0'), coded;
-      ASSERT_TRUE(shard->Pull(block.index, version, ignored.data(), push.mutable_coding()).ok());
+      ASSERT_OK(shard->Pull(block.index, version, ignored.data(), push.mutable_coding()));
       const absl::StatusOr<uint64_t> saturated =
           blocks::Encode(absl::MakeConstSpan(At(gradients.data(), block), static_cast<size_t>(block.size)),
                          *blocks::CodingFromProto(push.coding()), &coded);
@@ -149,7 +150,7 @@ TEST_P(AdaLora, KeepsWhatPeftKept) {
   const auto config = nlohmann::json::parse(config_);
   ASSERT_EQ(config["total_step"], kSteps);
   const v1::Pruning pruning = models_->Prunings().at(0);
-  ASSERT_TRUE(coordinator::CheckPruning(pruning, *blocks_, kSteps).ok());
+  ASSERT_OK(coordinator::CheckPruning(pruning, *blocks_, kSteps));
   const std::unique_ptr<ps::BlockStore> shard = Shard();
   for (uint64_t version = 0; version < kSteps; ++version) {
     Push(shard.get(), version, Gradients());
@@ -160,7 +161,7 @@ TEST_P(AdaLora, KeepsWhatPeftKept) {
     asked.set_scores(true);
     asked.set_tracked(step.tracked);
     v1::NormsReply norms;
-    ASSERT_TRUE(shard->Norms(asked, &norms).ok());
+    ASSERT_OK(shard->Norms(asked, &norms));
     std::vector<std::vector<double>> scores(blocks_->tensors().size());
     for (const v1::BlockScores& block : norms.scores()) {
       scores[blocks_->blocks()[block.block()].tensor].assign(block.sums().begin(), block.sums().end());
@@ -172,14 +173,12 @@ TEST_P(AdaLora, KeepsWhatPeftKept) {
       *commit.add_zeroed() = zeroed;
     }
     bool applied = false;
-    ASSERT_TRUE(shard->Commit(commit, &applied).ok());
+    ASSERT_OK(shard->Commit(commit, &applied));
     for (const blocks::Block& block : blocks_->blocks()) {
       v1::Coding ignored;
-      ASSERT_TRUE(shard
-                      ->Pull(block.index, version + 1,
-                             reinterpret_cast<char*>(weights_.data() + models_->offsets()[block.tensor] + block.begin),
-                             &ignored)
-                      .ok());
+      ASSERT_OK(shard->Pull(block.index, version + 1,
+                            reinterpret_cast<char*>(weights_.data() + models_->offsets()[block.tensor] + block.begin),
+                            &ignored));
     }
   }
   const worker::PhaseModel& model = models_->trained();

@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -72,7 +73,7 @@ const std::map<std::string, std::string>& Methods() {
 std::map<std::string, uint64_t> Sizes(const std::string& path) {
   std::map<std::string, uint64_t> sizes;
   const auto file = SafetensorsFile::Open(path);
-  EXPECT_TRUE(file.ok()) << file.status();
+  EXPECT_OK(file);
   if (!file.ok()) return sizes;
   for (const SafetensorsEntry& entry : (*file)->header().tensors) {
     sizes[entry.name] = (*file)->bytes(entry).size() / sizeof(float);
@@ -145,7 +146,7 @@ class Adapters : public ::testing::Test {
       if (event.has_log()) result.notes.push_back(event.log().text());
       return true;
     });
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     return result;
   }
   // A job that must end in an error before anything of its last phase is learnt.

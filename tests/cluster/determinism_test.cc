@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -118,7 +119,7 @@ TEST(Determinism, CommandAndManifestGiveTheDigestOfTheFile) {
   const std::string job = cluster.Submit(kTinyJob, {"phases.0.stop.max_steps=10"});
   cluster.AwaitSuccess(job);
   const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
-  ASSERT_TRUE(checkpoints.ok());
+  ASSERT_OK(checkpoints);
   ASSERT_FALSE(checkpoints->empty());
   EXPECT_EQ(checkpoints->back().digest(), cluster.LastDigest(job));
   EXPECT_THAT(RunMillrace({"digest", cluster.Checkpoint(job, "last")}).out,

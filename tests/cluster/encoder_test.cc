@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -25,7 +26,7 @@ std::vector<v1::EvaluationEvent> Evaluations(Cluster* cluster, const std::string
     if (event.has_evaluation()) evaluations.push_back(event.evaluation());
     return true;
   });
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   return evaluations;
 }
 

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -30,34 +31,34 @@ TEST(Health, EveryRoleIsReadyOnceItCanWork) {
   const std::string coordinator = cluster.health(cluster.coordinator()), shard = cluster.health(cluster.shard(0)),
                     worker = cluster.health(cluster.worker(0));
   for (const std::string& address : {coordinator, shard, worker}) {
-    EXPECT_TRUE(AwaitHealth(address, kReady, true).ok());
-    EXPECT_TRUE(CheckHealth(address, kLive, kPatience).ok());
+    EXPECT_OK(AwaitHealth(address, kReady, true));
+    EXPECT_OK(CheckHealth(address, kLive, kPatience));
   }
   // While a job trains, the shard holds what it should.
   const std::string job = cluster.Submit(kTinyJob);
   cluster.AwaitStep(job, 5);
-  EXPECT_TRUE(AwaitHealth(shard, kReady, true).ok());
+  EXPECT_OK(AwaitHealth(shard, kReady, true));
   cluster.AwaitSuccess(job);
 }
 
 TEST(Health, WithoutACoordinatorOthersLiveButAreNotReady) {
   Cluster cluster({.workers = 1, .shards = 1, .health = true});
   const std::string shard = cluster.health(cluster.shard(0)), worker = cluster.health(cluster.worker(0));
-  EXPECT_TRUE(AwaitHealth(shard, kReady, true).ok());
-  EXPECT_TRUE(AwaitHealth(worker, kReady, true).ok());
+  EXPECT_OK(AwaitHealth(shard, kReady, true));
+  EXPECT_OK(AwaitHealth(worker, kReady, true));
   cluster.coordinator().Kill();
   for (const std::string& address : {shard, worker}) {
-    EXPECT_TRUE(AwaitHealth(address, kReady, false).ok());
-    EXPECT_TRUE(CheckHealth(address, kLive, kPatience).ok());
+    EXPECT_OK(AwaitHealth(address, kReady, false));
+    EXPECT_OK(CheckHealth(address, kLive, kPatience));
   }
   cluster.coordinator().Restart();
-  for (const std::string& address : {shard, worker}) EXPECT_TRUE(AwaitHealth(address, kReady, true).ok());
+  for (const std::string& address : {shard, worker}) EXPECT_OK(AwaitHealth(address, kReady, true));
 }
 
 TEST(Health, CommandTellsByItsStatus) {
   Cluster cluster({.workers = 1, .shards = 1, .health = true});
   const std::string worker = cluster.health(cluster.worker(0));
-  ASSERT_TRUE(AwaitHealth(worker, kReady, true).ok());
+  ASSERT_OK(AwaitHealth(worker, kReady, true));
   EXPECT_TRUE(RunMillrace({"health", worker}).ending.well());
   EXPECT_TRUE(RunMillrace({"health", worker, "--service", "ready"}).ending.well());
   EXPECT_EQ(RunMillrace({"health", worker, "--service", "reddy"}).ending.status, 1);

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -113,7 +114,7 @@ TEST(Loss, CoordinatorCheckpointsWhenAskedToLeave) {
   cluster.coordinator().address();
   cluster.Job(job);  // until the new coordinator answers
   const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
-  ASSERT_TRUE(checkpoints.ok()) << checkpoints.status();
+  ASSERT_OK(checkpoints);
   ASSERT_FALSE(checkpoints->empty());
   EXPECT_GE(checkpoints->back().step(), 15u);
   cluster.AwaitSuccess(job);
@@ -128,7 +129,7 @@ TEST(Loss, ShardThatIsAskedToLeaveHasTheJobCheckpointedFirst) {
   cluster.AwaitStep(job, 15);
   EXPECT_TRUE(cluster.shard(1).Terminate().well()) << cluster.shard(1).log();
   const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
-  ASSERT_TRUE(checkpoints.ok()) << checkpoints.status();
+  ASSERT_OK(checkpoints);
   ASSERT_FALSE(checkpoints->empty());
   const uint64_t kept = checkpoints->back().step();
   EXPECT_GE(kept, 15u);
@@ -180,14 +181,14 @@ TEST(Loss, PausedJobMakesRoomAndGoesOn) {
   Cluster cluster({.workers = 2, .shards = 2});
   const std::string job = cluster.Submit(kTinyJob);
   cluster.AwaitStep(job, 15);
-  ASSERT_TRUE(cluster.client().PauseJob(job).ok());
+  ASSERT_OK(cluster.client().PauseJob(job));
   const v1::Job paused =
       cluster.Await(job, "the pause", [](const v1::Job& job) { return job.state() == v1::Job::PAUSED; });
   EXPECT_LT(paused.step(), kTinySteps);
   const std::string other = cluster.Submit(kTinyJob, {"name=other", "phases.0.stop.max_steps=5"});
   cluster.AwaitSuccess(other);
   EXPECT_EQ(cluster.Job(job).step(), paused.step());
-  ASSERT_TRUE(cluster.client().ResumeJob(job).ok());
+  ASSERT_OK(cluster.client().ResumeJob(job));
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), TinyDigest());
 }
@@ -196,9 +197,9 @@ TEST(Loss, CancelledJobCanBeTakenUpAgain) {
   Cluster cluster({.workers = 1, .shards = 1});
   const std::string job = cluster.Submit(kTinyJob);
   cluster.AwaitStep(job, 25);
-  ASSERT_TRUE(cluster.client().CancelJob(job).ok());
+  ASSERT_OK(cluster.client().CancelJob(job));
   cluster.Await(job, "the end", [](const v1::Job& job) { return job.state() == v1::Job::CANCELLED; });
-  ASSERT_TRUE(cluster.client().ResumeJob(job).ok());
+  ASSERT_OK(cluster.client().ResumeJob(job));
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), TinyDigest());
 }

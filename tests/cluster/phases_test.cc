@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 #include "testing/cluster.h"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -148,7 +149,7 @@ class Phases : public ::testing::Test {
       if (event.has_log()) result.notes.push_back(event.log().text());
       return true;
     });
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     return result;
   }
   // The same job on a small and on a large cluster; returns the latter's result.
@@ -170,7 +171,7 @@ class Phases : public ::testing::Test {
     static std::map<std::string, std::string> Read(const std::string& folder) {
       std::map<std::string, std::string> tensors;
       const auto file = SafetensorsFile::Open(folder + "/model.safetensors");
-      EXPECT_TRUE(file.ok()) << file.status();
+      EXPECT_OK(file);
       if (!file.ok()) return tensors;
       for (const SafetensorsEntry& entry : (*file)->header().tensors) {
         tensors[entry.name] = std::string((*file)->bytes(entry));
@@ -256,7 +257,7 @@ constexpr char kAdaLora[] =
 // The adapter's singular values that are not zero, and all.
 std::pair<size_t, size_t> SingularValues(const std::string& checkpoint) {
   const auto file = SafetensorsFile::Open(checkpoint + "/adapter_model.safetensors");
-  EXPECT_TRUE(file.ok()) << file.status();
+  EXPECT_OK(file);
   std::pair<size_t, size_t> counted = {0, 0};
   for (const SafetensorsEntry& entry : (*file)->header().tensors) {
     if (!absl::EndsWith(entry.name, "lora_E")) continue;
@@ -322,7 +323,7 @@ TEST_F(Phases, ProcessesKilledWhileAdaLoraPrunesChangeNothing) {
   cluster.shard(1).Restart();
   cluster.AwaitSuccess(job);
   const absl::StatusOr<std::vector<v1::Checkpoint>> checkpoints = cluster.client().ListCheckpoints(job);
-  ASSERT_TRUE(checkpoints.ok());
+  ASSERT_OK(checkpoints);
   EXPECT_EQ(checkpoints->back().digest(), wanted.digests.at("sft-200"));
   EXPECT_EQ(SingularValues(cluster.Checkpoint(job, "last")), std::pair(size_t{4}, size_t{8}));
 }
@@ -431,13 +432,10 @@ TEST_F(Phases, BadExamplesAreLeftOutCountedAndTold) {
   const std::string job = cluster.Submit(folder_ / "job.yaml");
   cluster.AwaitSuccess(job);
   std::map<std::string, v1::DataEvent> data;
-  ASSERT_TRUE(cluster.client()
-                  .ReadEvents(job, 0,
-                              [&](const v1::JobEvent& event) {
-                                if (event.has_data()) data[event.data().phase()] = event.data();
-                                return true;
-                              })
-                  .ok());
+  ASSERT_OK(cluster.client().ReadEvents(job, 0, [&](const v1::JobEvent& event) {
+    if (event.has_data()) data[event.data().phase()] = event.data();
+    return true;
+  }));
   EXPECT_EQ(data["sft"].skipped(), 3u);
   EXPECT_EQ(data["sft"].truncated(), 1u);
   EXPECT_THAT(data["sft"].skips(), ElementsAre(AllOf(HasSubstr("sft.jsonl:1501: "), HasSubstr("JSON")),
@@ -453,13 +451,10 @@ TEST_F(Phases, WhatIsWrongWithALaterPhaseIsToldBeforeTheFirstStep) {
   const auto failure = [&](const std::string& override_text) {
     const std::string job = cluster.Submit(folder_ / "job.yaml", {override_text});
     const std::string error = cluster.AwaitFailure(job).error();
-    EXPECT_TRUE(cluster.client()
-                    .ReadEvents(job, 0,
-                                [&](const v1::JobEvent& event) {
-                                  EXPECT_FALSE(event.has_step()) << error;
-                                  return true;
-                                })
-                    .ok());
+    EXPECT_OK(cluster.client().ReadEvents(job, 0, [&](const v1::JobEvent& event) {
+      EXPECT_FALSE(event.has_step()) << error;
+      return true;
+    }));
     return error;
   };
   EXPECT_THAT(failure("phases.3.data.sources.0.path=none.jsonl"),
@@ -561,7 +556,7 @@ TEST_F(Phases, PeopleCompareAnswersAndARewardModelLearnsFromThem) {
   EXPECT_EQ(lines, pairs - 1);
   EXPECT_EQ(ties, 1);
   // What was said goes with the job.
-  ASSERT_TRUE(cluster.client().DeleteJob(job).ok());
+  ASSERT_OK(cluster.client().DeleteJob(job));
   EXPECT_EQ(client::RatingsClient(cluster.coordinator().address()).ListRatingSets()->sets_size(), 0);
 }
 

@@ -15,6 +15,7 @@
 #include "nlohmann/json.hpp"
 #include "testing/cluster.h"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -55,7 +56,7 @@ class Ratings : public ::testing::Test {
   }
   std::string Page() {
     const auto sets = client::RatingsClient(coordinator_->address()).ListRatingSets();
-    EXPECT_TRUE(sets.ok()) << sets.status();
+    EXPECT_OK(sets);
     return sets.ok() ? sets->http_address() : "";
   }
   // The reply to a rating by ann.
@@ -127,7 +128,7 @@ TEST_F(Ratings, AConfirmedRatingSurvivesTheCoordinatorsDeath) {
   ASSERT_LT(confirmed, kPairs) << "it was to be killed in the middle";
   coordinator_->Restart();
   const auto sets = client::RatingsClient(coordinator_->address()).ListRatingSets();
-  ASSERT_TRUE(sets.ok()) << sets.status();
+  ASSERT_OK(sets);
   EXPECT_GE(sets->sets(0).ratings(), static_cast<uint64_t>(confirmed));
   EXPECT_LE(sets->sets(0).ratings(), static_cast<uint64_t>(confirmed) + 1) << "at most the one under way";
 }

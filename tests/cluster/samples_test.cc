@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -55,7 +56,7 @@ std::vector<json> EventsOf(Cluster& cluster, const std::string& job, std::vector
     }
     return true;
   });
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   return told;
 }
 

@@ -25,6 +25,7 @@
 #include "nlohmann/json.hpp"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -54,7 +55,7 @@ class SecurityTest : public ::testing::Test {
     options.arguments.insert(options.arguments.begin(), Millrace());
     options.log_file = log;
     const auto process = ChildProcess::Start(options);
-    EXPECT_TRUE(process.ok()) << process.status();
+    EXPECT_OK(process);
     const std::optional<Ending> ending = (*process)->Wait(absl::Now() + absl::Seconds(120));
     EXPECT_TRUE(ending.has_value()) << ReadAll(log);
     return {ending.has_value() && ending->signal == 0 ? ending->status : -1, ReadAll(log)};
@@ -210,7 +211,7 @@ TEST_F(SecurityTest, AShardDoesForEachWhatItsRoleMay) {
   // The code of a call that has nothing in it: what a handler says of that is not PERMISSION_DENIED.
   const auto calls = [&](const std::string& role) {
     const auto tls = Tls::Open(Certs(role));
-    EXPECT_TRUE(tls.ok()) << tls.status();
+    EXPECT_OK(tls);
     const auto stub =
         v1::ParameterServer::NewStub(NewChannel(Endpoint(shard->address(), (*tls)->ForChannels(Role::kShard))));
     std::vector<std::string> may;

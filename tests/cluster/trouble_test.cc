@@ -24,6 +24,7 @@
 #include "gtest/gtest.h"
 #include "ps/conformance.h"
 #include "testing/cluster.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -71,7 +72,7 @@ std::string Notes(Cluster* cluster, const std::string& job) {
     if (event.has_log()) absl::StrAppend(&text, event.log().severity(), ": ", event.log().text(), "\n");
     return true;
   });
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   return text;
 }
 
@@ -135,7 +136,7 @@ TEST(Trouble, JobWaitsForAShardThatCannotBeReached) {
   options.join.set_address("127.0.0.1:1");
   options.join.set_conformance_digest(ps::ConformanceDigest());
   absl::StatusOr<std::unique_ptr<client::Membership>> member = client::Membership::Join(options, &never);
-  ASSERT_TRUE(member.ok()) << member.status();
+  ASSERT_OK(member);
   const std::string job = cluster.Submit(kTinyJob, {"phases.0.stop.max_steps=5"});
   cluster.Await(job, "a note of the shard", [&](const v1::Job&) {
     return absl::StrContains(Notes(&cluster, job), "127.0.0.1:1");
@@ -170,7 +171,7 @@ TEST(Trouble, FullDiskFailsTheJobWhichGoesOnOnceThereIsRoom) {
   const v1::Job failed = cluster.AwaitFailure(job);
   EXPECT_THAT(failed.error(), ::testing::AnyOf(HasSubstr("No space left"), HasSubstr("disk is full"))) << failed.error();
   fs::remove(disk + "/filler");
-  ASSERT_TRUE(cluster.client().ResumeJob(job).ok());
+  ASSERT_OK(cluster.client().ResumeJob(job));
   cluster.AwaitSuccess(job);
   EXPECT_EQ(cluster.LastDigest(job), TinyDigest());
 }

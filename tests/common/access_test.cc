@@ -31,6 +31,7 @@
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
 #include "proto/millrace/v1/ratings.grpc.pb.h"
 #include "testing/role_certificates.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -159,7 +160,7 @@ class AccessTest : public ::testing::Test {
     options.access = access_.get();
     if (tls != nullptr) options.credentials = tls->ForServers();
     absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options);
-    ASSERT_TRUE(server.ok()) << server.status();
+    ASSERT_OK(server);
     server_ = *std::move(server);
   }
   void StartTls() { Start(Open(Role::kCoordinator)); }
@@ -262,14 +263,14 @@ TEST_F(AccessTest, APersonsCertificateThatHasEndedCountsForNothingOnAStandingCon
     v1::ListJobsReply reply;
     return FromGrpc(stub->ListJobs(&context, {}, &reply));
   };
-  EXPECT_TRUE(list(viewer.get()).ok());
+  EXPECT_OK(list(viewer.get()));
   ahead_ = absl::Hours(2);
   const absl::Status ended = list(viewer.get());
   EXPECT_TRUE(absl::IsUnauthenticated(ended)) << ended;
   EXPECT_THAT(std::string(ended.message()),
               AllOf(HasSubstr("the certificate of 'viewer' ended at"), HasSubstr("connect again")));
   // A token is another matter.
-  EXPECT_TRUE(List(With(kBobs)).ok());
+  EXPECT_OK(List(With(kBobs)));
 }
 
 TEST_F(AccessTest, RefusalsOverHttpAreWrittenDownWithWhereTheyCameFrom) {
@@ -308,9 +309,9 @@ TEST_F(AccessTest, WhatIsNotInTheTableNobodyMayCall) {
 
 TEST_F(AccessTest, ChangesAreWrittenDownWithWhoMadeThem) {
   StartTls();
-  EXPECT_TRUE(Submit(With(kAlices)).ok());
+  EXPECT_OK(Submit(With(kAlices)));
   EXPECT_FALSE(Cancel(As(Role::kOperator), "tiny").ok());
-  EXPECT_TRUE(List(As(Role::kViewer)).ok());
+  EXPECT_OK(List(As(Role::kViewer)));
   const std::vector<nlohmann::json> lines = Audited();
   ASSERT_EQ(lines.size(), 2u);  // looking is not written down
   EXPECT_EQ(lines[0]["who"], "alice");

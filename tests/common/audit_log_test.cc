@@ -10,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -41,7 +42,7 @@ TEST(AuditLog, GrowsAndIsItsOwnersAlone) {
   const TemporaryFolder folder;
   for (const char* who : {"alice", "bob"}) {
     const auto log = AuditLog::Open(folder / "audit.jsonl");
-    ASSERT_TRUE(log.ok()) << log.status();
+    ASSERT_OK(log);
     (*log)->Append(Entry(absl::UnixEpoch(), who));
   }
   const std::vector<Json> lines = Lines(folder.Read("audit.jsonl"));
@@ -67,7 +68,7 @@ TEST(AuditLog, AnEntryIsALineWhateverItHolds) {
 TEST(AuditLog, AFloodOfRefusalsIsCountedRatherThanWritten) {
   const TemporaryFolder folder;
   const auto log = AuditLog::Open(folder / "audit.jsonl");
-  ASSERT_TRUE(log.ok()) << log.status();
+  ASSERT_OK(log);
   const absl::Time start = absl::UnixEpoch();
   for (int i = 0; i < 1000; ++i) (*log)->AppendRefusal(Entry(start, absl::StrCat(i)));
   EXPECT_EQ(Lines(folder.Read("audit.jsonl")).size(), 200u);

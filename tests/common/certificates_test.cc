@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/role_certificates.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -56,7 +57,7 @@ TEST(Certificates, AreReadAsTheyWereMade) {
   request.hosts = {"a.example", "10.0.0.7", "fd00::7"};
   request.not_after = absl::FromUnixSeconds(absl::ToUnixSeconds(request.not_after));
   const absl::StatusOr<CertificateFacts> facts = ReadCertificate(authority.Issue(request).certificate);
-  ASSERT_TRUE(facts.ok()) << facts.status();
+  ASSERT_OK(facts);
   EXPECT_EQ(facts->common_name, "worker");
   EXPECT_THAT(facts->hosts, ElementsAre("a.example", "10.0.0.7", "fd00::7"));
   EXPECT_THAT(facts->uris, ElementsAre("spiffe://millrace/worker"));
@@ -92,8 +93,8 @@ TEST(CheckKeyPair, SaysWhatDoesNotHold) {
   const KeyPair second = authority.Issue(TestAuthority::Request(Role::kWorker));
   const std::string& ca = authority.pair().certificate;
   const absl::Time now = absl::Now();
-  EXPECT_TRUE(CheckKeyPair(pair, ca, now).ok());
-  EXPECT_TRUE(CheckKeyPair(pair, other.pair().certificate + ca, now).ok());
+  EXPECT_OK(CheckKeyPair(pair, ca, now));
+  EXPECT_OK(CheckKeyPair(pair, other.pair().certificate + ca, now));
   const auto message = [](const absl::Status& status) { return std::string(status.message()); };
   EXPECT_THAT(message(CheckKeyPair(pair, other.pair().certificate, now)), HasSubstr("does not hold by ca.crt"));
   EXPECT_THAT(message(CheckKeyPair(pair, ca, now + absl::Hours(2))), HasSubstr("expired"));

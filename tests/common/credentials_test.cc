@@ -19,6 +19,7 @@
 #include "proto/millrace/v1/jobs.grpc.pb.h"
 #include "testing/http_exchange.h"
 #include "testing/role_certificates.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -39,19 +40,19 @@ class TlsTest : public ::testing::Test {
  protected:
   std::unique_ptr<GrpcServer> Serve(const std::string& folder) {
     const auto tls = Tls::Open(folder, {.refresh = absl::Seconds(1)});
-    EXPECT_TRUE(tls.ok()) << tls.status();
+    EXPECT_OK(tls);
     GrpcServerOptions options;
     options.listen = "127.0.0.1:0";
     options.services = {&jobs_};
     options.access = &access_;
     options.credentials = (*tls)->ForServers();
     auto server = GrpcServer::Start(options);
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     return *std::move(server);
   }
   std::shared_ptr<grpc::ChannelCredentials> Trusting(const std::string& folder, Role server = Role::kCoordinator) {
     const auto tls = Tls::Open(folder);
-    EXPECT_TRUE(tls.ok()) << tls.status();
+    EXPECT_OK(tls);
     return (*tls)->ForChannels(server);
   }
   // One call on a connection of its own.
@@ -83,8 +84,8 @@ class TlsTest : public ::testing::Test {
 TEST_F(TlsTest, BothEndsKnowEachOther) {
   const auto server = Serve(authority_.Place(folder_ / "server", Role::kCoordinator));
   const std::string viewer = authority_.Place(folder_ / "viewer", Role::kViewer);
-  EXPECT_TRUE(Call(server->address(), Trusting(viewer)).ok());
-  EXPECT_TRUE(Call(At(*server, "localhost"), Trusting(viewer)).ok());
+  EXPECT_OK(Call(server->address(), Trusting(viewer)));
+  EXPECT_OK(Call(At(*server, "localhost"), Trusting(viewer)));
   EXPECT_EQ(trouble_, "");
   // Plain TCP gets no answer.
   EXPECT_TRUE(absl::IsUnavailable(Call(server->address(), nullptr)));
@@ -120,7 +121,7 @@ TEST_F(TlsTest, AClientOfAnotherAuthorityOrTimeIsNotTrusted) {
   const auto with = [this](const KeyPair& pair) {
     return grpc::SslCredentials({authority_.pair().certificate, pair.key, pair.certificate});
   };
-  EXPECT_TRUE(Call(server->address(), with(authority_.Issue(TestAuthority::Request(Role::kViewer)))).ok());
+  EXPECT_OK(Call(server->address(), with(authority_.Issue(TestAuthority::Request(Role::kViewer)))));
   EXPECT_TRUE(absl::IsUnavailable(Call(server->address(), with(other.Issue(TestAuthority::Request(Role::kViewer))))));
   CertificateRequest past = TestAuthority::Request(Role::kViewer);
   past.not_after = absl::Now() - absl::Hours(1);
@@ -138,7 +139,7 @@ TEST_F(TlsTest, HandshakesThatFailAreCounted) {
     return at == std::string::npos ? -1 : std::atoi(text.c_str() + text.find(' ', at));
   };
   EXPECT_EQ(failures(), 0);
-  EXPECT_TRUE(Call(server->address(), Trusting(authority_.Place(folder_ / "viewer", Role::kViewer))).ok());
+  EXPECT_OK(Call(server->address(), Trusting(authority_.Place(folder_ / "viewer", Role::kViewer))));
   EXPECT_EQ(failures(), 0);
   // The server may note it a moment after who calls knows.
   const auto await = [&](int count) {
@@ -170,7 +171,7 @@ TEST_F(TlsTest, FilesAreReadAgainWhenTheyChange) {
   const auto server = Serve(mount);
   const auto old_client = Trusting(authority_.Place(folder_ / "old", Role::kViewer));
   const auto new_client = Trusting(next.Place(folder_ / "new", Role::kViewer));
-  EXPECT_TRUE(Call(server->address(), old_client).ok());
+  EXPECT_OK(Call(server->address(), old_client));
   EXPECT_FALSE(Call(server->address(), new_client).ok());
 
   fs::create_symlink("..second", mount + "/..next");
@@ -240,7 +241,7 @@ TEST_F(TlsTest, TheCertificateIsReadAgainWhereItIsAnother) {
 TEST(CheckListen, RefusesPlainTcpToOthersUnlessAskedTo) {
   for (const char* listen : {"127.0.0.1:0", "127.9.8.7:7400", "[::1]:7400", "localhost:0"}) {
     EXPECT_TRUE(IsLoopback(listen)) << listen;
-    EXPECT_TRUE(CheckListen(listen, false, false).ok()) << listen;
+    EXPECT_OK(CheckListen(listen, false, false)) << listen;
   }
   for (const char* listen : {"0.0.0.0:7400", "[::]:7400", "10.0.0.1:7400", "192.0.2.1:0", "128.0.0.1:1",
                              "no.such.host.invalid:1", ":7400"}) {
@@ -248,8 +249,8 @@ TEST(CheckListen, RefusesPlainTcpToOthersUnlessAskedTo) {
     const absl::Status status = CheckListen(listen, false, false);
     EXPECT_THAT(std::string(status.message()),
                 AllOf(HasSubstr(listen), HasSubstr("--tls DIR"), HasSubstr("--plaintext")));
-    EXPECT_TRUE(CheckListen(listen, true, false).ok());
-    EXPECT_TRUE(CheckListen(listen, false, true).ok());
+    EXPECT_OK(CheckListen(listen, true, false));
+    EXPECT_OK(CheckListen(listen, false, true));
   }
 }
 

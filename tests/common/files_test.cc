@@ -12,6 +12,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -48,9 +49,9 @@ class FileSizeLimit {
 TEST(Files, WhatIsWrittenReadsBack) {
   const TemporaryFolder folder;
   const std::string bytes("a\0b\n", 4);
-  ASSERT_TRUE(WriteFileAtomically(folder / "file", bytes).ok());
+  ASSERT_OK(WriteFileAtomically(folder / "file", bytes));
   EXPECT_EQ(*ReadFile(folder / "file", 4), bytes);
-  ASSERT_TRUE(WriteFileAtomically(folder / "file", "").ok());
+  ASSERT_OK(WriteFileAtomically(folder / "file", ""));
   EXPECT_EQ(*ReadFile(folder / "file", 0), "");
   EXPECT_EQ(FilesIn(folder.path()), 1u) << "something was left beside the file";
   struct stat about;
@@ -116,10 +117,10 @@ TEST(Files, APipeIsRefusedAndNotWaitedFor) {
 
 TEST(Files, FoldersAreMadeWithThoseAbove) {
   const TemporaryFolder folder;
-  EXPECT_TRUE(MakeDirectories(folder / "a/b/c").ok());
+  EXPECT_OK(MakeDirectories(folder / "a/b/c"));
   EXPECT_TRUE(std::filesystem::is_directory(folder / "a/b/c"));
-  EXPECT_TRUE(MakeDirectories(folder / "a/b").ok());
-  EXPECT_TRUE(SyncPath(folder / "a/b").ok());
+  EXPECT_OK(MakeDirectories(folder / "a/b"));
+  EXPECT_OK(SyncPath(folder / "a/b"));
   const std::string file = folder.Write("file", "x");
   for (const std::string& path : {file, file + "/below"}) {
     const absl::Status status = MakeDirectories(path);
@@ -132,14 +133,14 @@ TEST(Files, AMappedFileKeepsItsBytes) {
   const TemporaryFolder folder;
   const std::string bytes(10000, 'm');
   auto file = MappedFile::Open(folder.Write("file", bytes));
-  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_OK(file);
   MappedFile moved = *std::move(file);
   EXPECT_EQ(moved.bytes(), bytes);
   // Writing the file anew puts another in its place; the mapping stays as it was.
-  ASSERT_TRUE(WriteFileAtomically(folder / "file", "new").ok());
+  ASSERT_OK(WriteFileAtomically(folder / "file", "new"));
   EXPECT_EQ(moved.bytes(), bytes);
   auto empty = MappedFile::Open(folder.Write("empty", ""));
-  ASSERT_TRUE(empty.ok()) << empty.status();
+  ASSERT_OK(empty);
   EXPECT_EQ(empty->bytes(), "");
   *empty = std::move(moved);
   EXPECT_EQ(empty->bytes(), bytes);

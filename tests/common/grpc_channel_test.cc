@@ -18,6 +18,7 @@
 #include "absl/time/time.h"
 #include "common/grpc_server.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -85,7 +86,7 @@ std::unique_ptr<GrpcServer> Serve(const std::string& listen) {
   GrpcServerOptions options;
   options.listen = listen;
   absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(options);
-  EXPECT_TRUE(server.ok()) << server.status();
+  EXPECT_OK(server);
   return server.ok() ? *std::move(server) : nullptr;
 }
 

@@ -20,6 +20,7 @@
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/jobs.grpc.pb.h"
 #include "testing/certificates.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -72,7 +73,7 @@ std::string FirstAnswer(const std::string& address, const std::string& method, c
   }
   if (well) {
     std::vector<grpc::Slice> slices;
-    EXPECT_TRUE(buffer.Dump(&slices).ok());
+    EXPECT_OK(buffer.Dump(&slices));
     for (const grpc::Slice& slice : slices) answer.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
   }
   context.TryCancel();
@@ -90,7 +91,7 @@ class GrpcServerTest : public ::testing::Test {
  protected:
   std::unique_ptr<GrpcServer> Start(const std::string& listen, const std::string& address_file = "") {
     auto server = GrpcServer::Start({.listen = listen, .address_file = address_file, .services = {&jobs_}});
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     return server.ok() ? *std::move(server) : nullptr;
   }
   FakeJobs jobs_;
@@ -104,7 +105,7 @@ TEST_F(GrpcServerTest, ServesOnAPortOfTheSystemsChoice) {
   grpc::ClientContext context;
   v1::ListJobsReply reply;
   const grpc::Status status = stub->ListJobs(&context, {}, &reply);
-  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_OK(status);
   EXPECT_EQ(reply.jobs(0).id(), "tiny");
 }
 
@@ -168,14 +169,14 @@ TEST_F(GrpcServerTest, ShutdownCancelsWhatIsStillInFlight) {
 TEST(GrpcServer, WithMutualTlsAnswersOnlyWhoShowsACertificate) {
   const TemporaryFolder folder;
   const absl::StatusOr<Certificates> certificates = Certificates::Make(folder.path());
-  ASSERT_TRUE(certificates.ok()) << certificates.status();
+  ASSERT_OK(certificates);
   FakeJobs jobs;
   GrpcServerOptions options;
   options.listen = "127.0.0.1:0";
   options.services = {&jobs};
   options.credentials = certificates->ForServer();
   const auto server = GrpcServer::Start(options);
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   const auto call = [&](std::shared_ptr<grpc::ChannelCredentials> credentials) {
     grpc::ClientContext context;
     v1::ListJobsReply reply;
@@ -196,13 +197,13 @@ TEST(GrpcServer, CountsCallsByMethodAndCode) {
   options.services = {&jobs};
   options.metrics = &metrics;
   auto server = GrpcServer::Start(options);
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   const auto channel = NewChannel((*server)->address());
   const auto stub = v1::Jobs::NewStub(channel);
   for (int i = 0; i < 3; ++i) {
     grpc::ClientContext context;
     v1::ListJobsReply reply;
-    EXPECT_TRUE(stub->ListJobs(&context, {}, &reply).ok());
+    EXPECT_OK(stub->ListJobs(&context, {}, &reply));
   }
   {
     grpc::ClientContext context;
@@ -250,7 +251,7 @@ TEST(GrpcServer, MayHaveAsManyConnectionsAsTheHardLimitAllows) {
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
   GrpcServerOptions options;
   options.listen = "127.0.0.1:0";
-  EXPECT_TRUE(GrpcServer::Start(options).ok());
+  EXPECT_OK(GrpcServer::Start(options));
   rlimit after;
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &after), 0);
   EXPECT_EQ(after.rlim_cur, after.rlim_max);
@@ -258,7 +259,7 @@ TEST(GrpcServer, MayHaveAsManyConnectionsAsTheHardLimitAllows) {
 }
 
 TEST(GrpcStatus, SurvivesTheWayThereAndBack) {
-  EXPECT_TRUE(FromGrpc(ToGrpc(absl::OkStatus())).ok());
+  EXPECT_OK(FromGrpc(ToGrpc(absl::OkStatus())));
   for (int code = 1; code <= 16; ++code) {
     const absl::Status status(static_cast<absl::StatusCode>(code), "why");
     EXPECT_EQ(FromGrpc(ToGrpc(status)), status);

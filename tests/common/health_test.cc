@@ -7,6 +7,7 @@
 #include "common/grpc_server.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -18,17 +19,17 @@ constexpr absl::Duration kPatience = absl::Seconds(10);
 
 TEST(Health, LivesFromTheStartAndIsReadyWhenSaid) {
   const absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start("127.0.0.1:0");
-  ASSERT_TRUE(health.ok()) << health.status();
+  ASSERT_OK(health);
   const std::string address = (*health)->address();
-  EXPECT_TRUE(CheckHealth(address, kLive, kPatience).ok());
+  EXPECT_OK(CheckHealth(address, kLive, kPatience));
   const absl::Status early = CheckHealth(address, kReady, kPatience);
   EXPECT_TRUE(absl::IsUnavailable(early)) << early;
   EXPECT_THAT(std::string(early.message()), AllOf(HasSubstr(address), HasSubstr("ready"), HasSubstr("not serving")));
   (*health)->SetReady(true);
-  EXPECT_TRUE(CheckHealth(address, kReady, kPatience).ok());
+  EXPECT_OK(CheckHealth(address, kReady, kPatience));
   (*health)->SetReady(false);
   EXPECT_TRUE(absl::IsUnavailable(CheckHealth(address, kReady, kPatience)));
-  EXPECT_TRUE(CheckHealth(address, kLive, kPatience).ok());
+  EXPECT_OK(CheckHealth(address, kLive, kPatience));
 }
 
 TEST(Health, AsksAnyServerOfTheProtocol) {
@@ -36,8 +37,8 @@ TEST(Health, AsksAnyServerOfTheProtocol) {
   GrpcServerOptions serving;
   serving.listen = "127.0.0.1:0";
   const absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(serving);
-  ASSERT_TRUE(server.ok()) << server.status();
-  EXPECT_TRUE(CheckHealth((*server)->address(), "", kPatience).ok());
+  ASSERT_OK(server);
+  EXPECT_OK(CheckHealth((*server)->address(), "", kPatience));
   EXPECT_TRUE(absl::IsNotFound(CheckHealth((*server)->address(), "ready", kPatience)));
 }
 
@@ -45,7 +46,7 @@ TEST(Health, NobodyThereIsNotWell) {
   std::string address;
   {
     const absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start("127.0.0.1:0");
-    ASSERT_TRUE(health.ok()) << health.status();
+    ASSERT_OK(health);
     address = (*health)->address();
   }
   const absl::Status gone = CheckHealth(address, kLive, kPatience);
@@ -55,12 +56,12 @@ TEST(Health, NobodyThereIsNotWell) {
 
 TEST(Health, AddressesAreChecked) {
   const absl::StatusOr<std::unique_ptr<HealthServer>> nowhere = HealthServer::Start("");
-  ASSERT_TRUE(nowhere.ok()) << nowhere.status();
+  ASSERT_OK(nowhere);
   EXPECT_EQ((*nowhere)->address(), "");
   (*nowhere)->SetReady(true);
   EXPECT_TRUE(absl::IsInvalidArgument(HealthServer::Start("7499").status()));
   const absl::StatusOr<std::unique_ptr<HealthServer>> first = HealthServer::Start("127.0.0.1:0");
-  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_OK(first);
   const absl::Status taken = HealthServer::Start((*first)->address()).status();
   EXPECT_TRUE(absl::IsUnavailable(taken)) << taken;
   EXPECT_THAT(std::string(taken.message()), HasSubstr((*first)->address()));

@@ -12,6 +12,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -49,7 +50,7 @@ class HttpServerTest : public ::testing::Test {
  protected:
   HttpServerTest() {
     auto server = HttpServer::Start(EchoOptions());
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     server_ = *std::move(server);
   }
   std::string Send(const std::string& bytes) { return Exchange(server_->address(), bytes); }
@@ -90,7 +91,7 @@ TEST_F(HttpServerTest, SurvivesWhatIsNoHttp) {
 
 TEST(HttpServer, DoesNotWaitForWhoIsSlow) {
   const auto server = HttpServer::Start(EchoOptions());
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   // More at a time than there are threads, each announcing a body that never comes.
   std::vector<std::thread> slow;
   for (int i = 0; i < 20; ++i) {
@@ -117,7 +118,7 @@ std::string Dribble(const std::string& address, const std::string& begin, char m
 
 TEST(HttpServer, GivesUpWhoSendsSlowly) {
   const auto server = HttpServer::Start(EchoOptions());
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   EXPECT_THAT(Dribble((*server)->address(), "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n", 'x'),
               ::testing::AllOf(StartsWith("HTTP/1.1 408 "), EndsWith("the body comes too slowly")));
   EXPECT_THAT(Dribble((*server)->address(), "GET / HTTP/1.1\r\nX: ", 'x'),
@@ -150,7 +151,7 @@ TEST(HttpServer, SendsPiecesAsTheyComeToBe) {
     return response;
   };
   const auto server = HttpServer::Start(std::move(options));
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   Connection connection((*server)->address());
   connection.Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
   EXPECT_THAT(connection.ReadUntil("one\r\n"), EndsWith("\r\n\r\n3\r\none\r\n")) << "before the rest is there";
@@ -173,7 +174,7 @@ TEST(HttpServer, TellsWhoHasHungUp) {
     return HttpResponse();
   };
   const auto server = HttpServer::Start(std::move(options));
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   {
     Connection connection((*server)->address());
     connection.Send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\nhi");
@@ -196,7 +197,7 @@ TEST(HttpServer, GivesUpWhoTakesNothing) {
     return response;
   };
   const auto server = HttpServer::Start(std::move(options));
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   Connection connection((*server)->address());
   connection.Send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
   given_up.WaitForNotification();
@@ -213,7 +214,7 @@ TEST(HttpServer, DrainFinishesWhatIsInFlightAndRefusesTheRest) {
     return Echo(request);
   };
   const auto server = HttpServer::Start(std::move(options));
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   const std::string& address = (*server)->address();
   std::string slow;
   std::thread client([&] { slow = Exchange(address, "GET /slow HTTP/1.1\r\nHost: h\r\n\r\n"); });
@@ -237,7 +238,7 @@ TEST(HttpServer, NamesAddressesThatCannotBeServed) {
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << listen << ": " << status;
   }
   const auto first = HttpServer::Start(EchoOptions());
-  ASSERT_TRUE(first.ok());
+  ASSERT_OK(first);
   const absl::Status taken = HttpServer::Start(EchoOptions((*first)->address())).status();
   EXPECT_TRUE(absl::IsUnavailable(taken)) << taken;
   EXPECT_THAT(taken.message(), HasSubstr((*first)->address()));
@@ -245,12 +246,12 @@ TEST(HttpServer, NamesAddressesThatCannotBeServed) {
 
 TEST(HttpServer, ServesAgainAtTheSameAddress) {
   auto server = HttpServer::Start(EchoOptions("localhost:0"));
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   const std::string address = (*server)->address();
   EXPECT_THAT(address, StartsWith("localhost:"));
   server->reset();
   server = HttpServer::Start(EchoOptions(address));
-  ASSERT_TRUE(server.ok()) << server.status();
+  ASSERT_OK(server);
   EXPECT_THAT(
       Exchange(absl::StrCat("127.0.0.1", address.substr(address.rfind(':'))), "GET / HTTP/1.1\r\nHost: h\r\n\r\n"),
       StartsWith("HTTP/1.1 200 "));

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/field_options.pb.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -56,7 +57,7 @@ std::string Refusal(const std::string& yaml, const std::vector<std::string>& ove
 
 v1::JobSpec Parsed(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
   const absl::StatusOr<v1::JobSpec> job = ParseJob(yaml, "job.yaml", overrides);
-  EXPECT_TRUE(job.ok()) << job.status();
+  EXPECT_OK(job);
   return job.ok() ? *job : v1::JobSpec();
 }
 
@@ -110,7 +111,7 @@ TEST(JobFile, FillingDefaultsAgainChangesNothing) {
   const std::string once = job.SerializeAsString();
   FillDefaults(&job);
   EXPECT_EQ(job.SerializeAsString(), once);
-  EXPECT_TRUE(ValidateJob(job).ok());
+  EXPECT_OK(ValidateJob(job));
 }
 
 // A default that its own rule refuses would be left out silently.
@@ -395,7 +396,7 @@ TEST(JobFile, EveryExampleParses) {
     if (entry.path().extension() != ".yaml") continue;
     ++examples;
     const absl::StatusOr<v1::JobSpec> job = ReadJobFile(entry.path().string(), {});
-    EXPECT_TRUE(job.ok()) << job.status();
+    EXPECT_OK(job);
   }
   EXPECT_GE(examples, 4);
 }

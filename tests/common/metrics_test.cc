@@ -13,6 +13,7 @@
 #include "common/machine.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -114,7 +115,7 @@ TEST(MetricGroup, GoesWithItsSeriesAndLeavesOthers) {
 TEST(Metrics, AreServedOverHttp) {
   Metrics metrics;
   prometheus::Counter* const counter = metrics.Counter("millrace_steps_total", "Steps.");
-  ASSERT_TRUE(metrics.Serve("127.0.0.1:0").ok());
+  ASSERT_OK(metrics.Serve("127.0.0.1:0"));
   ASSERT_THAT(metrics.address(), StartsWith("127.0.0.1:"));
   ASSERT_NE(metrics.address(), "127.0.0.1:0");
   counter->Increment(7);
@@ -127,7 +128,7 @@ TEST(Metrics, AreServedOverHttp) {
 
 TEST(Metrics, AreNotServedAtAnAddressThatIsTaken) {
   Metrics first, second;
-  ASSERT_TRUE(first.Serve("127.0.0.1:0").ok());
+  ASSERT_OK(first.Serve("127.0.0.1:0"));
   const absl::Status status = second.Serve(first.address());
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr(first.address()));
@@ -137,7 +138,7 @@ TEST(Metrics, AreNotServedAtAnAddressThatIsTaken) {
 
 TEST(Metrics, AreNotServedUnlessAsked) {
   Metrics metrics;
-  EXPECT_TRUE(metrics.Serve("").ok());
+  EXPECT_OK(metrics.Serve(""));
   EXPECT_EQ(metrics.address(), "");
 }
 

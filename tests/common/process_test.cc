@@ -18,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -32,7 +33,7 @@ std::unique_ptr<ChildProcess> Shell(const std::string& script, const std::string
                                     bool dies_with_parent = true) {
   auto child = ChildProcess::Start(
       {.arguments = {"/bin/sh", "-c", script}, .log_file = log_file, .dies_with_parent = dies_with_parent});
-  EXPECT_TRUE(child.ok()) << child.status();
+  EXPECT_OK(child);
   return child.ok() ? *std::move(child) : nullptr;
 }
 
@@ -160,7 +161,7 @@ TEST(Process, OutlivesItsObjectIfAskedTo) {
 TEST(Process, StartsWhereItIsToldTo) {
   const TemporaryFolder folder;
   auto child = ChildProcess::Start({.arguments = {"/bin/pwd"}, .log_file = folder / "log", .directory = folder.path()});
-  ASSERT_TRUE(child.ok()) << child.status();
+  ASSERT_OK(child);
   EXPECT_TRUE(EndOf(**child).well());
   EXPECT_EQ(folder.Read("log"), folder.path() + "\n");
   child = ChildProcess::Start({.arguments = {"/bin/pwd"}, .directory = folder / "nowhere"});
@@ -174,7 +175,7 @@ TEST(Process, WritesAndHoldsNoMoreThanItMay) {
                                     .directory = folder.path(),
                                     .max_memory = uint64_t{1} << 30,
                                     .max_written = 1000});
-  ASSERT_TRUE(child.ok()) << child.status();
+  ASSERT_OK(child);
   EXPECT_FALSE(EndOf(**child).well());
   EXPECT_EQ(folder.Read("log").substr(0, 8), "1048576\n");  // KiB
   EXPECT_EQ(folder.Read("big").size(), 1000u);
@@ -196,7 +197,7 @@ TEST(Process, KillsWhatItsChildStarted) {
 
 TEST(Process, OwnProgramIsThisTest) {
   const absl::StatusOr<std::string> program = OwnProgram();
-  ASSERT_TRUE(program.ok()) << program.status();
+  ASSERT_OK(program);
   EXPECT_THAT(*program, ::testing::EndsWith("common_test"));
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -68,7 +69,7 @@ TEST(Safetensors, WhatIsWrittenReadsBack) {
   const TemporaryFolder folder;
   const std::string path = folder.Write("model.safetensors", LayOutSafetensors(&header) + "abcdefghxyz");
   const auto file = SafetensorsFile::Open(path);
-  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_OK(file);
   EXPECT_EQ((*file)->header().metadata, header.metadata);
   ASSERT_EQ((*file)->header().tensors.size(), 2u);
   EXPECT_EQ((*file)->data(), "abcdefghxyz");
@@ -85,16 +86,16 @@ TEST(Safetensors, WhatIsWrittenReadsBack) {
 
 TEST(Safetensors, TensorsComeInTheOrderOfTheirData) {
   const auto header = Parse(File("{" + Tensor("a", "[2]", 8, 16) + "," + Tensor("b", "[2]", 0, 8) + "}", 16));
-  ASSERT_TRUE(header.ok()) << header.status();
+  ASSERT_OK(header);
   EXPECT_EQ(header->tensors[0].name, "b");
   EXPECT_EQ(header->tensors[1].name, "a");
   EXPECT_EQ(header->data_bytes, 16u);
 }
 
 TEST(Safetensors, AFileMayHaveNoTensors) {
-  EXPECT_TRUE(Parse(File("{}", 0)).ok());
+  EXPECT_OK(Parse(File("{}", 0)));
   SafetensorsHeader none;
-  EXPECT_TRUE(Parse(LayOutSafetensors(&none)).ok());
+  EXPECT_OK(Parse(LayOutSafetensors(&none)));
 }
 
 TEST(Safetensors, GapsAndOverlapsAreRefused) {
@@ -148,7 +149,7 @@ TEST(Safetensors, ATruncatedFileNamesTheFirstTensorThatIsNotAllThere) {
   const std::string json =
       "{" + Tensor("a", "[2]", 0, 8) + "," + Tensor("b", "[2]", 8, 16) + "," + Tensor("c", "[2]", 16, 24) + "}";
   const std::string file = File(json, 24);
-  ASSERT_TRUE(Parse(file).ok());
+  ASSERT_OK(Parse(file));
   EXPECT_THAT(Refusal(json, 23), HasSubstr("ends within tensor 'c'"));
   EXPECT_THAT(Refusal(json, 15), HasSubstr("ends within tensor 'b': it has 15 bytes of data, the tensor ends at 16"));
   for (size_t size = 0; size < file.size(); ++size) {
@@ -188,7 +189,7 @@ TEST(Safetensors, ManyTensorsAreReadSoon) {
   std::string json = "{";
   for (size_t i = 0; i < kMany; ++i) absl::StrAppend(&json, i == 0 ? "" : ",", Tensor(absl::StrCat(i), "[0]", 0, 0));
   const auto header = Parse(File(json + "}", 0));
-  ASSERT_TRUE(header.ok()) << header.status();
+  ASSERT_OK(header);
   EXPECT_EQ(header->tensors.size(), kMany);
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -19,9 +20,9 @@ constexpr size_t kSize = 1 << 16;
 
 TEST(SharedMemory, IsTheSameForBothEnds) {
   const auto made = SharedMemory::Create(kSize);
-  ASSERT_TRUE(made.ok()) << made.status();
+  ASSERT_OK(made);
   const auto opened = SharedMemory::Open((*made)->name(), kSize);
-  ASSERT_TRUE(opened.ok()) << opened.status();
+  ASSERT_OK(opened);
   ASSERT_NE((*made)->data(), (*opened)->data());
   (*made)->data()[kSize - 1] = 'a';
   EXPECT_EQ((*opened)->data()[kSize - 1], 'a');
@@ -30,7 +31,7 @@ TEST(SharedMemory, IsTheSameForBothEnds) {
 
 TEST(SharedMemory, IsSeenByAnotherProcessAndGoesWithTheLastOne) {
   const auto made = SharedMemory::Create(kSize);
-  ASSERT_TRUE(made.ok());
+  ASSERT_OK(made);
   const std::string name = (*made)->name();
   const pid_t child = fork();
   ASSERT_GE(child, 0);
@@ -47,7 +48,7 @@ TEST(SharedMemory, IsSeenByAnotherProcessAndGoesWithTheLastOne) {
 
 TEST(SharedMemory, CannotBeTakenAwayByTheOtherEnd) {
   const auto made = SharedMemory::Create(kSize);
-  ASSERT_TRUE(made.ok());
+  ASSERT_OK(made);
   const std::string number = (*made)->name().substr((*made)->name().find('/') + 1);
   const int descriptor = open(absl::StrCat("/proc/self/fd/", number).c_str(), O_RDWR);
   ASSERT_GE(descriptor, 0);
@@ -59,7 +60,7 @@ TEST(SharedMemory, CannotBeTakenAwayByTheOtherEnd) {
 // A name that comes over the network must lead to nothing but such memory.
 TEST(SharedMemory, OpensNothingElse) {
   const auto made = SharedMemory::Create(kSize);
-  ASSERT_TRUE(made.ok());
+  ASSERT_OK(made);
   FILE* const file = std::tmpfile();
   ASSERT_NE(file, nullptr);
   ASSERT_EQ(ftruncate(fileno(file), kSize), 0);

@@ -15,6 +15,7 @@
 #include "common/philox.h"
 #include "common/shared_memory.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -26,7 +27,7 @@ class SharedRingTest : public ::testing::Test {
  protected:
   SharedRingTest() {
     auto made = SharedMemory::Create(SharedRing::kBytes);
-    EXPECT_TRUE(made.ok()) << made.status();
+    EXPECT_OK(made);
     memory_ = *std::move(made);
   }
 
@@ -38,7 +39,7 @@ class SharedRingTest : public ::testing::Test {
   static void Write(SharedRing* ring, uint64_t frames) {
     for (uint64_t i = 0; i < frames; ++i) {
       const auto room = ring->Reserve(SizeOf(i), &Always);
-      ASSERT_TRUE(room.ok());
+      ASSERT_OK(room);
       std::memset(*room, static_cast<int>(i % 251), SizeOf(i));
       ring->Commit(absl::StrCat("frame ", i));
     }
@@ -46,7 +47,7 @@ class SharedRingTest : public ::testing::Test {
   static void Read(SharedRing* ring, uint64_t frames) {
     for (uint64_t i = 0; i < frames; ++i) {
       const auto frame = ring->Next(&Always);
-      ASSERT_TRUE(frame.ok()) << frame.status();
+      ASSERT_OK(frame);
       ASSERT_EQ(frame->about, absl::StrCat("frame ", i));
       ASSERT_EQ(frame->values, std::string(SizeOf(i), static_cast<char>(i % 251)));
       ring->Release();
@@ -56,7 +57,7 @@ class SharedRingTest : public ::testing::Test {
   absl::Status Spoilt(void (*spoil)(char* memory)) {
     std::memset(memory_->data(), 0, memory_->size());
     SharedRing writer(memory_->data()), reader(memory_->data());
-    EXPECT_TRUE(writer.Reserve(1000, &Always).ok());
+    EXPECT_OK(writer.Reserve(1000, &Always));
     writer.Commit("about");
     spoil(memory_->data());
     return reader.Next(&Never).status();
@@ -74,7 +75,7 @@ void Put(char* to, Number number) {
 
 TEST_F(SharedRingTest, BringsEveryFrameInOrderBetweenThreads) {
   auto other = SharedMemory::Open(memory_->name(), SharedRing::kBytes);
-  ASSERT_TRUE(other.ok());
+  ASSERT_OK(other);
   SharedRing writer(memory_->data()), reader((*other)->data());
   std::thread writes([&] { Write(&writer, 2000); });
   Read(&reader, 2000);
@@ -104,28 +105,28 @@ TEST_F(SharedRingTest, WaitingEndsWhenItIsGivenUp) {
   EXPECT_TRUE(absl::IsCancelled(reader.Next(&Never).status()));
   // Two frames fill it.
   for (int i = 0; i < 2; ++i) {
-    ASSERT_TRUE(writer.Reserve(SharedRing::kMostValues - 1000, &Always).ok());
+    ASSERT_OK(writer.Reserve(SharedRing::kMostValues - 1000, &Always));
     writer.Commit("x");
   }
   EXPECT_TRUE(absl::IsCancelled(writer.Reserve(SharedRing::kMostValues, &Never).status()));
   EXPECT_LT(absl::Now() - begun, absl::Seconds(5));
   // Nothing was lost: both come, and then there is room.
   for (int i = 0; i < 2; ++i) {
-    ASSERT_TRUE(reader.Next(&Always).ok());
+    ASSERT_OK(reader.Next(&Always));
     reader.Release();
   }
-  EXPECT_TRUE(writer.Reserve(SharedRing::kMostValues, &Never).ok());
+  EXPECT_OK(writer.Reserve(SharedRing::kMostValues, &Never));
 }
 
 // A call may end right after its last frame.
 TEST_F(SharedRingTest, WhatCameBeforeItWasGivenUpIsThere) {
   SharedRing writer(memory_->data()), reader(memory_->data());
   const auto frame = reader.Next([&] {
-    EXPECT_TRUE(writer.Reserve(3, &Never).ok());
+    EXPECT_OK(writer.Reserve(3, &Never));
     writer.Commit("last");
     return false;
   });
-  ASSERT_TRUE(frame.ok()) << frame.status();
+  ASSERT_OK(frame);
   EXPECT_EQ(frame->about, "last");
 }
 
@@ -134,17 +135,17 @@ TEST_F(SharedRingTest, TakesTheLargestFrameAtEveryPlace) {
   SharedRing writer(memory_->data()), reader(memory_->data());
   for (size_t before = 0; before < 2 * SharedRing::kMostValues; before += before % 4096 == 0 ? 64 : 1984) {
     for (const size_t size : {std::min(before, SharedRing::kMostValues), SharedRing::kMostValues}) {
-      ASSERT_TRUE(writer.Reserve(size, &Never).ok()) << size << " bytes after " << before;
+      ASSERT_OK(writer.Reserve(size, &Never)) << size << " bytes after " << before;
       writer.Commit("x");
-      ASSERT_TRUE(reader.Next(&Never).ok());
+      ASSERT_OK(reader.Next(&Never));
       reader.Release();
     }
   }
   for (size_t size = SharedRing::kMostValues - 1024; size <= SharedRing::kMostValues; size += 64) {
     for (const size_t each : {size, SharedRing::kMostValues}) {
-      ASSERT_TRUE(writer.Reserve(each, &Never).ok()) << each << " bytes after " << size;
+      ASSERT_OK(writer.Reserve(each, &Never)) << each << " bytes after " << size;
       writer.Commit("x");
-      ASSERT_TRUE(reader.Next(&Never).ok());
+      ASSERT_OK(reader.Next(&Never));
       reader.Release();
     }
   }
@@ -152,7 +153,7 @@ TEST_F(SharedRingTest, TakesTheLargestFrameAtEveryPlace) {
 
 // Whatever the other end writes, nothing outside the ring is looked at.
 TEST_F(SharedRingTest, RefusesNonsense) {
-  EXPECT_TRUE(Spoilt([](char*) {}).ok());
+  EXPECT_OK(Spoilt([](char*) {}));
   EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, uint64_t{64}); })));  // ends in the frame
   EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, uint64_t{3}); })));
   EXPECT_TRUE(absl::IsDataLoss(Spoilt([](char* memory) { Put(memory, ~uint64_t{0}); })));  // more than there is

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace {
@@ -22,7 +23,7 @@ constexpr char kDigest[] = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25f
 
 TEST(ParseTokens, ReadsNamesAndRoles) {
   const auto owners = ParseTokens(absl::StrCat("# people\n\n alice\toperator  ", kDigest, "\n"), "tokens");
-  ASSERT_TRUE(owners.ok()) << owners.status();
+  ASSERT_OK(owners);
   ASSERT_EQ(owners->size(), 1u);
   EXPECT_EQ((*owners)[0].name, "alice");
   EXPECT_EQ((*owners)[0].role, Role::kOperator);
@@ -57,7 +58,7 @@ TEST(Tokens, OfALineThatWasMadeAreFound) {
   folder.Write("tokens",
                absl::StrCat(*TokenLine("alice", "operator", alices), "\n", *TokenLine("bob", "viewer", bobs)));
   const auto tokens = Tokens::Open(folder / "tokens");
-  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  ASSERT_OK(tokens);
   EXPECT_EQ((*tokens)->Find(alices)->name, "alice");
   EXPECT_EQ((*tokens)->Find(bobs)->role, Role::kViewer);
   for (const std::string& none :
@@ -73,7 +74,7 @@ TEST(Tokens, AreReadAgainWhenTheFileHasChanged) {
   const std::string first = NewToken(), second = NewToken();
   folder.Write("tokens", *TokenLine("alice", "operator", first));
   const auto tokens = Tokens::Open(folder / "tokens");
-  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  ASSERT_OK(tokens);
   // Another file takes its place, as editors and Kubernetes do.
   folder.Write("next", *TokenLine("alice", "operator", second) + "\n");
   std::filesystem::rename(folder / "next", folder / "tokens");

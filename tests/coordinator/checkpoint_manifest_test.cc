@@ -3,11 +3,12 @@
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 CheckpointManifest Example() {
   CheckpointManifest manifest;
@@ -27,7 +28,7 @@ CheckpointManifest Example() {
 
 TEST(CheckpointManifest, WhatIsPrintedReadsAlikeToTheLastBit) {
   const auto read = ParseManifest(PrintManifest(Example()));
-  ASSERT_TRUE(read.ok()) << read.status();
+  ASSERT_OK(read);
   EXPECT_EQ(*read, Example());
   ASSERT_NE(read->evaluation(), nullptr);
   EXPECT_EQ(read->evaluation()->loss, 0.1);

@@ -14,6 +14,7 @@
 #include "common/grpc_status.h"
 #include "gtest/gtest.h"
 #include "testing/role_certificates.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -31,14 +32,14 @@ class ShownService : public ClusterService {
   std::atomic<grpc::CallbackServerContext*> last = nullptr;
 };
 
-class ClusterServiceTest : public testing::Test {
+class ClusterServiceTest : public ::testing::Test {
  protected:
   ClusterServiceTest() {
     GrpcServerOptions options;
     options.listen = "127.0.0.1:0";
     options.services = {&service_};
     auto server = GrpcServer::Start(options);
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     server_ = *std::move(server);
     stub_ = v1::Cluster::NewStub(NewChannel(server_->address()));
     auto context = std::make_shared<v1::PhaseContext>();
@@ -86,7 +87,7 @@ TEST_F(ClusterServiceTest, AUnitGoesToTheNextWorkerWhenACallWasGivenUp) {
   std::thread patient([&] {
     grpc::ClientContext context;
     const grpc::Status status = stub_->NextWork(&context, second, &reply);
-    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_OK(status);
     EXPECT_EQ(reply.units_size(), 1);
   });
   OfferOne();
@@ -114,11 +115,11 @@ TEST_F(ClusterServiceTest, AMemberHasOneStream) {
   // Its end was not the member's.
   EXPECT_EQ(members_.Living(v1::WORKER).size(), 1u);
   stream->WritesDone();
-  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_OK(stream->Finish());
 }
 
 // Members with certificates of their own.
-class CertifiedClusterTest : public testing::Test {
+class CertifiedClusterTest : public ::testing::Test {
  protected:
   CertifiedClusterTest() {
     AccessOptions access;
@@ -131,7 +132,7 @@ class CertifiedClusterTest : public testing::Test {
     options.access = access_.get();
     options.credentials = server_tls_->ForServers();
     auto server = GrpcServer::Start(options);
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     server_ = *std::move(server);
   }
   ~CertifiedClusterTest() override { service_.Close(); }

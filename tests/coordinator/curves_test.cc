@@ -6,6 +6,7 @@
 #include "coordinator/simulated_jobs.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -49,7 +50,7 @@ TEST(LargestTriangles, StaysCloseToTheCurve) {
 
 class CurvesTest : public ::testing::Test {
  protected:
-  void SetUp() override { ASSERT_TRUE(jobs_.queue().Submit(jobs_.Request()).ok()); }
+  void SetUp() override { ASSERT_OK(jobs_.queue().Submit(jobs_.Request())); }
 
   void Step(uint64_t step, double loss, const std::string& phase = "p") {
     v1::JobEvent event;
@@ -73,7 +74,7 @@ class CurvesTest : public ::testing::Test {
     for (const std::string& metric : metrics) request.add_metrics(metric);
     request.set_max_points(points);
     const auto reply = curves_.Get(request);
-    EXPECT_TRUE(reply.ok()) << reply.status();
+    EXPECT_OK(reply);
     return std::vector<v1::Curve>(reply->curves().begin(), reply->curves().end());
   }
 
@@ -106,9 +107,9 @@ TEST_F(CurvesTest, WhatWasMeasuredIsDrawnAndGoesOn) {
 
 TEST_F(CurvesTest, WhatIsTrainedAgainIsDrawnOnce) {
   for (int step = 1; step <= 5; ++step) Step(static_cast<uint64_t>(step), step);
-  ASSERT_TRUE(jobs_.book().Flush().ok());
+  ASSERT_OK(jobs_.book().Flush());
   EXPECT_EQ(Draw({"train_loss"})[0].points(), 5u);
-  ASSERT_TRUE(jobs_.book().Supersede("mine", "p", 3).ok());
+  ASSERT_OK(jobs_.book().Supersede("mine", "p", 3));
   Step(4, 40);
   EXPECT_THAT(Draw({"train_loss"})[0].values(), ElementsAre(1, 2, 3, 40));
 }
@@ -116,10 +117,10 @@ TEST_F(CurvesTest, WhatIsTrainedAgainIsDrawnOnce) {
 TEST_F(CurvesTest, ALaterJobOfTheSameNameIsAnother) {
   Step(1, 1);
   EXPECT_EQ(Draw({"train_loss"})[0].points(), 1u);
-  ASSERT_TRUE(jobs_.queue().Cancel("mine").ok());
-  ASSERT_TRUE(jobs_.queue().Delete("mine").ok());
+  ASSERT_OK(jobs_.queue().Cancel("mine"));
+  ASSERT_OK(jobs_.queue().Delete("mine"));
   jobs_.book().Wake();
-  ASSERT_TRUE(jobs_.queue().Submit(jobs_.Request()).ok());
+  ASSERT_OK(jobs_.queue().Submit(jobs_.Request()));
   Step(7, 7);
   EXPECT_THAT(Draw({"train_loss"})[0].steps(), ElementsAre(7));
 }
@@ -141,7 +142,7 @@ TEST_F(CurvesTest, ALossThatIsNotMeasuredYetIsNoMistake) {
   request.add_metrics("train_loss");
   request.add_metrics("held_out_loss");
   const auto reply = curves_.Get(request);
-  ASSERT_TRUE(reply.ok()) << reply.status();
+  ASSERT_OK(reply);
   ASSERT_EQ(reply->curves_size(), 1);
   EXPECT_EQ(reply->curves(0).metric(), "train_loss");
 }
@@ -152,11 +153,11 @@ TEST_F(CurvesTest, AReplyHasBounds) {
   request.add_job_ids("mine");
   request.add_metrics("train_loss");
   Curves small(&jobs_.book(), 1000, /*most_points=*/10);
-  EXPECT_TRUE(small.Get(request).ok());
+  EXPECT_OK(small.Get(request));
   request.add_metrics("learning_rate");
   EXPECT_THAT(small.Get(request).status().message(), HasSubstr("more than 10 points: ask for fewer"));
   request.set_max_points(5);
-  EXPECT_TRUE(small.Get(request).ok());
+  EXPECT_OK(small.Get(request));
 }
 
 TEST_F(CurvesTest, WhatCannotBeDrawnIsNamed) {

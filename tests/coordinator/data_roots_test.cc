@@ -13,6 +13,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/field_options.pb.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -54,8 +55,8 @@ TEST_F(DataRootsTest, WhatLiesInARootMayBeRead) {
   for (const std::string& path :
        {std::string("a.txt"), std::string("b"), std::string("*.txt"), std::string("**"), std::string("b/../a.txt"),
         std::string("inside/c.txt"), folder_ / "root/a.txt", folder_ / "root", std::string("not/there.txt")}) {
-    EXPECT_TRUE(Check(WithSource(path)).ok()) << path << ": " << Check(WithSource(path));
-    EXPECT_TRUE(Check(WithSource(path), Depth::kPaths).ok()) << path;
+    EXPECT_OK(Check(WithSource(path))) << path << ": " << Check(WithSource(path));
+    EXPECT_OK(Check(WithSource(path), Depth::kPaths)) << path;
   }
 }
 
@@ -80,10 +81,10 @@ TEST_F(DataRootsTest, WhatLeadsOutsideIsRefusedByFieldPathAndRoots) {
 TEST_F(DataRootsTest, FilesThatGlobsAndFoldersFindAreFollowedToo) {
   Link(folder_ / "outside/secret.txt", "root/b/secret.txt");
   for (const char* path : {"b", "b/*.txt", "**", "*/secret.txt", "."}) {
-    EXPECT_TRUE(Check(WithSource(path), Depth::kPaths).ok()) << path;
+    EXPECT_OK(Check(WithSource(path), Depth::kPaths)) << path;
     EXPECT_TRUE(absl::IsPermissionDenied(Check(WithSource(path), Depth::kFiles))) << path;
   }
-  EXPECT_TRUE(Check(WithSource("*.txt"), Depth::kFiles).ok());
+  EXPECT_OK(Check(WithSource("*.txt"), Depth::kFiles));
   // A link to a folder that only a pattern finds.
   Link(folder_ / "outside", "root/links");
   EXPECT_TRUE(absl::IsPermissionDenied(Check(WithSource("link?/secret.txt"))));
@@ -199,9 +200,9 @@ TEST_F(DataRootsTest, EveryPathOfAJobIsLookedAt) {
 TEST_F(DataRootsTest, ModelsMayComeFromTheCoordinatorsJobsButTextMayNot) {
   v1::JobSpec job;
   job.add_phases()->set_from(folder_ / "coordinator/jobs/other/checkpoints/best");
-  EXPECT_TRUE(Check(job).ok()) << Check(job);
+  EXPECT_OK(Check(job));
   job.mutable_phases(0)->set_from("pretrain@best");
-  EXPECT_TRUE(Check(job).ok());
+  EXPECT_OK(Check(job));
   job.mutable_phases(0)->set_from(folder_ / "coordinator");
   EXPECT_FALSE(Check(job).ok());
   EXPECT_FALSE(Check(WithSource(folder_ / "coordinator/jobs/other")).ok());
@@ -209,7 +210,7 @@ TEST_F(DataRootsTest, ModelsMayComeFromTheCoordinatorsJobsButTextMayNot) {
   folder_.Write("root/model/config.json", "{}");
   Link(folder_ / "outside/secret.txt", "root/model/model.safetensors");
   job.mutable_phases(0)->set_from("model");
-  EXPECT_TRUE(Check(job, Depth::kPaths).ok());
+  EXPECT_OK(Check(job, Depth::kPaths));
   EXPECT_TRUE(absl::IsPermissionDenied(Check(job)));
 }
 
@@ -218,14 +219,14 @@ TEST_F(DataRootsTest, NamedTemplatesAndRatingsAreNoFiles) {
   v1::PhaseSpec* const phase = job.add_phases();
   phase->mutable_chat()->set_template_("chatml");
   phase->mutable_data()->add_sources()->set_path("compare@ratings");
-  EXPECT_TRUE(Check(job).ok()) << Check(job);
+  EXPECT_OK(Check(job));
 }
 
 TEST_F(DataRootsTest, WithoutRootsThereAreNoBounds) {
   const auto all = DataRoots::Open({}, folder_ / "coordinator");
-  EXPECT_TRUE(all->Check(WithSource("/etc/passwd"), "/", Depth::kFiles).ok());
+  EXPECT_OK(all->Check(WithSource("/etc/passwd"), "/", Depth::kFiles));
   const auto slash = DataRoots::Open({"/"}, folder_ / "coordinator");
-  EXPECT_TRUE(slash->Check(WithSource("/etc/passwd"), "/", Depth::kFiles).ok());
+  EXPECT_OK(slash->Check(WithSource("/etc/passwd"), "/", Depth::kFiles));
 }
 
 TEST_F(DataRootsTest, ARootIsAFolder) {
@@ -235,7 +236,7 @@ TEST_F(DataRootsTest, ARootIsAFolder) {
   // Roots are links to what they mean.
   Link(folder_ / "root", "link-to-root");
   const auto linked = DataRoots::Open({folder_ / "link-to-root"}, folder_ / "coordinator");
-  EXPECT_TRUE(linked->Check(WithSource("a.txt"), folder_ / "root", Depth::kFiles).ok());
+  EXPECT_OK(linked->Check(WithSource("a.txt"), folder_ / "root", Depth::kFiles));
 }
 
 }  // namespace

@@ -7,18 +7,19 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
-class JobBookTest : public testing::Test {
+class JobBookTest : public ::testing::Test {
  protected:
   void SetUp() override {
     directory_ =
-        std::filesystem::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
+        std::filesystem::path(::testing::TempDir()) / ::testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
     Open();
@@ -30,10 +31,10 @@ class JobBookTest : public testing::Test {
   // As a coordinator that is started, and one that is killed.
   void Open() {
     auto store = JobStore::Open(Path());
-    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_OK(store);
     store_ = *std::move(store);
     auto book = JobBook::Open(store_.get());
-    ASSERT_TRUE(book.ok()) << book.status();
+    ASSERT_OK(book);
     book_ = *std::move(book);
   }
   void Close() {
@@ -60,7 +61,7 @@ class JobBookTest : public testing::Test {
     uint64_t after = 0;
     for (;;) {
       const auto events = book_->Read(id, after, 3);
-      EXPECT_TRUE(events.ok()) << events.status();
+      EXPECT_OK(events);
       if (!events.ok() || events->empty()) return steps;
       for (const v1::JobEvent& event : *events) {
         EXPECT_GT(event.sequence(), after);
@@ -83,21 +84,21 @@ TEST_F(JobBookTest, NamesAreMadeUnique) {
 }
 
 TEST_F(JobBookTest, FirstComeFirstServedAndWhatRanBeforeARestartGoesOnFirst) {
-  ASSERT_TRUE(book_->Add(Named("a")).ok());
-  ASSERT_TRUE(book_->Add(Named("b")).ok());
-  ASSERT_TRUE(book_->Add(Named("c")).ok());
+  ASSERT_OK(book_->Add(Named("a")));
+  ASSERT_OK(book_->Add(Named("b")));
+  ASSERT_OK(book_->Add(Named("c")));
   EXPECT_EQ(book_->Next(), "a");
-  ASSERT_TRUE(book_->SetState("a", v1::Job::PAUSED, [](v1::Job*) {}).ok());
+  ASSERT_OK(book_->SetState("a", v1::Job::PAUSED, [](v1::Job*) {}));
   EXPECT_EQ(book_->Next(), "b");
-  ASSERT_TRUE(book_->Requeue("a").ok());
+  ASSERT_OK(book_->Requeue("a"));
   EXPECT_EQ(book_->Next(), "b");
-  ASSERT_TRUE(book_->SetState("c", v1::Job::RUNNING, [](v1::Job*) {}).ok());
+  ASSERT_OK(book_->SetState("c", v1::Job::RUNNING, [](v1::Job*) {}));
   Close();
   Open();
   EXPECT_EQ(book_->Next(), "c");
-  ASSERT_TRUE(book_->SetState("c", v1::Job::SUCCEEDED, [](v1::Job*) {}).ok());
+  ASSERT_OK(book_->SetState("c", v1::Job::SUCCEEDED, [](v1::Job*) {}));
   EXPECT_EQ(book_->Next(), "b");
-  ASSERT_TRUE(book_->SetState("b", v1::Job::CANCELLED, [](v1::Job*) {}).ok());
+  ASSERT_OK(book_->SetState("b", v1::Job::CANCELLED, [](v1::Job*) {}));
   EXPECT_EQ(book_->Next(), "a");
   std::vector<std::string> ids;
   for (const v1::Job& job : book_->List()) ids.push_back(job.id());
@@ -106,13 +107,13 @@ TEST_F(JobBookTest, FirstComeFirstServedAndWhatRanBeforeARestartGoesOnFirst) {
 
 TEST_F(JobBookTest, EveryEndOfAJobCountsOnce) {
   const auto set = [this](const char* id, v1::Job::State state) {
-    EXPECT_TRUE(book_->SetState(id, state, [](v1::Job*) {}).ok());
+    EXPECT_OK(book_->SetState(id, state, [](v1::Job*) {}));
   };
-  for (const char* name : {"a", "b", "c"}) ASSERT_TRUE(book_->Add(Named(name)).ok());
+  for (const char* name : {"a", "b", "c"}) ASSERT_OK(book_->Add(Named(name)));
   EXPECT_THAT(book_->Endings(), ::testing::IsEmpty());
   set("a", v1::Job::RUNNING);
   set("a", v1::Job::FAILED);
-  ASSERT_TRUE(book_->Requeue("a").ok());
+  ASSERT_OK(book_->Requeue("a"));
   set("a", v1::Job::RUNNING);
   set("a", v1::Job::FAILED);
   set("b", v1::Job::CANCELLED);  // while it waits
@@ -128,16 +129,16 @@ TEST_F(JobBookTest, EveryEndOfAJobCountsOnce) {
 }
 
 TEST_F(JobBookTest, AKilledCoordinatorKnowsItsJobsAndFlushedEvents) {
-  ASSERT_TRUE(book_->Add(Named("a")).ok());
-  ASSERT_TRUE(book_->SetState("a", v1::Job::FAILED, [](v1::Job* job) { job->set_error("no space"); }).ok());
+  ASSERT_OK(book_->Add(Named("a")));
+  ASSERT_OK(book_->SetState("a", v1::Job::FAILED, [](v1::Job* job) { job->set_error("no space"); }));
   book_->Append("a", Step(1));
   book_->Update("a", [](v1::Job* job) { job->set_step(1); });
-  ASSERT_TRUE(book_->Flush().ok());
+  ASSERT_OK(book_->Flush());
   book_->Append("a", Step(2));  // not flushed: lost
   Close();
   Open();
   const auto job = book_->GetStored("a");
-  ASSERT_TRUE(job.ok());
+  ASSERT_OK(job);
   EXPECT_EQ(job->job.state(), v1::Job::FAILED);
   EXPECT_EQ(job->job.error(), "no space");
   EXPECT_EQ(job->job.step(), 1u);
@@ -147,8 +148,8 @@ TEST_F(JobBookTest, AKilledCoordinatorKnowsItsJobsAndFlushedEvents) {
 }
 
 TEST_F(JobBookTest, SequencesThatWatchersMayHaveSeenAreNotUsedAgain) {
-  ASSERT_TRUE(book_->Add(Named("a")).ok());
-  ASSERT_TRUE(book_->Flush().ok());
+  ASSERT_OK(book_->Add(Named("a")));
+  ASSERT_OK(book_->Flush());
   book_->Append("a", Step(1));
   const uint64_t seen = book_->Read("a", 0, 100)->back().sequence();
   Close();
@@ -158,25 +159,25 @@ TEST_F(JobBookTest, SequencesThatWatchersMayHaveSeenAreNotUsedAgain) {
 }
 
 TEST_F(JobBookTest, SupersededStepsAreForgottenFlushedOrNot) {
-  ASSERT_TRUE(book_->Add(Named("a")).ok());
+  ASSERT_OK(book_->Add(Named("a")));
   for (uint64_t step = 1; step <= 5; ++step) book_->Append("a", Step(step));
   book_->Append("a", Step(5, "earlier"));
-  ASSERT_TRUE(book_->Flush().ok());
+  ASSERT_OK(book_->Flush());
   for (uint64_t step = 6; step <= 9; ++step) book_->Append("a", Step(step));
-  ASSERT_TRUE(book_->Supersede("a", "p", 3).ok());
+  ASSERT_OK(book_->Supersede("a", "p", 3));
   EXPECT_THAT(Steps("a"), ElementsAre(1, 2, 3, 5));
   for (uint64_t step = 4; step <= 5; ++step) book_->Append("a", Step(step));
   EXPECT_THAT(Steps("a"), ElementsAre(1, 2, 3, 5, 4, 5));
 }
 
 TEST_F(JobBookTest, AReaderSeesEveryEventOnceWhileTheyAreFlushed) {
-  ASSERT_TRUE(book_->Add(Named("a")).ok());
+  ASSERT_OK(book_->Add(Named("a")));
   constexpr uint64_t kEvents = 2000;
   std::thread writer([&] {
     for (uint64_t step = 1; step <= kEvents; ++step) {
       book_->Append("a", Step(step));
       if (step % 100 == 0) {
-        EXPECT_TRUE(book_->Flush().ok());
+        EXPECT_OK(book_->Flush());
       }
     }
   });
@@ -184,7 +185,7 @@ TEST_F(JobBookTest, AReaderSeesEveryEventOnceWhileTheyAreFlushed) {
   while (next <= kEvents) {
     book_->AwaitEvent("a", after, absl::InfiniteFuture());
     const auto events = book_->Read("a", after, 100);
-    ASSERT_TRUE(events.ok());
+    ASSERT_OK(events);
     for (const v1::JobEvent& event : *events) {
       ASSERT_EQ(event.sequence(), after + 1);
       after = event.sequence();
@@ -197,9 +198,9 @@ TEST_F(JobBookTest, AReaderSeesEveryEventOnceWhileTheyAreFlushed) {
 }
 
 TEST_F(JobBookTest, ADeletedJobIsGoneAndUnknownOnesAreNamed) {
-  ASSERT_TRUE(book_->Add(Named("a")).ok());
-  ASSERT_TRUE(book_->Add(Named("b")).ok());
-  ASSERT_TRUE(book_->Delete("a").ok());
+  ASSERT_OK(book_->Add(Named("a")));
+  ASSERT_OK(book_->Add(Named("b")));
+  ASSERT_OK(book_->Delete("a"));
   EXPECT_EQ(book_->Get("a").status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(book_->Get("a").status().message(), HasSubstr("there are: b"));
   Close();

@@ -3,6 +3,7 @@
 #include "coordinator/simulated_jobs.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -18,7 +19,7 @@ TEST(JobQueue, AKeyMakesOneJobForEachUser) {
   v1::SubmitJobRequest request = jobs.Request();
   request.set_idempotency_key("nightly");
   const auto first = jobs.queue().Submit(request, "ann");
-  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_OK(first);
   EXPECT_EQ(first->user(), "ann");
   jobs.Restart();
   EXPECT_EQ(jobs.queue().Submit(request, "ann")->id(), first->id());
@@ -40,7 +41,7 @@ TEST(JobQueue, ValidationAloneMakesNothing) {
   v1::SubmitJobRequest request = jobs.Request();
   request.set_validate_only(true);
   const auto checked = jobs.queue().Submit(request);
-  ASSERT_TRUE(checked.ok()) << checked.status();
+  ASSERT_OK(checked);
   EXPECT_EQ(checked->id(), "");
   EXPECT_EQ(checked->spec().phases(0).optimizer().schedule(), "cosine");  // a default
   request.add_overrides("model.heads=3");
@@ -52,12 +53,12 @@ TEST(JobQueue, AJobIsATemplateOfOthers) {
   SimulatedJobs jobs(&Any);
   v1::SubmitJobRequest request = jobs.Request();
   request.add_overrides("phases.0.stop.max_steps=100");
-  ASSERT_TRUE(jobs.queue().Submit(request).ok());
+  ASSERT_OK(jobs.queue().Submit(request));
   v1::SubmitJobRequest like;
   like.set_template_job_id("mine");
   like.add_overrides("seed=7");
   const auto copy = jobs.queue().Submit(like);
-  ASSERT_TRUE(copy.ok()) << copy.status();
+  ASSERT_OK(copy);
   EXPECT_EQ(copy->id(), "mine-2");
   EXPECT_EQ(copy->spec().seed(), 7u);
   EXPECT_EQ(copy->spec().phases(0).stop().max_steps(), 100u);
@@ -69,7 +70,7 @@ TEST(JobQueue, AJobIsATemplateOfOthers) {
   v1::SubmitJobRequest message;
   *message.mutable_spec() = copy->spec();
   message.mutable_spec()->set_name("message");
-  ASSERT_TRUE(jobs.queue().Submit(message).ok());
+  ASSERT_OK(jobs.queue().Submit(message));
   like.Clear();
   like.set_template_job_id("message");
   like.add_overrides("name=next");
@@ -85,7 +86,7 @@ TEST(JobQueue, PriorityGoesBeforeOrder) {
     v1::SubmitJobRequest request = jobs.Request();
     request.add_overrides(std::string("name=") + name);
     if (*name == 'c') request.add_overrides("priority=60");
-    ASSERT_TRUE(jobs.queue().Submit(request).ok());
+    ASSERT_OK(jobs.queue().Submit(request));
   }
   const auto positions = [&] {
     std::vector<uint32_t> positions;
@@ -100,8 +101,8 @@ TEST(JobQueue, PriorityGoesBeforeOrder) {
   v1::UpdateJobRequest update;
   update.set_job_id("d");
   update.set_priority(99);
-  ASSERT_TRUE(jobs.queue().Update(update).ok());
-  ASSERT_TRUE(jobs.queue().Pause("c").ok());
+  ASSERT_OK(jobs.queue().Update(update));
+  ASSERT_OK(jobs.queue().Pause("c"));
   EXPECT_THAT(positions(), ElementsAre(2, 3, 0, 1));
   jobs.Restart();
   EXPECT_EQ(jobs.book().Next(), "d");
@@ -111,15 +112,15 @@ TEST(JobQueue, PriorityGoesBeforeOrder) {
 
 TEST(JobQueue, LabelsAreSetAndTakenAway) {
   SimulatedJobs jobs(&Any);
-  ASSERT_TRUE(jobs.queue().Submit(jobs.Request()).ok());
+  ASSERT_OK(jobs.queue().Submit(jobs.Request()));
   v1::UpdateJobRequest update;
   update.set_job_id("mine");
   (*update.mutable_set_labels())["team"] = "search";
   (*update.mutable_set_labels())["run"] = "7";
-  ASSERT_TRUE(jobs.queue().Update(update).ok());
+  ASSERT_OK(jobs.queue().Update(update));
   update.clear_set_labels();
   update.add_remove_labels("run");
-  ASSERT_TRUE(jobs.queue().Update(update).ok());
+  ASSERT_OK(jobs.queue().Update(update));
   jobs.Restart();
   const auto job = jobs.book().Get("mine");
   ASSERT_EQ(job->spec().labels().size(), 1u);
@@ -138,28 +139,28 @@ TEST(JobQueue, ACancelThatComesAsTheJobPausesIsNotLost) {
   options.book = &jobs.book();
   options.run = [&asked](const StoredJob& job, const JobControl&) -> absl::StatusOr<JobOutcome> {
     // The run has come to its end, pausing, when somebody asks for more.
-    EXPECT_TRUE(asked->Pause(job.job.id()).ok());
-    EXPECT_TRUE(asked->Cancel(job.job.id()).ok());
+    EXPECT_OK(asked->Pause(job.job.id()));
+    EXPECT_OK(asked->Cancel(job.job.id()));
     asked->Stop();
     return JobOutcome{JobOutcome::Kind::kPaused, ""};
   };
   JobQueue queue(std::move(options));
   asked = &queue;
-  ASSERT_TRUE(queue.Submit(jobs.Request()).ok());
+  ASSERT_OK(queue.Submit(jobs.Request()));
   queue.Run();
   EXPECT_EQ(jobs.book().Get("mine")->state(), v1::Job::CANCELLED);
 }
 
 TEST(JobQueue, AUserHasSoManyUnfinishedJobs) {
   SimulatedJobs jobs(&Any, 2);
-  ASSERT_TRUE(jobs.queue().Submit(jobs.Request(), "ann").ok());
-  ASSERT_TRUE(jobs.queue().Submit(jobs.Request(), "ann").ok());
+  ASSERT_OK(jobs.queue().Submit(jobs.Request(), "ann"));
+  ASSERT_OK(jobs.queue().Submit(jobs.Request(), "ann"));
   const auto third = jobs.queue().Submit(jobs.Request(), "ann");
   EXPECT_EQ(third.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(third.status().message(), HasSubstr("ann has 2 unfinished jobs, of at most 2"));
-  EXPECT_TRUE(jobs.queue().Submit(jobs.Request(), "bob").ok());
-  ASSERT_TRUE(jobs.queue().Cancel("mine").ok());
-  EXPECT_TRUE(jobs.queue().Submit(jobs.Request(), "ann").ok());
+  EXPECT_OK(jobs.queue().Submit(jobs.Request(), "bob"));
+  ASSERT_OK(jobs.queue().Cancel("mine"));
+  EXPECT_OK(jobs.queue().Submit(jobs.Request(), "ann"));
 }
 
 }  // namespace

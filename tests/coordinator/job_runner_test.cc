@@ -13,27 +13,28 @@
 #include "coordinator/simulated_cluster.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/token_store.h"
 
 namespace millrace::coordinator {
 namespace {
 
-using testing::AllOf;
-using testing::Contains;
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::IsEmpty;
-using testing::Not;
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
 using Kind = JobOutcome::Kind;
 
 namespace fs = std::filesystem;
 
 // One coordinator's life after another on the same directory, without a network.
-class JobRunnerTest : public testing::Test {
+class JobRunnerTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    directory_ = fs::path(testing::TempDir()) /
-                 absl::StrCat("runner-", testing::UnitTest::GetInstance()->current_test_info()->name());
+    directory_ = fs::path(::testing::TempDir()) /
+                 absl::StrCat("runner-", ::testing::UnitTest::GetInstance()->current_test_info()->name());
     fs::remove_all(directory_);
     fs::create_directories(directory_ / "jobs" / "tiny");
     std::ofstream text(directory_ / "text.txt");
@@ -48,7 +49,7 @@ class JobRunnerTest : public testing::Test {
 
   void Start() {
     auto store = JobStore::Open(directory_ / "coordinator.sqlite");
-    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_OK(store);
     store_ = *std::move(store);
     book_ = *JobBook::Open(store_.get());
     board_ = std::make_unique<WorkBoard>();
@@ -98,14 +99,14 @@ phases:
     stop: {max_steps: 20}
 )"),
                                "tiny.yaml", more);
-    EXPECT_TRUE(spec.ok()) << spec.status();
+    EXPECT_OK(spec);
     return *spec;
   }
   void Submit(const v1::JobSpec& spec) {
     StoredJob job;
     *job.job.mutable_spec() = spec;
     job.base_directory = directory_;
-    ASSERT_TRUE(book_->Add(job).ok());
+    ASSERT_OK(book_->Add(job));
     std::ofstream(directory_ / "jobs" / "tiny" / "job.json") << "{}";
   }
 
@@ -128,7 +129,7 @@ phases:
 
   std::vector<v1::JobEvent> Events() {
     auto events = book_->Read("tiny", 0, 100'000);
-    EXPECT_TRUE(events.ok());
+    EXPECT_OK(events);
     return *events;
   }
   std::vector<uint64_t> EvaluatedSteps() {
@@ -153,7 +154,7 @@ phases:
   CheckpointShelf Shelf() { return CheckpointShelf(directory_ / "jobs" / "tiny"); }
   std::string LastDigest() {
     const auto last = Shelf().Find("last");
-    EXPECT_TRUE(last.ok()) << last.status();
+    EXPECT_OK(last);
     return last.ok() ? last->manifest.digest : "";
   }
   std::string Link(const char* name) {
@@ -165,7 +166,7 @@ phases:
     Submit(spec);
     AddWorker();
     const auto outcome = Run();
-    EXPECT_TRUE(outcome.ok()) << outcome.status();
+    EXPECT_OK(outcome);
     return LastDigest();
   }
   class Fresh {
@@ -208,14 +209,14 @@ TEST_F(JobRunnerTest, AJobRunsFromTextToItsLastCheckpoint) {
   Submit(Spec(12));
   AddWorker();
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->kind, Kind::kSucceeded);
   EXPECT_EQ(outcome->stop_reason, "max_steps");
   EXPECT_EQ(shards_.commits, 12);
   EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 12));
   EXPECT_EQ(book_->Get("tiny")->step(), 12u);
   const auto last = Shelf().Find("last");
-  ASSERT_TRUE(last.ok());
+  ASSERT_OK(last);
   EXPECT_EQ(last->name, "pretrain-12");
   EXPECT_EQ(Link("last"), "pretrain-12");
   EXPECT_FALSE(Link("best").empty());
@@ -259,7 +260,7 @@ TEST_F(JobRunnerTest, WorkersThatComeAndDieChangeNothing) {
   });
   const auto outcome = Run();
   ticker.join();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(LastDigest(), digest);
   EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20, 23));
 }
@@ -280,7 +281,7 @@ TEST_F(JobRunnerTest, ALostShardBringsTheRunBackToTheLastCheckpointAndTheSameEnd
     return true;
   });
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(shards_.configured, 2);
   EXPECT_EQ(LastDigest(), digest);
   EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20));
@@ -308,7 +309,7 @@ TEST_F(JobRunnerTest, AShardLostBeforeTheFirstCheckpointMeansNewWeights) {
     }
     return true;
   });
-  ASSERT_TRUE(Run().ok());
+  ASSERT_OK(Run());
   EXPECT_EQ(LastDigest(), digest);
 }
 
@@ -322,7 +323,7 @@ TEST_F(JobRunnerTest, AShardThatDoesNotAnswerIsWaitedFor) {
   });
   const auto outcome = Run();
   repair.join();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_THAT(Texts(), Contains(HasSubstr("shard s-1 does not answer")));
 }
 
@@ -361,7 +362,7 @@ TEST_F(JobRunnerTest, SamplesAreToldOnceAtEachEvaluationWhoeverWritesThem) {
   AddWorker(script);
   AddWorker(script);
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_TRUE(lost);
   EXPECT_THAT(asked, ElementsAre(5, 10, 12));
   std::vector<std::string> told;
@@ -426,25 +427,25 @@ TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   // Stopped by a signal: checkpoints where it is.
   AddWorker(ask_at(7, Wish::kStop));
   auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->kind, Kind::kStopped);
   // Step 8 may have been complete when the runner looked.
   EXPECT_THAT(OnShelf(),
-              testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
+              ::testing::AnyOf(ElementsAre("pretrain-5", "pretrain-7"), ElementsAre("pretrain-5", "pretrain-8")));
   Kill();
   Start();
   // Killed: nothing is written at its end, as with a job that is cancelled.
   AddWorker(ask_at(14, Wish::kCancel));
   outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->kind, Kind::kCancelled);
   EXPECT_THAT(OnShelf(), Contains("pretrain-10"));
-  EXPECT_THAT(OnShelf(), testing::Not(Contains("pretrain-14")));
+  EXPECT_THAT(OnShelf(), ::testing::Not(Contains("pretrain-14")));
   Kill();
   Start();
   AddWorker();
   outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->kind, Kind::kSucceeded);
   EXPECT_EQ(LastDigest(), digest);
   EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20));
@@ -452,7 +453,7 @@ TEST_F(JobRunnerTest, AStoppedAndAKilledCoordinatorGoOnToTheSameEnd) {
   Kill();
   Start();
   outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->stop_reason, "max_steps");
 }
 
@@ -465,13 +466,13 @@ TEST_F(JobRunnerTest, APausedJobFinishesItsStepAndResumesBitIdentically) {
     return true;
   });
   auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->kind, Kind::kPaused);
   EXPECT_THAT(OnShelf(), Contains("pretrain-13"));
   workers_.clear();
   AddWorker();
   outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->kind, Kind::kSucceeded);
   EXPECT_EQ(LastDigest(), digest);
 }
@@ -487,7 +488,7 @@ TEST_F(JobRunnerTest, PauseAndCancelWorkWhileNobodyIsThere) {
     });
     const auto outcome = Run();
     user.join();
-    ASSERT_TRUE(outcome.ok()) << outcome.status();
+    ASSERT_OK(outcome);
     EXPECT_EQ(outcome->kind, kind);
   }
 }
@@ -503,7 +504,7 @@ TEST_F(JobRunnerTest, PatienceEndsThePhaseAndTheBestIsKept) {
     return true;
   });
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->stop_reason, "patience");
   EXPECT_EQ(shards_.commits, 30);
   EXPECT_THAT(EvaluatedSteps(), ElementsAre(5, 10, 15, 20, 25, 30));
@@ -521,7 +522,7 @@ TEST_F(JobRunnerTest, TheBestIsCheckpointedEvenWhereNoCheckpointIsDue) {
     }
     return true;
   });
-  ASSERT_TRUE(Run().ok());
+  ASSERT_OK(Run());
   EXPECT_THAT(OnShelf(), ElementsAre("pretrain-5", "pretrain-10", "pretrain-20"));
   EXPECT_EQ(Link("best"), "pretrain-10");
 }
@@ -529,7 +530,7 @@ TEST_F(JobRunnerTest, TheBestIsCheckpointedEvenWhereNoCheckpointIsDue) {
 TEST_F(JobRunnerTest, MetricsTellOfThePhaseAndGoAMinuteAfterTheJob) {
   Submit(Spec(20));
   AddWorker();
-  ASSERT_TRUE(Run().ok());
+  ASSERT_OK(Run());
   const std::string labels = "{phase=\"pretrain\",train_job=\"tiny\"}";
   const auto evaluations = static_cast<double>(EvaluatedSteps().size());
   const std::string text = registry_.Text();
@@ -583,7 +584,7 @@ TEST_F(JobRunnerTest, ADamagedCheckpointIsSetAsideWithItsTensorNamedAndTheOneBef
     if (unit.kind() == v1::WorkUnit::TRAIN && unit.version() == 12) control_->Ask(Wish::kPause);
     return true;
   });
-  ASSERT_TRUE(Run().ok());
+  ASSERT_OK(Run());
   const fs::path file = directory_ / "jobs" / "tiny" / "checkpoints" / "pretrain-13" / "model.safetensors";
   std::fstream model(file, std::ios::in | std::ios::out | std::ios::binary);
   model.seekg(-4, std::ios::end);
@@ -593,8 +594,8 @@ TEST_F(JobRunnerTest, ADamagedCheckpointIsSetAsideWithItsTensorNamedAndTheOneBef
   model.close();
   workers_.clear();
   AddWorker();
-  ASSERT_TRUE(Run().ok());
-  EXPECT_THAT(Texts(), Contains(testing::AllOf(HasSubstr("pretrain-13 is damaged"), HasSubstr("head.weight"))));
+  ASSERT_OK(Run());
+  EXPECT_THAT(Texts(), Contains(::testing::AllOf(HasSubstr("pretrain-13 is damaged"), HasSubstr("head.weight"))));
   EXPECT_THAT(Texts(), Contains(HasSubstr("goes on from checkpoint pretrain-10")));
   EXPECT_EQ(LastDigest(), digest);
 }
@@ -614,7 +615,7 @@ TEST_F(JobRunnerTest, TheSecondPhaseStartsFromTheBestOfTheFirst) {
     return true;
   });
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_TRUE(second);
   EXPECT_EQ(Link("last"), "more-10");
   EXPECT_EQ(shards_.commits, 20);
@@ -642,7 +643,7 @@ TEST_F(JobRunnerTest, APhaseWithTextOfItsOwnTellsWhatIsRetainedOfTheJobs) {
     return true;
   });
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   int evaluations = 0;
   for (const v1::JobEvent& event : Events()) {
     if (!event.has_evaluation()) continue;
@@ -666,11 +667,11 @@ TEST_F(JobRunnerTest, EpochsBecomeSteps) {
   Submit(spec);
   AddWorker();
   const auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_EQ(outcome->stop_reason, "max_steps");
   // Half of the text's windows of 8 tokens, 6 a step.
   const auto store = text::TokenStore::Open(directory_ / "jobs" / "tiny" / "data");
-  ASSERT_TRUE(store.ok()) << store.status();
+  ASSERT_OK(store);
   const uint64_t windows = (*store)->train().size() / 8 - 1;
   EXPECT_EQ(static_cast<uint64_t>(shards_.commits), (windows + 11) / 12);
 }
@@ -683,7 +684,7 @@ TEST_F(JobRunnerTest, APhaseMayStartFromAnyEarlierStepOrAFolder) {
   Submit(spec);
   AddWorker();
   auto outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_THAT(Texts(), Contains("phase more starts from checkpoint pretrain-5"));
 
   // The same weights lie in a folder; with nothing but the weights in it.
@@ -694,10 +695,10 @@ TEST_F(JobRunnerTest, APhaseMayStartFromAnyEarlierStepOrAFolder) {
   fs::remove_all(checkpoints / "more-5");
   fs::remove_all(checkpoints / "more-10");
   spec.mutable_phases(1)->set_from("./model");
-  ASSERT_TRUE(book_->Delete("tiny").ok());
+  ASSERT_OK(book_->Delete("tiny"));
   Submit(spec);
   outcome = Run();
-  ASSERT_TRUE(outcome.ok()) << outcome.status();
+  ASSERT_OK(outcome);
   EXPECT_THAT(Texts(), Contains(AllOf(HasSubstr("phase more starts from "), HasSubstr("/model"))));
   EXPECT_EQ(LastDigest(), digest);
 }

@@ -18,6 +18,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/role_certificates.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -33,7 +34,7 @@ class JobsServiceTest : public ::testing::Test {
       v1::SubmitJobRequest request = jobs_.Request();
       request.add_overrides(absl::StrCat("name=job", i));
       (*request.mutable_labels())["parity"] = i % 2 == 0 ? "even" : "odd";
-      ASSERT_TRUE(jobs_.queue().Submit(request, i < 3 ? "ann" : "bob").ok());
+      ASSERT_OK(jobs_.queue().Submit(request, i < 3 ? "ann" : "bob"));
     }
   }
   JobsService::Parts Parts() {
@@ -47,7 +48,7 @@ class JobsServiceTest : public ::testing::Test {
   std::vector<std::string> List(const v1::ListJobsRequest& request) {
     reply_.Clear();
     const grpc::Status status = service_.ListJobs(nullptr, &request, &reply_);
-    EXPECT_TRUE(status.ok()) << status.error_message();
+    EXPECT_OK(status);
     std::vector<std::string> ids;
     for (const v1::Job& job : reply_.jobs()) ids.push_back(job.id());
     return ids;
@@ -70,7 +71,7 @@ TEST_F(JobsServiceTest, JobsAreListedByWhatTheyAre) {
   request.set_name_prefix("job5");
   EXPECT_THAT(List(request), ElementsAre("job5"));
   request.Clear();
-  ASSERT_TRUE(jobs_.queue().Pause("job2").ok());
+  ASSERT_OK(jobs_.queue().Pause("job2"));
   request.add_states(v1::Job::PAUSED);
   request.add_states(v1::Job::RUNNING);
   EXPECT_THAT(List(request), ElementsAre("job2"));
@@ -105,13 +106,13 @@ TEST_F(JobsServiceTest, LivingMembersAreListed) {
   join.set_name("w");
   join.set_processor("Zen");
   join.set_threads(3);
-  ASSERT_TRUE(members_.Join(join, absl::Now()).ok());
+  ASSERT_OK(members_.Join(join, absl::Now()));
   join.set_role(v1::SHARD);
   join.set_name("s");
   join.set_address("10.0.0.2:7401");
-  ASSERT_TRUE(members_.Join(join, absl::Now()).ok());
+  ASSERT_OK(members_.Join(join, absl::Now()));
   v1::ListMembersReply reply;
-  ASSERT_TRUE(service_.ListMembers(nullptr, nullptr, &reply).ok());
+  ASSERT_OK(service_.ListMembers(nullptr, nullptr, &reply));
   EXPECT_EQ(reply.wanted_shards(), 2u);
   ASSERT_EQ(reply.members_size(), 2);
   EXPECT_EQ(reply.members(0).role(), "shard");
@@ -140,7 +141,7 @@ class JobsServiceOverTlsTest : public JobsServiceTest {
     tls_ = *Tls::Open(authority_.Place(folder_ / "coordinator", Role::kCoordinator));
     options.credentials = tls_->ForServers();
     auto server = GrpcServer::Start(options);
-    ASSERT_TRUE(server.ok()) << server.status();
+    ASSERT_OK(server);
     server_ = *std::move(server);
   }
   void TearDown() override {

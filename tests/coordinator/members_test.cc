@@ -4,12 +4,13 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
 
-using testing::ElementsAre;
-using testing::HasSubstr;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 
 constexpr absl::Time kStart = absl::UnixEpoch();
 
@@ -24,7 +25,7 @@ v1::JoinRequest Request(v1::MemberRole role, const std::string& name) {
   return request;
 }
 
-class MembersTest : public testing::Test {
+class MembersTest : public ::testing::Test {
  protected:
   Members members_{
       {.worker_conformance_digest = "w",
@@ -55,8 +56,8 @@ TEST_F(MembersTest, AnotherConformanceDigestIsRefusedNamingMemberBuildAndProcess
 
 TEST_F(MembersTest, AMembersIdCannotBeGuessedAndIsOfUseToItAlone) {
   const std::string id = members_.Join(Request(v1::WORKER, "w-1"), kStart, "worker 'a'")->member_id();
-  EXPECT_THAT(id, testing::MatchesRegex("worker-1-[0-9a-f]{16}"));
-  EXPECT_TRUE(members_.Hear(id, 0, kStart, "worker 'a'").ok());
+  EXPECT_THAT(id, ::testing::MatchesRegex("worker-1-[0-9a-f]{16}"));
+  EXPECT_OK(members_.Hear(id, 0, kStart, "worker 'a'"));
   for (const char* identity : {"", "worker 'b'", "shard 'a'"}) {
     const absl::Status status = members_.Hear(id, 0, kStart, identity);
     EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
@@ -67,7 +68,7 @@ TEST_F(MembersTest, AMembersIdCannotBeGuessedAndIsOfUseToItAlone) {
 TEST_F(MembersTest, SilenceForLongerThanTheLeaseRemovesAMember) {
   const std::string quiet = members_.Join(Request(v1::WORKER, "quiet"), kStart)->member_id();
   const std::string lively = members_.Join(Request(v1::SHARD, "lively"), kStart)->member_id();
-  EXPECT_TRUE(members_.Hear(lively, 5, kStart + absl::Seconds(8)).ok());
+  EXPECT_OK(members_.Hear(lively, 5, kStart + absl::Seconds(8)));
   EXPECT_THAT(members_.Expire(kStart + absl::Seconds(10)), ElementsAre());
   EXPECT_THAT(members_.Expire(kStart + absl::Seconds(11)), ElementsAre(quiet));
   EXPECT_THAT(lost_, ElementsAre("quiet: silent for 10s"));
@@ -131,7 +132,7 @@ TEST_F(MembersTest, ANameIsFreeAgainWhenItsMemberHasGone) {
   EXPECT_EQ(members_.Join(Request(v1::WORKER, "w"), kStart).status().code(), absl::StatusCode::kAlreadyExists);
   members_.Remove(id, "left");
   const auto again = members_.Join(Request(v1::WORKER, "w"), kStart);
-  ASSERT_TRUE(again.ok());
+  ASSERT_OK(again);
   EXPECT_NE(again->member_id(), id);
 }
 
@@ -146,14 +147,14 @@ TEST_F(MembersTest, NonsenseIsRefused) {
   request = Request(v1::SHARD, "s");
   request.clear_address();
   EXPECT_EQ(code(request), absl::StatusCode::kInvalidArgument);
-  for (const char* name : {"1", "2", "3"}) EXPECT_TRUE(members_.Join(Request(v1::WORKER, name), kStart).ok());
+  for (const char* name : {"1", "2", "3"}) EXPECT_OK(members_.Join(Request(v1::WORKER, name), kStart));
   EXPECT_EQ(code(Request(v1::WORKER, "4")), absl::StatusCode::kResourceExhausted);
 }
 
 TEST_F(MembersTest, WaitingEndsWhenEverybodyIsThere) {
   std::thread waits([&] { EXPECT_TRUE(members_.Await(1, 1, absl::InfiniteFuture(), [] { return false; })); });
-  ASSERT_TRUE(members_.Join(Request(v1::WORKER, "w"), kStart).ok());
-  ASSERT_TRUE(members_.Join(Request(v1::SHARD, "s"), kStart).ok());
+  ASSERT_OK(members_.Join(Request(v1::WORKER, "w"), kStart));
+  ASSERT_OK(members_.Join(Request(v1::SHARD, "s"), kStart));
   waits.join();
   EXPECT_FALSE(members_.Await(2, 1, absl::InfinitePast(), [] { return false; }));
   EXPECT_FALSE(members_.Await(1, 1, absl::InfiniteFuture(), [] { return true; }));

@@ -19,6 +19,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -188,7 +189,7 @@ class ProgressFilesTest : public ::testing::Test {
 
   std::unique_ptr<ProgressFiles> Open() {
     auto files = ProgressFiles::Open(folder_);
-    EXPECT_TRUE(files.ok()) << files.status();
+    EXPECT_OK(files);
     return *std::move(files);
   }
   static v1::JobEvent Step(uint64_t step, double loss, const std::string& phase = "pretrain") {
@@ -263,15 +264,15 @@ class ProgressFilesTest : public ::testing::Test {
 
 TEST_F(ProgressFilesTest, AllThreeTellTheSame) {
   auto files = Open();
-  ASSERT_TRUE(files->Restart("pretrain", 0, 1'700'000'000'000).ok());
+  ASSERT_OK(files->Restart("pretrain", 0, 1'700'000'000'000));
   v1::JobEvent step = Step(3, 2.5);
   (*step.mutable_step()->mutable_statistics())["kl"] = 0.25;
   (*step.mutable_step()->mutable_statistics())["reward"] = -1;
-  ASSERT_TRUE(files->Add(step).ok());
-  ASSERT_TRUE(files->Add(Evaluation(4, 2.25)).ok());
+  ASSERT_OK(files->Add(step));
+  ASSERT_OK(files->Add(Evaluation(4, 2.25)));
   v1::JobEvent other;
   other.mutable_log()->set_text("not a number");
-  ASSERT_TRUE(files->Add(other).ok());
+  ASSERT_OK(files->Add(other));
 
   const std::vector<json> lines = JsonLines();
   ASSERT_EQ(lines.size(), 3u);
@@ -316,13 +317,12 @@ TEST_F(ProgressFilesTest, AllThreeTellTheSame) {
 
 TEST_F(ProgressFilesTest, AStartTakesBackWhatHappensAgain) {
   auto files = Open();
-  ASSERT_TRUE(files->Restart("pretrain", 0, 1'700'000'000'000).ok());
-  for (uint64_t step = 1; step <= 10; ++step)
-    ASSERT_TRUE(files->Add(Step(step, 10.0 + static_cast<double>(step))).ok());
+  ASSERT_OK(files->Restart("pretrain", 0, 1'700'000'000'000));
+  for (uint64_t step = 1; step <= 10; ++step) ASSERT_OK(files->Add(Step(step, 10.0 + static_cast<double>(step))));
   files.reset();
   files = Open();
-  ASSERT_TRUE(files->Restart("pretrain", 6, 1'700'000'001'000).ok());
-  for (uint64_t step = 7; step <= 8; ++step) ASSERT_TRUE(files->Add(Step(step, 1)).ok());
+  ASSERT_OK(files->Restart("pretrain", 6, 1'700'000'001'000));
+  for (uint64_t step = 7; step <= 8; ++step) ASSERT_OK(files->Add(Step(step, 1)));
   EXPECT_THAT(ReadPhase()["train/loss"], ElementsAre(Pair(1, 11.f), Pair(2, 12.f), Pair(3, 13.f), Pair(4, 14.f),
                                                      Pair(5, 15.f), Pair(6, 16.f), Pair(7, 1.f), Pair(8, 1.f)));
   // As docs/formats.md says that lines and rows are to be read.
@@ -341,9 +341,9 @@ TEST_F(ProgressFilesTest, AStartTakesBackWhatHappensAgain) {
 
 TEST_F(ProgressFilesTest, EachPhaseIsARunOfItsOwn) {
   auto files = Open();
-  ASSERT_TRUE(files->Add(Step(1, 5, "pretrain")).ok());
-  ASSERT_TRUE(files->Add(Step(1, 4, "sft")).ok());
-  ASSERT_TRUE(files->Restart("sft", 0, 1'700'000'001'000).ok());
+  ASSERT_OK(files->Add(Step(1, 5, "pretrain")));
+  ASSERT_OK(files->Add(Step(1, 4, "sft")));
+  ASSERT_OK(files->Restart("sft", 0, 1'700'000'001'000));
   EXPECT_THAT(ReadPhase("pretrain")["train/loss"], ElementsAre(Pair(1, 5.f)));
   EXPECT_THAT(ReadPhase("sft")["train/loss"], IsEmpty());
 }
@@ -365,12 +365,12 @@ TEST_F(ProgressFilesTest, SamplesStandOnceWhateverHappensAgain) {
   };
   auto files = Open();
   EXPECT_FALSE(fs::exists(folder_ / "samples.jsonl"));
-  ASSERT_TRUE(files->Restart("first", 0, 1'700'000'000'000).ok());
+  ASSERT_OK(files->Restart("first", 0, 1'700'000'000'000));
   EXPECT_FALSE(fs::exists(folder_ / "samples.jsonl"));
-  ASSERT_TRUE(files->Add(samples(30, "early", "first")).ok());
-  ASSERT_TRUE(files->Restart("pretrain", 0, 1'700'000'000'000).ok());
-  ASSERT_TRUE(files->Add(samples(10, "ten")).ok());
-  ASSERT_TRUE(files->Add(samples(20, "a \"b\"\nc")).ok());
+  ASSERT_OK(files->Add(samples(30, "early", "first")));
+  ASSERT_OK(files->Restart("pretrain", 0, 1'700'000'000'000));
+  ASSERT_OK(files->Add(samples(10, "ten")));
+  ASSERT_OK(files->Add(samples(20, "a \"b\"\nc")));
   const std::string undisturbed = Read("samples.jsonl");
   const std::vector<std::string> lines = Split(undisturbed);
   ASSERT_EQ(lines.size(), 6u);
@@ -387,12 +387,12 @@ TEST_F(ProgressFilesTest, SamplesStandOnceWhateverHappensAgain) {
   // Behind step 10 again, from a new process; then from the phase's beginning.
   for (const uint64_t after : {10, 0}) {
     files = Open();
-    ASSERT_TRUE(files->Restart("pretrain", after, 1'700'000'001'000).ok());
+    ASSERT_OK(files->Restart("pretrain", after, 1'700'000'001'000));
     EXPECT_EQ(Split(Read("samples.jsonl")).size(), after == 0 ? 2u : 4u);
     if (after == 0) {
-      ASSERT_TRUE(files->Add(samples(10, "ten")).ok());
+      ASSERT_OK(files->Add(samples(10, "ten")));
     }
-    ASSERT_TRUE(files->Add(samples(20, "a \"b\"\nc")).ok());
+    ASSERT_OK(files->Add(samples(20, "a \"b\"\nc")));
     EXPECT_EQ(Read("samples.jsonl"), undisturbed);
   }
   ReadPhase();
@@ -403,7 +403,7 @@ TEST_F(ProgressFilesTest, SamplesStandOnceWhateverHappensAgain) {
 TEST_F(ProgressFilesTest, ATornEndIsCutOffWhereverItIsTorn) {
   {
     auto files = Open();
-    for (uint64_t step = 1; step <= 3; ++step) ASSERT_TRUE(files->Add(Step(step, 2)).ok());
+    for (uint64_t step = 1; step <= 3; ++step) ASSERT_OK(files->Add(Step(step, 2)));
   }
   const std::string lines = Read("metrics.jsonl"), table = Read("metrics.csv");
   const fs::path event_file = EventFile();
@@ -419,7 +419,7 @@ TEST_F(ProgressFilesTest, ATornEndIsCutOffWhereverItIsTorn) {
       tear(folder_ / "metrics.csv", table);
       tear(event_file, events);
       auto files = Open();
-      ASSERT_TRUE(files->Add(Step(4, 1)).ok());
+      ASSERT_OK(files->Add(Step(4, 1)));
       EXPECT_EQ(JsonLines().back()["step"], 4);
       EXPECT_EQ(Rows().back().at("step"), "4");
       const auto curve = ReadPhase()["train/loss"];

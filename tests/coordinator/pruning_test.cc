@@ -5,6 +5,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -51,7 +52,7 @@ v1::Pruning Plan() {
 TEST(Pruning, BudgetFallsByTheCubeOfWhatIsLeftOfTheSteps) {
   const blocks::BlockTable table = Table();
   v1::Pruning pruning = Plan();
-  ASSERT_TRUE(CheckPruning(pruning, table, 15).ok());
+  ASSERT_OK(CheckPruning(pruning, table, 15));
   std::vector<int> kept;
   std::vector<bool> tracked;
   for (uint64_t step = 1; step <= 15; ++step) {
@@ -101,7 +102,7 @@ TEST(Pruning, EqualScoresAreKeptTogether) {
 TEST(Pruning, SaysWhatCannotBe) {
   const blocks::BlockTable table = Table();
   EXPECT_EQ(CheckPruning(Plan(), table, 5).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_TRUE(CheckPruning(Plan(), table, 6).ok());
+  EXPECT_OK(CheckPruning(Plan(), table, 6));
   const struct {
     void (*change)(v1::Pruning* pruning);
     const char* said;

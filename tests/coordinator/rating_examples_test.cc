@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "testing/rating_sets.h"
+#include "testing/status.h"
 #include "text/examples.h"
 #include "text/temporary_folder.h"
 
@@ -70,7 +71,7 @@ TEST(RatingExample, IsReadAsAPair) {
   rated.ratings[0].set_strength(1);
   rated.ratings[2].set_note("said \"no\"\nat first");
   auto example = text::ParseExample(text::ExampleKind::kPairs, ExampleLine(rated, RatingOutcome::kB));
-  ASSERT_TRUE(example.ok()) << example.status();
+  ASSERT_OK(example);
   ASSERT_EQ(example->messages.size(), 1u);
   EXPECT_EQ(example->messages[0], (text::Message{"user", "question 0"}));
   EXPECT_EQ(example->response, "bad answer 0");
@@ -88,10 +89,10 @@ TEST(RatingExample, IsReadAsAPair) {
   system->set_content("Be short.");
   rated.pair.mutable_prompt()->SwapElements(0, 1);
   example = text::ParseExample(text::ExampleKind::kPairs, ExampleLine(Rated({A, B}), RatingOutcome::kTie));
-  ASSERT_TRUE(example.ok()) << example.status();
+  ASSERT_OK(example);
   EXPECT_TRUE(example->tie);
   example = text::ParseExample(text::ExampleKind::kPairs, ExampleLine(rated, RatingOutcome::kA));
-  ASSERT_TRUE(example.ok()) << example.status();
+  ASSERT_OK(example);
   ASSERT_EQ(example->messages.size(), 2u);
   EXPECT_EQ(example->messages[0], (text::Message{"system", "Be short."}));
 }
@@ -99,16 +100,16 @@ TEST(RatingExample, IsReadAsAPair) {
 TEST(ExportExamples, WritesWhatWasDecidedAndCountsTheRest) {
   const text::TemporaryFolder folder;
   const auto store = RatingStore::Open(folder / "ratings.sqlite");
-  ASSERT_TRUE(store.ok());
+  ASSERT_OK(store);
   constexpr uint64_t kPairs = 700;
-  ASSERT_TRUE((*store)->Create(RatingSetOf("set", 1), RatingPairs(kPairs)).ok());
+  ASSERT_OK((*store)->Create(RatingSetOf("set", 1), RatingPairs(kPairs)));
   // Of every seven pairs: 2 × A, B, tie, skip, a flag, and one that nobody rates.
   for (uint64_t i = 0; i < kPairs; ++i) {
     const Rating::Choice choices[] = {A, A, B, T, S, A};
     if (i % 7 == 6) continue;
     Rating rating = RatingOf("ann", choices[i % 7]);
     rating.set_flagged(i % 7 == 5);
-    ASSERT_TRUE((*store)->Rate("set", i, rating).ok());
+    ASSERT_OK((*store)->Rate("set", i, rating));
   }
   std::string lines;
   const auto counts = ExportExamples(store->get(), "set", [&lines](absl::string_view more) {
@@ -116,7 +117,7 @@ TEST(ExportExamples, WritesWhatWasDecidedAndCountsTheRest) {
     absl::StrAppend(&lines, more);
     return absl::OkStatus();
   });
-  ASSERT_TRUE(counts.ok()) << counts.status();
+  ASSERT_OK(counts);
   EXPECT_EQ(counts->examples(), 400u);
   EXPECT_EQ(counts->ties(), 100u);
   EXPECT_EQ(counts->skipped(), 100u);

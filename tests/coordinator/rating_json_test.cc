@@ -5,6 +5,7 @@
 #include "coordinator/rating_order.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -15,7 +16,7 @@ TEST(RatingPairLine, GivesAPair) {
   const auto pair = ParseRatingPair(
       R"({"prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}], "a": "Hello",
           "b": "Go away", "source_a": "sft@best", "id": 7})");
-  ASSERT_TRUE(pair.ok()) << pair.status();
+  ASSERT_OK(pair);
   ASSERT_EQ(pair->prompt_size(), 2);
   EXPECT_EQ(pair->prompt(0).role(), "system");
   EXPECT_EQ(pair->prompt(1).content(), "Hi");
@@ -24,7 +25,7 @@ TEST(RatingPairLine, GivesAPair) {
   EXPECT_EQ(pair->source_a(), "sft@best");
   EXPECT_EQ(pair->source_b(), "");
   const auto plain = ParseRatingPair(R"({"prompt": "Hi", "a": "Hello", "b": "Go away"})");
-  ASSERT_TRUE(plain.ok()) << plain.status();
+  ASSERT_OK(plain);
   EXPECT_EQ(plain->prompt(0).role(), "user");
 }
 
@@ -57,8 +58,8 @@ TEST(RateRequestBody, TurnsSidesIntoAnswers) {
     const std::string begin = R"({"set": "set", "rater": "ann", "pair": )" + std::to_string(pair) + R"(, "choice": ")";
     const auto left = ParseRateRequest(begin + "left\"}");
     const auto right = ParseRateRequest(begin + "right\"}");
-    ASSERT_TRUE(left.ok()) << left.status();
-    ASSERT_TRUE(right.ok()) << right.status();
+    ASSERT_OK(left);
+    ASSERT_OK(right);
     EXPECT_EQ(left->pair, pair);
     EXPECT_EQ(left->rating.choice(), order.Swapped(pair) ? v1::Rating::B : v1::Rating::A);
     EXPECT_EQ(right->rating.choice(), order.Swapped(pair) ? v1::Rating::A : v1::Rating::B);
@@ -67,7 +68,7 @@ TEST(RateRequestBody, TurnsSidesIntoAnswers) {
   EXPECT_TRUE(seen[0] && seen[1]);
   const auto whole = ParseRateRequest(
       R"({"set": "a/b", "rater": "bob", "pair": 3, "choice": "left", "strength": 2, "flagged": true, "note": "n"})");
-  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_OK(whole);
   EXPECT_EQ(whole->set_id, "a/b");
   EXPECT_EQ(whole->rating.rater(), "bob");
   EXPECT_EQ(whole->rating.strength(), 2u);
@@ -107,7 +108,7 @@ TEST(RateRequestBody, SaysWhatIsWrong) {
 
 TEST(UndoRequestBody, GivesAllFieldsOrSaysWhatIsWrong) {
   const auto undo = ParseUndoRequest(R"({"set": "s", "rater": "r", "pair": 7})");
-  ASSERT_TRUE(undo.ok()) << undo.status();
+  ASSERT_OK(undo);
   EXPECT_EQ(undo->pair, 7u);
   EXPECT_EQ(undo->rater, "r");
   for (const char* body : {"", "1", "{}", R"({"set": "s", "rater": "r"})", R"({"set": 1, "rater": "r", "pair": 7})",

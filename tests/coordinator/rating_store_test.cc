@@ -15,6 +15,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/rating_sets.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -35,18 +36,18 @@ class RatingStoreTest : public ::testing::Test {
   void Open() {
     store_.reset();
     auto store = RatingStore::Open(path_);
-    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_OK(store);
     store_ = *std::move(store);
   }
   RaterState State(const std::string& rater) {
     const auto state = store_->State("set", rater);
-    EXPECT_TRUE(state.ok()) << state.status();
+    EXPECT_OK(state);
     return state.value_or(RaterState());
   }
   // Has the rater rate what comes next; returns it.
   uint64_t RateNext(const std::string& rater, Rating::Choice choice = Rating::A) {
     const uint64_t pair = State(rater).next.value();
-    EXPECT_TRUE(store_->Rate("set", pair, RatingOf(rater, choice)).ok());
+    EXPECT_OK(store_->Rate("set", pair, RatingOf(rater, choice)));
     return pair;
   }
   uint64_t done() { return store_->Get("set")->done(); }
@@ -58,33 +59,33 @@ class RatingStoreTest : public ::testing::Test {
 
 TEST_F(RatingStoreTest, SetsOfAJobGoWithIt) {
   for (const char* id : {"job/reward", "job/more/reward", "job-2/reward", "job"}) {
-    ASSERT_TRUE(store_->Create(RatingSetOf(id, 1), RatingPairs(3)).ok()) << id;
-    ASSERT_TRUE(store_->Rate(id, 1, RatingOf("ann", Rating::A)).ok());
+    ASSERT_OK(store_->Create(RatingSetOf(id, 1), RatingPairs(3))) << id;
+    ASSERT_OK(store_->Rate(id, 1, RatingOf("ann", Rating::A)));
   }
-  ASSERT_TRUE(store_->RemoveSetsOf("job").ok());
+  ASSERT_OK(store_->RemoveSetsOf("job"));
   const auto left = store_->List();
   ASSERT_EQ(left->size(), 2u);
   EXPECT_EQ((*left)[0].id(), "job-2/reward");
   EXPECT_EQ((*left)[0].ratings(), 1u);
   EXPECT_EQ((*left)[1].id(), "job");
   // The same name again is another set.
-  ASSERT_TRUE(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(4)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(4)));
   EXPECT_EQ(store_->Get("job/reward")->ratings(), 0u);
 }
 
 TEST_F(RatingStoreTest, TakesTheSameSetAgainAndNoOtherUnderItsName) {
-  EXPECT_TRUE(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(3)).ok());
-  ASSERT_TRUE(store_->Rate("job/reward", 1, RatingOf("ann", Rating::A)).ok());
-  EXPECT_TRUE(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(3)).ok());
+  EXPECT_OK(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(3)));
+  ASSERT_OK(store_->Rate("job/reward", 1, RatingOf("ann", Rating::A)));
+  EXPECT_OK(store_->Create(RatingSetOf("job/reward", 2), RatingPairs(3)));
   EXPECT_EQ(store_->Get("job/reward")->ratings(), 1u) << "nothing was made anew";
   for (const absl::Status& other : {store_->Create(RatingSetOf("job/reward", 2), RatingPairs(4)),
                                     store_->Create(RatingSetOf("job/reward", 3), RatingPairs(3))}) {
     EXPECT_TRUE(absl::IsAlreadyExists(other)) << other;
     EXPECT_THAT(other.message(), HasSubstr("'job/reward' of 3 pairs"));
   }
-  EXPECT_TRUE(store_->Create(RatingSetOf("another", 1), RatingPairs(1)).ok());
+  EXPECT_OK(store_->Create(RatingSetOf("another", 1), RatingPairs(1)));
   const auto sets = store_->List();
-  ASSERT_TRUE(sets.ok());
+  ASSERT_OK(sets);
   ASSERT_EQ(sets->size(), 2u);
   EXPECT_EQ((*sets)[0].id(), "job/reward");
   EXPECT_EQ((*sets)[0].pairs(), 3u);
@@ -121,7 +122,7 @@ TEST_F(RatingStoreTest, RefusesWhatIsOutOfBounds) {
               HasSubstr("the prompt has 80000 bytes"));
   EXPECT_TRUE(store_->List()->empty());
 
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 1), RatingPairs(2)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 1), RatingPairs(2)));
   const auto bad = [this](uint64_t pair, const Rating& rating) {
     const absl::Status status = store_->Rate("set", pair, rating);
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
@@ -152,7 +153,7 @@ TEST_F(RatingStoreTest, DoesNotKnowOtherSets) {
 }
 
 TEST_F(RatingStoreTest, CountsWhoIsStillWanted) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 2), RatingPairs(3)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 2), RatingPairs(3)));
   RaterState state = State("ann");
   EXPECT_EQ(state.rated, 0u);
   EXPECT_EQ(state.left, 3u);
@@ -171,7 +172,7 @@ TEST_F(RatingStoreTest, CountsWhoIsStillWanted) {
 }
 
 TEST_F(RatingStoreTest, GivesFirstWhatFewestHaveRated) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 2), RatingPairs(40)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 2), RatingPairs(40)));
   std::set<uint64_t> of_ann, of_bob;
   for (int i = 0; i < 20; ++i) of_ann.insert(RateNext("ann"));
   for (int i = 0; i < 20; ++i) of_bob.insert(RateNext("bob"));
@@ -182,12 +183,12 @@ TEST_F(RatingStoreTest, GivesFirstWhatFewestHaveRated) {
 }
 
 TEST_F(RatingStoreTest, OrderAndSidesAreRandomButTheSameAfterARestart) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 4), RatingPairs(40)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 4), RatingPairs(40)));
   const auto order_of = [this](const std::string& rater) {
     std::vector<uint64_t> order;
     while (State(rater).next.has_value()) order.push_back(RateNext(rater));
     while (!order.empty() && State(rater).last.has_value()) {
-      EXPECT_TRUE(store_->Undo("set", rater, *State(rater).last).ok());
+      EXPECT_OK(store_->Undo("set", rater, *State(rater).last));
     }
     return order;
   };
@@ -210,21 +211,21 @@ TEST_F(RatingStoreTest, OrderAndSidesAreRandomButTheSameAfterARestart) {
 }
 
 TEST_F(RatingStoreTest, KeepsOneRatingOfARaterForAPair) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 2), RatingPairs(2)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 2), RatingPairs(2)));
   Rating rating = RatingOf("ann", Rating::A);
   rating.set_strength(3);
   rating.set_note("clearer");
   rating.set_unix_ms(1000);
-  ASSERT_TRUE(store_->Rate("set", 0, rating).ok());
-  ASSERT_TRUE(store_->Rate("set", 1, RatingOf("ann", Rating::A)).ok());
+  ASSERT_OK(store_->Rate("set", 0, rating));
+  ASSERT_OK(store_->Rate("set", 1, RatingOf("ann", Rating::A)));
   rating.set_unix_ms(2000);
-  ASSERT_TRUE(store_->Rate("set", 0, rating).ok());
+  ASSERT_OK(store_->Rate("set", 0, rating));
   EXPECT_EQ(State("ann").last, 1u) << "the same again is no new rating";
   EXPECT_EQ(store_->Read("set", 0, 1)->at(0).ratings.at(0).unix_ms(), 1000);
 
-  ASSERT_TRUE(store_->Rate("set", 0, RatingOf("ann", Rating::TIE)).ok());
+  ASSERT_OK(store_->Rate("set", 0, RatingOf("ann", Rating::TIE)));
   const auto pairs = store_->Read("set", 0, 10);
-  ASSERT_TRUE(pairs.ok());
+  ASSERT_OK(pairs);
   ASSERT_EQ(pairs->size(), 2u);
   ASSERT_EQ((*pairs)[0].ratings.size(), 1u);
   EXPECT_EQ((*pairs)[0].ratings[0].choice(), Rating::TIE);
@@ -235,7 +236,7 @@ TEST_F(RatingStoreTest, KeepsOneRatingOfARaterForAPair) {
 }
 
 TEST_F(RatingStoreTest, UndoGoesBackToTheStart) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 1), RatingPairs(5)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 1), RatingPairs(5)));
   std::vector<uint64_t> order;
   for (int i = 0; i < 5; ++i) order.push_back(RateNext("ann"));
   EXPECT_EQ(done(), 5u);
@@ -243,8 +244,8 @@ TEST_F(RatingStoreTest, UndoGoesBackToTheStart) {
   EXPECT_TRUE(absl::IsFailedPrecondition(too_early)) << too_early;
   while (!order.empty()) {
     EXPECT_EQ(State("ann").last, order.back());
-    EXPECT_TRUE(store_->Undo("set", "ann", order.back()).ok());
-    EXPECT_TRUE(store_->Undo("set", "ann", order.back()).ok()) << "the same undo, sent again";
+    EXPECT_OK(store_->Undo("set", "ann", order.back()));
+    EXPECT_OK(store_->Undo("set", "ann", order.back())) << "the same undo, sent again";
     EXPECT_EQ(State("ann").next, order.back()) << "it is asked again";
     order.pop_back();
     EXPECT_EQ(State("ann").rated, order.size());
@@ -254,18 +255,18 @@ TEST_F(RatingStoreTest, UndoGoesBackToTheStart) {
 }
 
 TEST_F(RatingStoreTest, UndoLeavesOthersAlone) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 2), RatingPairs(1)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 2), RatingPairs(1)));
   RateNext("ann");
   RateNext("bob");
-  EXPECT_TRUE(store_->Undo("set", "ann", 0).ok());
+  EXPECT_OK(store_->Undo("set", "ann", 0));
   EXPECT_EQ(store_->Read("set", 0, 1)->at(0).ratings.at(0).rater(), "bob");
   EXPECT_EQ(store_->Get("set")->ratings(), 1u);
 }
 
 TEST_F(RatingStoreTest, ReadsPairsInOrder) {
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 2), RatingPairs(5)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 2), RatingPairs(5)));
   const auto pairs = store_->Read("set", 3, 10);
-  ASSERT_TRUE(pairs.ok());
+  ASSERT_OK(pairs);
   ASSERT_EQ(pairs->size(), 2u);
   EXPECT_EQ((*pairs)[0].pair.SerializeAsString(), RatingPairOf(3).SerializeAsString());
   EXPECT_TRUE(store_->Read("set", 5, 10)->empty());
@@ -276,8 +277,8 @@ TEST_F(RatingStoreTest, RefusesFilesThatItDoesNotUnderstand) {
   store_.reset();
   {
     auto database = Database::Open(path_);
-    ASSERT_TRUE(database.ok());
-    ASSERT_TRUE((*database)->Execute("PRAGMA user_version = 9").ok());
+    ASSERT_OK(database);
+    ASSERT_OK((*database)->Execute("PRAGMA user_version = 9"));
   }
   const absl::Status newer = RatingStore::Open(path_).status();
   EXPECT_TRUE(absl::IsFailedPrecondition(newer)) << newer;
@@ -289,7 +290,7 @@ TEST_F(RatingStoreTest, RefusesFilesThatItDoesNotUnderstand) {
 // A child rates, says so after each confirmation, and is killed at an arbitrary moment.
 TEST_F(RatingStoreTest, KeepsEveryConfirmedRatingOfAKilledProcess) {
   constexpr uint64_t kPairs = 20000;
-  ASSERT_TRUE(store_->Create(RatingSetOf("set", 1), RatingPairs(kPairs)).ok());
+  ASSERT_OK(store_->Create(RatingSetOf("set", 1), RatingPairs(kPairs)));
   store_.reset();
   uint64_t total = 0;
   for (const int confirmations : {1, 30, 100}) {
@@ -323,7 +324,7 @@ TEST_F(RatingStoreTest, KeepsEveryConfirmedRatingOfAKilledProcess) {
     EXPECT_EQ(done(), there);
     total = there;
     const auto pairs = store_->Read("set", 0, kPairs);
-    ASSERT_TRUE(pairs.ok());
+    ASSERT_OK(pairs);
     for (uint64_t pair = 0; pair < total; ++pair) {
       ASSERT_EQ((*pairs)[pair].ratings.size(), 1u) << pair;
       ASSERT_EQ((*pairs)[pair].ratings[0].choice(), pair % 2 == 0 ? Rating::A : Rating::B);

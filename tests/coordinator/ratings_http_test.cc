@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "testing/rating_sets.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -28,9 +29,9 @@ class RatingsHttpTest : public ::testing::Test {
  protected:
   RatingsHttpTest() {
     auto store = RatingStore::Open(folder_ / "ratings.sqlite");
-    EXPECT_TRUE(store.ok()) << store.status();
+    EXPECT_OK(store);
     store_ = *std::move(store);
-    EXPECT_TRUE(store_->Create(RatingSetOf("set", 1), RatingPairs(3)).ok());
+    EXPECT_OK(store_->Create(RatingSetOf("set", 1), RatingPairs(3)));
     http_ = std::make_unique<RatingsHttp>(store_.get(), "", &Noon);
   }
 
@@ -117,10 +118,10 @@ TEST_F(RatingsHttpTest, RatesUndoesAndEnds) {
 
 TEST_F(RatingsHttpTest, ListsSetsAndAgreement) {
   EXPECT_EQ(BodyOf(Get("/api/v1/ratings/sets"))["sets"][0]["id"], "set");
-  ASSERT_TRUE(store_->Rate("set", 0, testing::RatingOf("ann", v1::Rating::A)).ok());
-  ASSERT_TRUE(store_->Rate("set", 0, testing::RatingOf("bob", v1::Rating::A)).ok());
-  ASSERT_TRUE(store_->Rate("set", 1, testing::RatingOf("ann", v1::Rating::B)).ok());
-  ASSERT_TRUE(store_->Rate("set", 1, testing::RatingOf("bob", v1::Rating::B)).ok());
+  ASSERT_OK(store_->Rate("set", 0, testing::RatingOf("ann", v1::Rating::A)));
+  ASSERT_OK(store_->Rate("set", 0, testing::RatingOf("bob", v1::Rating::A)));
+  ASSERT_OK(store_->Rate("set", 1, testing::RatingOf("ann", v1::Rating::B)));
+  ASSERT_OK(store_->Rate("set", 1, testing::RatingOf("bob", v1::Rating::B)));
   const Json agreement = BodyOf(Get("/api/v1/ratings/agreement", "set=set"));
   EXPECT_EQ(agreement["method"], "Cohen's");
   EXPECT_EQ(agreement["kappa"], 1.0);

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/rating_sets.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -43,32 +44,32 @@ TEST_F(RatingsServiceTest, TakesLargeSetsInPiecesAndExportsThem) {
   for (v1::RatingPair& pair : pairs) pair.mutable_a()->append(30000, 'x');
   for (int time = 0; time < 2; ++time) {
     const auto set = client_->CreateRatingSet(RatingSetOf("job/reward", 1), pairs);
-    ASSERT_TRUE(set.ok()) << set.status();
+    ASSERT_OK(set);
     EXPECT_EQ(set->pairs(), 300u);
   }
   EXPECT_EQ(store_->Pair("job/reward", 299)->SerializeAsString(), pairs[299].SerializeAsString());
   for (uint64_t i = 0; i < 300; ++i) {
-    ASSERT_TRUE(store_->Rate("job/reward", i, RatingOf("ann", i < 299 ? v1::Rating::A : v1::Rating::SKIP)).ok());
+    ASSERT_OK(store_->Rate("job/reward", i, RatingOf("ann", i < 299 ? v1::Rating::A : v1::Rating::SKIP)));
   }
   size_t bytes = 0;
   const auto counts = client_->ExportRatings("job/reward", [&bytes](absl::string_view lines) {
     bytes += lines.size();
     return absl::OkStatus();
   });
-  ASSERT_TRUE(counts.ok()) << counts.status();
+  ASSERT_OK(counts);
   EXPECT_EQ(counts->examples(), 299u);
   EXPECT_EQ(counts->skipped(), 1u);
   EXPECT_GT(bytes, 299u * 30000);
 
   const auto list = client_->ListRatingSets();
-  ASSERT_TRUE(list.ok()) << list.status();
+  ASSERT_OK(list);
   ASSERT_EQ(list->sets_size(), 1);
   EXPECT_EQ(list->sets(0).done(), 300u);
   EXPECT_EQ(list->http_address(), "host:8080");
 }
 
 TEST_F(RatingsServiceTest, SaysWhatIsWrong) {
-  ASSERT_TRUE(client_->CreateRatingSet(RatingSetOf("set", 1), RatingPairs(1)).ok());
+  ASSERT_OK(client_->CreateRatingSet(RatingSetOf("set", 1), RatingPairs(1)));
   const absl::Status other = client_->CreateRatingSet(RatingSetOf("set", 1), RatingPairs(2)).status();
   EXPECT_TRUE(absl::IsAlreadyExists(other)) << other;
   EXPECT_THAT(other.message(), HasSubstr("'set' of 1 pairs"));
@@ -81,7 +82,7 @@ TEST_F(RatingsServiceTest, SaysWhatIsWrong) {
       client_->ExportRatings("none", [](absl::string_view) { return absl::OkStatus(); }).status();
   EXPECT_TRUE(absl::IsNotFound(unknown)) << unknown;
   const auto full = [](absl::string_view) { return absl::ResourceExhaustedError("full"); };
-  ASSERT_TRUE(store_->Rate("set", 0, RatingOf("ann", v1::Rating::A)).ok());
+  ASSERT_OK(store_->Rate("set", 0, RatingOf("ann", v1::Rating::A)));
   EXPECT_TRUE(absl::IsResourceExhausted(client_->ExportRatings("set", full).status()));
 }
 

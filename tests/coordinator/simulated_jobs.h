@@ -12,6 +12,7 @@
 #include "coordinator/job_queue.h"
 #include "coordinator/job_store.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 
@@ -36,7 +37,7 @@ class SimulatedJobs {
   explicit SimulatedJobs(Loss loss, uint32_t jobs_per_user = 0)
       : loss_(std::move(loss)), jobs_per_user_(jobs_per_user) {
     directory_ =
-        std::filesystem::path(testing::TempDir()) / testing::UnitTest::GetInstance()->current_test_info()->name();
+        std::filesystem::path(::testing::TempDir()) / ::testing::UnitTest::GetInstance()->current_test_info()->name();
     std::filesystem::remove_all(directory_);
     std::filesystem::create_directories(directory_);
     Open();
@@ -82,10 +83,10 @@ class SimulatedJobs {
  private:
   void Open() {
     auto store = JobStore::Open((directory_ / "coordinator.sqlite").string());
-    ASSERT_TRUE(store.ok()) << store.status();
+    ASSERT_OK(store);
     store_ = *std::move(store);
     auto book = JobBook::Open(store_.get());
-    ASSERT_TRUE(book.ok()) << book.status();
+    ASSERT_OK(book);
     book_ = *std::move(book);
     JobQueue::Options options;
     options.directory = directory_.string();
@@ -99,7 +100,7 @@ class SimulatedJobs {
 
   absl::StatusOr<JobOutcome> Train(const v1::Job& job, const JobControl& control) {
     const v1::PhaseSpec& phase = job.spec().phases(0);
-    EXPECT_TRUE(book_->SetState(job.id(), v1::Job::RUNNING, [](v1::Job*) {}).ok());
+    EXPECT_OK(book_->SetState(job.id(), v1::Job::RUNNING, [](v1::Job*) {}));
     for (uint64_t step = job.step() + 1; step <= phase.stop().max_steps(); ++step) {
       if (control.wish() != Wish::kNone) {
         const bool pauses = control.wish() == Wish::kPause;

@@ -12,6 +12,7 @@
 #include "coordinator/simulated_jobs.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -25,7 +26,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 v1::SweepSpec Parsed(const std::string& yaml) {
   v1::SweepSpec sweep;
   const absl::Status parsed = ParseYaml(yaml, {"sweep.yaml", "sweep"}, &sweep);
-  EXPECT_TRUE(parsed.ok()) << parsed;
+  EXPECT_OK(parsed);
   FillRuleDefaults(&sweep);
   return sweep;
 }
@@ -39,7 +40,7 @@ parameters:
   - {field: seed, values: [1, 2]}
   - {field: phases.0.optimizer.lr, values: [0.1, 0.2, 0.3]}
 )"));
-  ASSERT_TRUE(trials.ok()) << trials.status();
+  ASSERT_OK(trials);
   std::vector<std::string> all;
   for (const auto& trial : *trials) all.push_back(absl::StrJoin(trial, " "));
   EXPECT_THAT(all, ElementsAre("seed=1 phases.0.optimizer.lr=0.1", "seed=1 phases.0.optimizer.lr=0.2",
@@ -56,7 +57,7 @@ TEST(Sweeps, HasBounds) {
   }
   EXPECT_THAT(std::string(TrialsOf(sweep).status().message()), HasSubstr("parameters: there are 65; at most 64"));
   sweep.mutable_parameters()->RemoveLast();
-  EXPECT_TRUE(TrialsOf(sweep).ok());
+  EXPECT_OK(TrialsOf(sweep));
   sweep.mutable_parameters(0)->set_values(0, std::string(1 << 20, 'x'));
   EXPECT_THAT(std::string(TrialsOf(sweep).status().message()), HasSubstr("the sweep is larger than 1048576 bytes"));
 }
@@ -72,7 +73,7 @@ parameters:
   - {field: type, values: [adamw, muon]}
 )";
   const auto trials = TrialsOf(Parsed(yaml));
-  ASSERT_TRUE(trials.ok()) << trials.status();
+  ASSERT_OK(trials);
   ASSERT_EQ(trials->size(), 500u);
   int below = 0;
   std::set<std::string> layers, types;
@@ -134,7 +135,7 @@ class RunningSweep : public ::testing::Test {
  protected:
   void Open() {
     auto sweeps = Sweeps::Open(&jobs_.store(), &jobs_.book(), &jobs_.queue());
-    ASSERT_TRUE(sweeps.ok()) << sweeps.status();
+    ASSERT_OK(sweeps);
     sweeps_ = *std::move(sweeps);
   }
   v1::StartSweepRequest Request(const std::string& seeds, const std::string& halving) {
@@ -161,7 +162,7 @@ class RunningSweep : public ::testing::Test {
 TEST_F(RunningSweep, AllTrialsAreTrainedAndTheBestIsFound) {
   Open();
   const auto started = sweeps_->Start(Request("3, 1, 9, 2", ""), "ann");
-  ASSERT_TRUE(started.ok()) << started.status();
+  ASSERT_OK(started);
   EXPECT_EQ(started->trials_size(), 4);
   EXPECT_EQ(jobs_.book().Get("s-2")->sweep_id(), "s");
   EXPECT_EQ(jobs_.book().Get("s-2")->user(), "ann");
@@ -182,7 +183,7 @@ TEST_F(RunningSweep, AllTrialsAreTrainedAndTheBestIsFound) {
 
 TEST_F(RunningSweep, TrialsThatDoWorseAreGivenUp) {
   Open();
-  ASSERT_TRUE(sweeps_->Start(Request("4, 3, 9, 1, 2, 5", "halving: {steps: [10, 20]}\n"), "").ok());
+  ASSERT_OK(sweeps_->Start(Request("4, 3, 9, 1, 2, 5", "halving: {steps: [10, 20]}\n"), ""));
   jobs_.Run([this] { sweeps_->Tick(); });
   const v1::Sweep ended = AwaitEnd();
   EXPECT_EQ(ended.best_job_id(), "s-4");
@@ -198,7 +199,7 @@ TEST_F(RunningSweep, TrialsThatDoWorseAreGivenUp) {
 
 TEST_F(RunningSweep, AComparisonSurvivesTheCoordinator) {
   Open();
-  ASSERT_TRUE(sweeps_->Start(Request("2, 1", "halving: {steps: [10]}\n"), "").ok());
+  ASSERT_OK(sweeps_->Start(Request("2, 1", "halving: {steps: [10]}\n"), ""));
   // The second trial pauses; then everything ends before anybody compares.
   int evaluations = 0;
   jobs_.Run([&] {
@@ -232,7 +233,7 @@ TEST_F(RunningSweep, AllOrNothingIsSubmitted) {
 
 TEST_F(RunningSweep, ItIsCancelled) {
   Open();
-  ASSERT_TRUE(sweeps_->Start(Request("1, 2", ""), "").ok());
+  ASSERT_OK(sweeps_->Start(Request("1, 2", ""), ""));
   EXPECT_EQ(sweeps_->Cancel("s")->state(), v1::Sweep::CANCELLED);
   for (const v1::Job& job : jobs_.book().List()) EXPECT_EQ(job.state(), v1::Job::CANCELLED);
   EXPECT_THAT(sweeps_->Cancel("t").status().message(), HasSubstr("no sweep 't'; there are: s"));

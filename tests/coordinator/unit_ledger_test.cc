@@ -46,8 +46,9 @@ TEST(UnitLedger, HandsOutEachUnitOnceInTheOrderOffered) {
   ledger.Offer(Units(3, 2, 1));
   std::vector<std::pair<v1::WorkUnit::Kind, uint32_t>> taken;
   while (const auto lease = ledger.Take("a", kStart)) taken.emplace_back(lease->unit->kind(), lease->unit->unit());
-  EXPECT_THAT(taken, testing::ElementsAre(testing::Pair(v1::WorkUnit::TRAIN, 0), testing::Pair(v1::WorkUnit::TRAIN, 1),
-                                          testing::Pair(v1::WorkUnit::EVALUATE, 0)));
+  EXPECT_THAT(taken,
+              ::testing::ElementsAre(::testing::Pair(v1::WorkUnit::TRAIN, 0), ::testing::Pair(v1::WorkUnit::TRAIN, 1),
+                                     ::testing::Pair(v1::WorkUnit::EVALUATE, 0)));
   EXPECT_FALSE(ledger.complete());
 }
 
@@ -155,14 +156,14 @@ TEST(UnitLedger, AFailedUnitIsTriedAgainAfterGrowingDelays) {
   EXPECT_EQ(ledger.Tick(now + absl::Milliseconds(200)), 1);
   EXPECT_EQ(ledger.failure(), "");
   EXPECT_EQ(ledger.Report(Failed(*ledger.Take("a", now), true), now), Verdict::kFailed);
-  EXPECT_THAT(ledger.failure(), testing::HasSubstr("TRAIN unit 0 at version 0 failed 3 times: disk on fire"));
+  EXPECT_THAT(ledger.failure(), ::testing::HasSubstr("TRAIN unit 0 at version 0 failed 3 times: disk on fire"));
 }
 
 TEST(UnitLedger, AFailureThatIsNotRetryableEndsItAtOnce) {
   UnitLedger ledger;
   ledger.Offer(Units(4, 2));
   EXPECT_EQ(ledger.Report(Failed(*ledger.Take("a", kStart), false), kStart), Verdict::kFailed);
-  EXPECT_THAT(ledger.failure(), testing::HasSubstr("disk on fire"));
+  EXPECT_THAT(ledger.failure(), ::testing::HasSubstr("disk on fire"));
   ledger.Offer(Units(5, 1));
   EXPECT_EQ(ledger.failure(), "");
 }

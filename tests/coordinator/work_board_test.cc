@@ -9,6 +9,7 @@
 #include "coordinator/take.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -62,7 +63,7 @@ TEST(WorkBoard, WorkersThatWaitAreWokenByAnOfferAndTheRunnerByTheLastResult) {
   for (uint64_t version = 0; version < 200; ++version) {
     board.Offer(Units(1, version, 5));
     const auto results = board.Await(&Never);
-    ASSERT_TRUE(results.ok());
+    ASSERT_OK(results);
     ASSERT_EQ(results->size(), 5u);
     for (uint32_t i = 0; i < 5; ++i) {
       ASSERT_EQ((*results)[i].unit(), i);
@@ -99,11 +100,11 @@ TEST(WorkBoard, ADismissedWorkersUnitsGoToOthersAndItsCallsEnd) {
   ASSERT_EQ(Take(&board, "a")->size(), 1u);
   std::thread b([&] {
     const auto units = Take(&board, "b");
-    ASSERT_TRUE(units.ok());
+    ASSERT_OK(units);
     board.Report("b", {Done(units->front())});
   });
   board.Dismiss("a");
-  EXPECT_TRUE(board.Await(&Never).ok());
+  EXPECT_OK(board.Await(&Never));
   b.join();
   EXPECT_EQ(Take(&board, "a").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(board.counts().freed, 1u);
@@ -118,7 +119,7 @@ TEST(WorkBoard, WaitingForWorkEndsAtTheDeadlineWithNothing) {
   WorkBoard board({}, [&now] { return absl::FromUnixSeconds(now); });
   board.Admit("a");
   const auto none = Take(&board, "a", absl::InfinitePast());
-  ASSERT_TRUE(none.ok());
+  ASSERT_OK(none);
   EXPECT_TRUE(none->empty());
 
   absl::Notification answered;
@@ -181,7 +182,7 @@ TEST(WorkBoard, AUnitThatCannotBeDoneEndsTheWaitWithItsReason) {
   board.Report("a", {result});
   const auto results = board.Await(&Never);
   EXPECT_EQ(results.status().code(), absl::StatusCode::kAborted);
-  EXPECT_THAT(results.status().message(), testing::HasSubstr("loss is not finite"));
+  EXPECT_THAT(results.status().message(), ::testing::HasSubstr("loss is not finite"));
 }
 
 TEST(WorkBoard, AnOverdueUnitIsOfferedAgainByTick) {
@@ -199,7 +200,7 @@ TEST(WorkBoard, AnOverdueUnitIsOfferedAgainByTick) {
   const auto units = Take(&board, "b", absl::InfinitePast());
   ASSERT_EQ(units->size(), 1u);
   board.Report("b", {Done(units->front())});
-  EXPECT_TRUE(board.Await(&Never).ok());
+  EXPECT_OK(board.Await(&Never));
 }
 
 TEST(WorkBoard, AWorkerSpeaksForItsOwnUnitsAlone) {
@@ -218,7 +219,7 @@ TEST(WorkBoard, AWorkerSpeaksForItsOwnUnitsAlone) {
   EXPECT_EQ(board.counts().failed, 0u);
   EXPECT_EQ(board.counts().stale, 3u);
   board.Report("a", {Done(unit)});
-  EXPECT_TRUE(board.Await(&Never).ok());
+  EXPECT_OK(board.Await(&Never));
 }
 
 TEST(WorkBoard, UnitsThatNeverReachedTheWorkerAreHandedOutAgain) {

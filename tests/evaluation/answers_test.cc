@@ -1,6 +1,7 @@
 #include "evaluation/answers.h"
 
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::evaluation {
 namespace {
@@ -12,7 +13,7 @@ AnswerRule Rule(const std::string& extract, const std::string& which = "first",
   task.set_extract_which(which);
   for (const std::string& step : normalize) task.add_normalize(step);
   auto rule = AnswerRule::Create(task);
-  EXPECT_TRUE(rule.ok()) << rule.status();
+  EXPECT_OK(rule);
   return *std::move(rule);
 }
 

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::evaluation {
@@ -24,7 +25,7 @@ TrialOutcome Try(const std::string& script, const std::string& source = "", doub
   trial.time_limit = absl::Seconds(seconds);
   trial.max_memory = uint64_t{1} << 30;
   const auto outcome = RunTrial(trial);
-  EXPECT_TRUE(outcome.ok()) << outcome.status();
+  EXPECT_OK(outcome);
   return outcome.value_or(TrialOutcome());
 }
 

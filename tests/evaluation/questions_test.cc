@@ -9,6 +9,7 @@
 #include "evaluation/tasks_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::evaluation {
@@ -39,7 +40,7 @@ class QuestionsTest : public ::testing::Test {
 
   std::vector<Question> Asked(const std::string& fields) const {
     auto questions = Ask(fields);
-    EXPECT_TRUE(questions.ok()) << questions.status();
+    EXPECT_OK(questions);
     return questions.ok() ? *std::move(questions) : std::vector<Question>();
   }
 

@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "model/formats/hugging_face.h"
 #include "model/tiny_models.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::evaluation {
@@ -37,7 +38,7 @@ class RunTaskTest : public ::testing::Test {
     configuration.vocab_size = tokenizer->vocab_size();
     const std::unique_ptr<model::Network> network = model::NewNetwork(configuration.spec, configuration.vocab_size);
     const std::vector<float> weights = model::RandomWeights(network->tensors(), 1);
-    ASSERT_TRUE(model::WriteModel(folder_.path(), configuration, network->tensors(), weights.data()).ok());
+    ASSERT_OK(model::WriteModel(folder_.path(), configuration, network->tensors(), weights.data()));
     folder_.Write("tokenizer.json", tokenizer->ToJson());
     model_ = *model::LanguageModel::Open(folder_.path(), &compute_);
   }
@@ -61,7 +62,7 @@ class RunTaskTest : public ::testing::Test {
 
   TaskResult Result(const std::string& fields, const text::ChatTemplate* chat_template = nullptr) {
     auto result = Run(fields, chat_template);
-    EXPECT_TRUE(result.ok()) << result.status();
+    EXPECT_OK(result);
     return result.ok() ? *std::move(result) : TaskResult();
   }
 
@@ -74,7 +75,7 @@ class RunTaskTest : public ::testing::Test {
   // Σ log p of the last `scored` tokens.
   double SumOf(const std::vector<uint32_t>& ids, size_t scored) {
     const auto all = model_->LogProbabilities(ids, model_->context());
-    EXPECT_TRUE(all.ok()) << all.status();
+    EXPECT_OK(all);
     double sum = 0;
     for (size_t i = all->size() - scored; i < all->size(); ++i) sum += (*all)[i];
     return sum;
@@ -92,7 +93,7 @@ class RunTaskTest : public ::testing::Test {
           text += model_->tokenizer().TokenBytes(id);
           return true;
         });
-    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_OK(status);
     return text;
   }
 
@@ -201,7 +202,7 @@ TEST_F(RunTaskTest, InAChatChoicesAreWhatTheAssistantSays) {
   v1::ChatSpec spec;
   spec.set_template_("plain");
   const auto chat = text::ChatTemplate::Load(spec, model_->tokenizer(), "");
-  ASSERT_TRUE(chat.ok()) << chat.status();
+  ASSERT_OK(chat);
   Data({{{"q", "Where?"}, {"a", "here"}, {"b", "there"}}, {{"q", "When?"}, {"a", "now"}, {"b", "never"}}});
   const std::string task = absl::StrCat(kPairs, ", prompt: '{{ q }}', chat: true, few_shot: 1, few_shot_pick: first");
   const Json record = Result(task, &*chat).records[0];
@@ -269,13 +270,10 @@ TEST_F(RunTaskTest, LongPromptsLeaveRoomForTheAnswer) {
   // The last tokens that leave room, then ten: nothing is forgotten in between.
   const std::vector<uint32_t> ids = *model_->tokenizer().Encode(std::string(39, 'p'));
   std::string text;
-  ASSERT_TRUE(model_
-                  ->Generate(ids, {.temperature = 0}, 10, 1,
-                             [&](uint32_t id, float) {
-                               text += model_->tokenizer().TokenBytes(id);
-                               return true;
-                             })
-                  .ok());
+  ASSERT_OK(model_->Generate(ids, {.temperature = 0}, 10, 1, [&](uint32_t id, float) {
+    text += model_->tokenizer().TokenBytes(id);
+    return true;
+  }));
   EXPECT_EQ(result.records[0]["generated"].get<std::string>(), text);
 }
 
@@ -323,7 +321,7 @@ TEST_F(RunTaskTest, WhatCannotBeAskedNamesTheExample) {
   Data({{{"a", "yes"}, {"b", "no"}}});
   EXPECT_THAT(std::string(Run(kPairs).status().message()),
               HasSubstr("d.jsonl:1: nothing predicts the first token: the tokenizer has no <|endoftext|>"));
-  EXPECT_TRUE(Run(absl::StrCat(kPairs, ", prompt: 'so'")).ok());
+  EXPECT_OK(Run(absl::StrCat(kPairs, ", prompt: 'so'")));
   EXPECT_THAT(std::string(Run("type: exact_match, answer: x").status().message()),
               HasSubstr("d.jsonl:1: an empty prompt"));
 }

@@ -7,6 +7,7 @@
 #include "gmock/gmock.h"
 #include "google/protobuf/descriptor.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::evaluation {
@@ -44,7 +45,7 @@ std::string With(const std::string& part, const std::string& other) {
 
 TEST(TasksFile, AbsentFieldsGetTheirDefaults) {
   const auto tasks = ParseTasks(kTasks, "t.yaml");
-  ASSERT_TRUE(tasks.ok()) << tasks.status();
+  ASSERT_OK(tasks);
   ASSERT_EQ(tasks->tasks_size(), 2);
   const v1::TaskSpec& weather = tasks->tasks(0);
   EXPECT_EQ(weather.separator(), "\n\n");
@@ -146,7 +147,7 @@ TEST(TasksFile, ProgramsNeedWhatTheyAreJudgedBy) {
 TEST(TasksFile, AFileThatCannotBeReadIsNamed) {
   EXPECT_THAT(std::string(ReadTasksFile("/nowhere/t.yaml").status().message()), HasSubstr("/nowhere/t.yaml"));
   const text::TemporaryFolder folder;
-  EXPECT_TRUE(ReadTasksFile(folder.Write("t.yaml", kTasks)).ok());
+  EXPECT_OK(ReadTasksFile(folder.Write("t.yaml", kTasks)));
 }
 
 }  // namespace

@@ -26,6 +26,7 @@
 #include "model/formats/peft.h"
 #include "model/layers/linear.h"
 #include "model/objectives/causal_lm.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -49,7 +50,7 @@ Base LoadBase(const std::string& family, const std::string& precision = "f32", d
   base.network = *CreateNetwork(configuration.spec, configuration.vocab_size);
   base.network->ReserveVirtualTokens(3);
   base.weights.resize(static_cast<size_t>(base.network->tensors().floats()));
-  EXPECT_TRUE(ReadWeights(folder, base.network->tensors(), base.weights.data()).ok());
+  EXPECT_OK(ReadWeights(folder, base.network->tensors(), base.weights.data()));
   if (precision == "bf16") kernels::KeepBf16(base.weights.data(), base.network->tensors().floats());
   return base;
 }
@@ -93,7 +94,7 @@ std::vector<float> Outputs(const Base& base, const NetworkWeights& weights, cons
 // The adapter of a golden; with `training`, the network that made its virtual tokens instead of these.
 StoredAdapter LoadAdapter(const Base& base, const std::string& folder, const SafetensorsFile& answers, bool training) {
   absl::StatusOr<StoredAdapter> stored = ReadAdapter(folder, *base.network);
-  EXPECT_TRUE(stored.ok()) << stored.status();
+  EXPECT_OK(stored);
   if (!training) return *std::move(stored);
   v1::AdapterSpec spec = stored->adapter->spec();
   spec.set_type(spec.type() == "prompt_tuning" ? "p_tuning" : "prefix_tuning");
@@ -189,7 +190,7 @@ TEST_P(Peft, LossAndGradientsAreThoseOfPeft) {
     std::fill(gradients.begin(), gradients.end(), 0.0f);
     const absl::StatusOr<double> loss =
         objective.Gradients(weights_, batch, {}, 1.0f, &IgnoreGroup, gradients.data(), &IgnoreGroup, &trainable);
-    ASSERT_TRUE(loss.ok()) << loss.status();
+    ASSERT_OK(loss);
     EXPECT_NEAR(*loss, Values<double>(*answers_, "loss")[0], 2e-4);
   }
   for (int64_t i = 0; i < base_floats; ++i) ASSERT_EQ(gradients[static_cast<size_t>(i)], 0.0f) << i;
@@ -213,7 +214,7 @@ TEST_P(Peft, TokenByTokenGivesTheSameBits) {
     const std::vector<float> whole = Outputs(base, weights, inputs_, compute_);
     const int64_t hidden = base.network->hidden_size();
     const auto cache = *base.network->NewCache(inputs_.rows, inputs_.columns, inputs_.tokens());
-    ASSERT_TRUE(base.network->Begin(compute_, weights, cache.get()).ok());
+    ASSERT_OK(base.network->Begin(compute_, weights, cache.get()));
     // Some tokens of one row, then one of each at a time.
     const auto expect = [&](const float* outputs, int64_t row, int64_t column, int64_t count) {
       EXPECT_EQ(std::memcmp(outputs, whole.data() + (row * inputs_.columns + column) * hidden,
@@ -258,7 +259,7 @@ TEST_P(Peft, MergedWeightsGiveTheSameLogits) {
     EXPECT_EQ(merged, base_.weights);
     return;
   }
-  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_OK(status);
   const std::vector<float> logits = Logits(base_, weights_, Outputs(base_, weights_, inputs_, compute_));
   const std::vector<float> of_merged = Logits(base_, merged.data(), Outputs(base_, merged.data(), inputs_, compute_));
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -279,9 +280,8 @@ TEST_P(Peft, BitsDoNotDependOnThreadsAndInstructionSets) {
           *CausalLm::Create(base_.network.get(), &compute, inputs_.tokens(), inputs_.columns, /*for_training=*/true);
       std::vector<float> gradients(static_cast<size_t>(base_.network->tensors().floats() + tensors.floats()), 0.0f);
       const Batch batch = {tokens_.data(), inputs_.rows, inputs_.columns + 1};
-      ASSERT_TRUE(
-          objective.Gradients(weights_, batch, {&key}, 1.0f, &IgnoreGroup, gradients.data(), &IgnoreGroup, &trainable)
-              .ok());
+      ASSERT_OK(
+          objective.Gradients(weights_, batch, {&key}, 1.0f, &IgnoreGroup, gradients.data(), &IgnoreGroup, &trainable));
       if (first.empty()) first = gradients;
       EXPECT_EQ(std::memcmp(first.data(), gradients.data(), first.size() * sizeof(float)), 0)
           << kernels::IsaName(isa) << " " << threads;
@@ -295,9 +295,8 @@ TEST_P(Peft, ANewAdapterBeginsAsItShould) {
   std::vector<float> weights(static_cast<size_t>(adapter.tensors().floats()));
   const std::vector<uint32_t> tokens = {7, 3};
   const bool from_text = adapter.spec().type() == "prompt_tuning";
-  ASSERT_TRUE(StartAdapter(compute_, *base_.network, base_.weights.data(), adapter, 5,
-                           from_text ? absl::MakeConstSpan(tokens) : absl::Span<const uint32_t>(), weights.data())
-                  .ok());
+  ASSERT_OK(StartAdapter(compute_, *base_.network, base_.weights.data(), adapter, 5,
+                         from_text ? absl::MakeConstSpan(tokens) : absl::Span<const uint32_t>(), weights.data()));
   if (from_text) {
     const int64_t width = base_.network->hidden_size();
     const float* const table =
@@ -398,9 +397,9 @@ TEST_P(Peft, WrittenAgainIsTheSame) {
   const std::string folder =
       absl::StrCat(::testing::TempDir(), "/adapter-", GetParam().family, GetParam().method, GetParam().training);
   std::filesystem::create_directories(folder);
-  ASSERT_TRUE(WriteAdapter(folder, stored_, base_.network->spec(), "../base", compute_).ok());
+  ASSERT_OK(WriteAdapter(folder, stored_, base_.network->spec(), "../base", compute_));
   const absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.network);
-  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_OK(again);
   const ActiveAdapter active = again->active();
   const NetworkWeights weights(base_.weights.data(), absl::MakeConstSpan(&active, 1));
   const std::vector<float> before = Outputs(base_, weights_, inputs_, compute_);
@@ -433,10 +432,10 @@ class AdaLora : public ::testing::TestWithParam<const char*> {
   StoredAdapter Again(const StoredAdapter& adapter, std::string* config) const {
     const std::string folder = absl::StrCat(::testing::TempDir(), "/pruned-", GetParam());
     std::filesystem::create_directories(folder);
-    EXPECT_TRUE(WriteAdapter(folder, adapter, base_.network->spec(), "../base", compute_).ok());
+    EXPECT_OK(WriteAdapter(folder, adapter, base_.network->spec(), "../base", compute_));
     *config = *ReadFile(absl::StrCat(folder, "/", kAdapterConfigFile), 1 << 20);
     absl::StatusOr<StoredAdapter> again = ReadAdapter(folder, *base_.network);
-    EXPECT_TRUE(again.ok()) << again.status();
+    EXPECT_OK(again);
     return *std::move(again);
   }
 

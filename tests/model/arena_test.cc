@@ -5,6 +5,7 @@
 #include "common/machine.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -16,7 +17,7 @@ TEST(Arena, GivesOutWhatWasMeasured) {
   EXPECT_EQ(measure.Take(1), nullptr);
   EXPECT_EQ(measure.Take(17), nullptr);
   absl::StatusOr<Arena> arena = Arena::Create(measure.taken());
-  ASSERT_TRUE(arena.ok()) << arena.status();
+  ASSERT_OK(arena);
   float* const first = arena->Take(1);
   float* const second = arena->Take(17);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(first) % 64, 0u);

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "model/objectives/causal_lm.h"
 #include "model/tiny_models.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -34,7 +35,7 @@ class ContinuationScores : public ::testing::TestWithParam<Case> {
   std::vector<ContinuationScore> Scores(absl::Span<const ContinuationTokens> continuations, int threads = 2) const {
     const kernels::Compute compute(kernels::DetectIsa(), threads);
     auto scores = ScoreContinuations(*network_, compute, weights_.data(), continuations);
-    EXPECT_TRUE(scores.ok()) << scores.status();
+    EXPECT_OK(scores);
     return *std::move(scores);
   }
 
@@ -46,7 +47,7 @@ class ContinuationScores : public ::testing::TestWithParam<Case> {
     std::vector<float> log_probabilities(ids.size() - 1);
     const auto loss =
         causal_lm.Loss(weights_.data(), {ids.data(), 1, columns}, &NothingToWaitFor, log_probabilities.data());
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return log_probabilities;
   }
 

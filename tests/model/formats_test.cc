@@ -19,6 +19,7 @@
 #include "model/formats/hugging_face.h"
 #include "model/tiny_models.h"
 #include "nlohmann/json.hpp"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::model {
@@ -56,7 +57,7 @@ TEST(ConfigJson, ComesBackAsItWasWritten) {
       if (other) written.padding = 3;
       written.head = (written.spec.family() == "gpt2") == other ? Head::kScalar : Head::kLanguage;
       const auto read = ParseConfig(PrintConfig(written), "config.json");
-      ASSERT_TRUE(read.ok()) << read.status();
+      ASSERT_OK(read);
       EXPECT_EQ(read->spec.DebugString(), written.spec.DebugString());
       EXPECT_EQ(read->vocab_size, 300u);
       EXPECT_EQ(read->end_of_text, written.end_of_text);
@@ -169,7 +170,7 @@ TEST(ConfigJson, OfAScalarHeadIsAClassifierOfOneLabel) {
 TEST(ConfigJson, FillsInTransformersDefaults) {
   const auto gpt2 = ParseConfig(
       R"({"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "n_positions": 4, "vocab_size": 9})", "x");
-  ASSERT_TRUE(gpt2.ok()) << gpt2.status();
+  ASSERT_OK(gpt2);
   EXPECT_EQ(gpt2->spec.intermediate_size(), 32u);
   EXPECT_EQ(gpt2->spec.norm_epsilon(), 1e-5);
   EXPECT_EQ(gpt2->spec.dropout(), 0.1);
@@ -180,7 +181,7 @@ TEST(ConfigJson, FillsInTransformersDefaults) {
       R"({"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
           "max_position_embeddings": 4, "intermediate_size": 12, "vocab_size": 9, "eos_token_id": 2})",
       "x");
-  ASSERT_TRUE(llama.ok()) << llama.status();
+  ASSERT_OK(llama);
   EXPECT_EQ(llama->spec.kv_heads(), 2u);
   EXPECT_EQ(llama->spec.norm_epsilon(), 1e-6);
   EXPECT_EQ(llama->spec.rope_theta(), 10000);
@@ -303,7 +304,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST_P(RefusedConfig, NamesFileAndField) {
   json config = GoldenConfig(GetParam().family);
-  ASSERT_TRUE(ParseConfig(config.dump(), "x").ok());
+  ASSERT_OK(ParseConfig(config.dump(), "x"));
   for (const auto& [key, value] : GetParam().change.items()) {
     if (value == "-") {
       config.erase(key);
@@ -326,7 +327,7 @@ TEST(ConfigJson, RefusesWhatIsNoObject) {
   std::string text = config.dump();
   text.back() = ',';
   absl::StrAppend(&text, "\"deep\":", std::string(100'000, '['), std::string(100'000, ']'), "}");
-  EXPECT_TRUE(ParseConfig(text, "x").ok());
+  EXPECT_OK(ParseConfig(text, "x"));
 }
 
 // ---- weights ----
@@ -425,15 +426,15 @@ TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
     configuration.head = Head::kScalar;
     const auto network = *CreateNetwork(configuration.spec, kVocab, Head::kScalar);
     const std::vector<float> weights = RandomWeights(network->tensors(), 3);
-    ASSERT_TRUE(WriteModel(folder.path(), configuration, network->tensors(), weights.data()).ok());
+    ASSERT_OK(WriteModel(folder.path(), configuration, network->tensors(), weights.data()));
     EXPECT_EQ(ReadConfig(folder.path())->head, Head::kScalar);
     const auto file = SafetensorsFile::Open(folder / "model.safetensors");
-    ASSERT_TRUE(file.ok()) << file.status();
+    ASSERT_OK(file);
     const SafetensorsEntry* const score = (*file)->header().Find("score.weight");
     ASSERT_NE(score, nullptr);
     EXPECT_EQ(score->shape, (std::vector<int64_t>{1, 24}));
     std::vector<float> read(weights.size(), 0.0f);
-    ASSERT_TRUE(ReadWeights(folder.path(), network->tensors(), read.data()).ok());
+    ASSERT_OK(ReadWeights(folder.path(), network->tensors(), read.data()));
     for (const TensorSpec& tensor : network->tensors().tensors()) {
       EXPECT_EQ(0, std::memcmp(read.data() + tensor.offset, weights.data() + tensor.offset,
                                static_cast<size_t>(tensor.size) * sizeof(float)))
@@ -445,7 +446,7 @@ TEST_F(Weights, OfAScalarHeadComeBackAsTheyWereWritten) {
                 HasSubstr("'score.weight' is not one of this architecture's"));
     configuration.head = Head::kLanguage;
     const std::vector<float> of_language = RandomWeights(language->tensors(), 3);
-    ASSERT_TRUE(WriteModel(folder.path(), configuration, language->tensors(), of_language.data()).ok());
+    ASSERT_OK(WriteModel(folder.path(), configuration, language->tensors(), of_language.data()));
     EXPECT_THAT(std::string(ReadWeights(folder.path(), network->tensors(), read.data()).message()),
                 HasSubstr("'score.weight' is missing"));
   }
@@ -462,17 +463,17 @@ TEST_F(Weights, ComeBackAsTheyWereWritten) {
     configuration.spec = TinySpec(family);
     configuration.vocab_size = kVocab;
     configuration.end_of_text = 1;
-    ASSERT_TRUE(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()).ok());
+    ASSERT_OK(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()));
     const absl::Status read = Read();
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     ExpectSame();
     const auto again = ReadConfig(folder_.path());
-    ASSERT_TRUE(again.ok()) << again.status();
+    ASSERT_OK(again);
     EXPECT_EQ(again->spec.DebugString(), configuration.spec.DebugString());
     EXPECT_EQ(again->end_of_text, 1u);
     EXPECT_EQ(folder_.Read("generation_config.json"), PrintGenerationConfig(configuration));
     const auto file = SafetensorsFile::Open(folder_ / "model.safetensors");
-    ASSERT_TRUE(file.ok()) << file.status();
+    ASSERT_OK(file);
     EXPECT_EQ((*file)->header().metadata.at("format"), "pt");
   }
 }
@@ -494,7 +495,7 @@ TEST_F(Weights, OfHalfPrecisionAreWidenedExactly) {
       gain.bytes.append(reinterpret_cast<const char*>(&halves[static_cast<size_t>(i) % halves.size()].bits), 2);
     }
     const absl::Status read = ReadBack();
-    ASSERT_TRUE(read.ok()) << read;
+    ASSERT_OK(read);
     const TensorSpec& spec = network_->tensors()[network_->tensors().Find("transformer.ln_f.weight")];
     for (int64_t i = 0; i < 24; ++i) {
       EXPECT_EQ(memory_[static_cast<size_t>(spec.offset + i)], halves[static_cast<size_t>(i) % halves.size()].value)
@@ -514,7 +515,7 @@ TEST_F(Weights, MayLieInSeveralFiles) {
   folder_.Write("model-2-of-2.safetensors", parts[1].Bytes());
   folder_.Write("model.safetensors.index.json", index.dump());
   const absl::Status read = Read();
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   ExpectSame();
   // In another file than the index says, in none that it says, twice in one, and gone.
   index["weight_map"]["transformer.wte.weight"] = "model-2-of-2.safetensors";
@@ -575,7 +576,7 @@ TEST_F(Weights, MayLackTheModelsPrefix) {
       if (tensor.name.rfind(prefix, 0) == 0) tensor.name.erase(0, prefix.size());
     }
     const absl::Status read = ReadBack();
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     ExpectSame();
     // With and without is one too many.
     file_.tensors.push_back(file_.tensors[0]);
@@ -589,7 +590,7 @@ TEST_F(Weights, OfPickleAreRefused) {
   const absl::Status status = Read();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("pytorch_model.bin: pickled"), HasSubstr("safetensors")));
-  EXPECT_TRUE(ReadBack().ok());  // beside safetensors it is of no account
+  EXPECT_OK(ReadBack());  // beside safetensors it is of no account
 }
 
 TEST_F(Weights, OfAnOutputProjectionThatDiffersUntieIt) {
@@ -607,7 +608,7 @@ TEST_F(Weights, OfAnOutputProjectionThatDiffersUntieIt) {
     folder.Write("model.safetensors", file_.Bytes());
     EXPECT_TRUE(ReadConfig(folder.path())->spec.tied_embeddings());
     memory_.assign(weights_.size(), 0.0f);
-    EXPECT_TRUE(ReadWeights(folder.path(), network_->tensors(), memory_.data()).ok());
+    EXPECT_OK(ReadWeights(folder.path(), network_->tensors(), memory_.data()));
     ExpectSame();
     // transformers then computes logits with the head, whatever config.json says.
     file_.tensors.back().bytes[9] ^= 1;
@@ -619,7 +620,7 @@ TEST_F(Weights, OfAnOutputProjectionThatDiffersUntieIt) {
     const std::string head = file_.tensors.back().bytes;
     network_ = NewNetwork(read->spec, kVocab);
     memory_.assign(static_cast<size_t>(network_->tensors().floats()), 0.0f);
-    ASSERT_TRUE(ReadWeights(folder.path(), network_->tensors(), memory_.data()).ok());
+    ASSERT_OK(ReadWeights(folder.path(), network_->tensors(), memory_.data()));
     EXPECT_EQ(0, std::memcmp(memory_.data() + network_->tensors()[network_->output_embedding()].offset, head.data(),
                              head.size()));
   }
@@ -632,7 +633,7 @@ TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
   // The largest matrix has 24 * 72 numbers.
   for (const uint64_t most : {uint64_t{1}, uint64_t{7000}, uint64_t{20'000}}) {
     const TemporaryFolder folder;
-    ASSERT_TRUE(WriteModel(folder.path(), configuration, network_->tensors(), weights_.data(), most).ok());
+    ASSERT_OK(WriteModel(folder.path(), configuration, network_->tensors(), weights_.data(), most));
     const json index = json::parse(folder.Read("model.safetensors.index.json"));
     EXPECT_EQ(index["metadata"]["total_size"], 4 * network_->tensors().parameters());
     EXPECT_EQ(index["weight_map"].size(), static_cast<size_t>(network_->tensors().size()));
@@ -642,7 +643,7 @@ TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
     for (const std::string& name : names) {
       EXPECT_EQ(name, absl::StrFormat("model-%05d-of-%05d.safetensors", ++number, names.size()));
       const auto file = SafetensorsFile::Open(folder / name);
-      ASSERT_TRUE(file.ok()) << file.status();
+      ASSERT_OK(file);
       EXPECT_TRUE((*file)->header().tensors.size() == 1 || (*file)->header().data_bytes <= most) << name;
       tensors += (*file)->header().tensors.size();
       for (const SafetensorsEntry& entry : (*file)->header().tensors) EXPECT_EQ(index["weight_map"][entry.name], name);
@@ -652,7 +653,7 @@ TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
     EXPECT_FALSE(std::filesystem::exists(folder / "model.safetensors"));
     memory_.assign(weights_.size(), 0.0f);
     const absl::Status read = ReadWeights(folder.path(), network_->tensors(), memory_.data());
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     ExpectSame();
   }
 }
@@ -663,11 +664,11 @@ TEST_F(Weights, AreRoundedToHalfPrecisionIfWanted) {
   configuration.vocab_size = kVocab;
   for (const Dtype dtype : {Dtype::kF16, Dtype::kBf16}) {
     configuration.dtype = dtype;
-    ASSERT_TRUE(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()).ok());
+    ASSERT_OK(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()));
     EXPECT_EQ(ReadConfig(folder_.path())->dtype, dtype);
     const auto file = SafetensorsFile::Open(folder_ / "model.safetensors");
     EXPECT_EQ((*file)->header().tensors[0].dtype, dtype == Dtype::kF16 ? "F16" : "BF16");
-    ASSERT_TRUE(Read().ok());
+    ASSERT_OK(Read());
     // Half a unit in the last of 11 or 8 digits.
     const float error = dtype == Dtype::kF16 ? 0x1p-11f : 0x1p-8f;
     int rounded = 0;
@@ -694,11 +695,11 @@ TEST_F(Weights, MayComeWithBuffers) {
   file_.Add("transformer.h.0.attn.bias", {1, 1, 80, 80});
   file_.Add("h.1.attn.masked_bias", {1});
   const absl::Status read = ReadBack();
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   ExpectSame();
   Use(TinySpec("llama"));
   file_.Add("model.layers.0.self_attn.rotary_emb.inv_freq", {3});
-  EXPECT_TRUE(ReadBack().ok());
+  EXPECT_OK(ReadBack());
   ExpectSame();
 }
 

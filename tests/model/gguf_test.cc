@@ -13,6 +13,7 @@
 #include "model/formats/dtype.h"
 #include "model/tiny_models.h"
 #include "testing/gguf_reader.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::model {
@@ -75,7 +76,7 @@ TEST(Gguf, SaysWhatLlamaCppAsksFor) {
   for (const std::string family : {"gpt2", "llama", "mistral", "qwen2"}) {
     Made made(TinySpec(family));
     made.configuration.padding = 5;
-    ASSERT_TRUE(made.Write(folder / "m.gguf", *Bpe(), {"tiny", "{{ messages }}"}).ok());
+    ASSERT_OK(made.Write(folder / "m.gguf", *Bpe(), {"tiny", "{{ messages }}"}));
     const GgufFile file = Read(folder);
     const std::string name = family == "mistral" ? "llama" : family;
     const auto number = [&](const std::string& key) {
@@ -129,7 +130,7 @@ TEST(Gguf, SaysWhatLlamaCppAsksFor) {
 TEST(Gguf, HoldsGpt2WithItsMatricesTurned) {
   const TemporaryFolder folder;
   const Made made(TinySpec("gpt2"));
-  ASSERT_TRUE(made.Write(folder / "m.gguf", *Bpe()).ok());
+  ASSERT_OK(made.Write(folder / "m.gguf", *Bpe()));
   const GgufFile file = Read(folder);
   EXPECT_EQ(file.tensors.size(), 2 + 2 * 12 + 2u);
   const GgufTensor& qkv = file.tensors.at("blk.1.attn_qkv.weight");
@@ -154,7 +155,7 @@ TEST(Gguf, FillsBiasesThatAModelLacksWithZeros) {
   spec.set_bias(false);
   spec.set_tied_embeddings(false);
   const Made made(spec);
-  ASSERT_TRUE(made.Write(folder / "m.gguf", *Bpe()).ok());
+  ASSERT_OK(made.Write(folder / "m.gguf", *Bpe()));
   const GgufFile file = Read(folder);
   EXPECT_EQ(file.tensors.size(), 2 + 2 * 12 + 2 + 1u);
   EXPECT_EQ(file.tensors.at("blk.0.attn_qkv.bias").values, std::vector<float>(72, 0.0f));
@@ -166,7 +167,7 @@ TEST(Gguf, HoldsRotaryPairsAsEachArchitectureHasThem) {
   const TemporaryFolder folder;
   for (const std::string family : {"llama", "mistral", "qwen2"}) {
     const Made made(TinySpec(family));
-    ASSERT_TRUE(made.Write(folder / "m.gguf", *Bpe()).ok());
+    ASSERT_OK(made.Write(folder / "m.gguf", *Bpe()));
     const GgufFile file = Read(folder);
     EXPECT_EQ(file.tensors.size(), 1 + 2 * (family == "qwen2" ? 12 : 9) + 2u);
     for (const auto& [name, ours, heads] :
@@ -212,7 +213,7 @@ TEST(Gguf, RoundsMatricesAsWanted) {
   for (const Kind& kind : {Kind{Dtype::kF32, 0, 0, 0}, Kind{Dtype::kF16, 1, 1, 0x1p-11f},
                            Kind{Dtype::kBf16, 30, 32, 0x1p-8f}, Kind{Dtype::kQ8_0, 8, 7, 0.5f / 127 + 0x1p-11f}}) {
     made.configuration.dtype = kind.dtype;
-    ASSERT_TRUE(made.Write(folder / "m.gguf", *Bpe()).ok());
+    ASSERT_OK(made.Write(folder / "m.gguf", *Bpe()));
     const GgufFile file = Read(folder);
     EXPECT_EQ(file.pairs.at("general.file_type").number(), kind.file_type);
     EXPECT_EQ(file.pairs.contains("general.quantization_version"), kind.dtype == Dtype::kQ8_0);
@@ -238,7 +239,7 @@ TEST(Gguf, QuantizesAsGgmlDoes) {
   values[3] = -2.5f;
   values[4] = 2.4f;
   std::string bytes;
-  ASSERT_TRUE(AppendStored(Dtype::kQ8_0, values, &bytes).ok());
+  ASSERT_OK(AppendStored(Dtype::kQ8_0, values, &bytes));
   ASSERT_EQ(bytes.size(), 68u);
   EXPECT_EQ(bytes.size(), StoredBytes(Dtype::kQ8_0, 64));
   EXPECT_EQ(bytes.substr(0, 2), std::string("\x00\x3C", 2));  // 1 in f16
@@ -251,7 +252,7 @@ TEST(Gguf, QuantizesAsGgmlDoes) {
 TEST(Gguf, TellsCharactersAsTokensOfRwkv) {
   const TemporaryFolder folder;
   const Made made(TinySpec("gpt2"), 11);
-  ASSERT_TRUE(made.Write(folder / "m.gguf", *Characters("ab\n\t\\\x01<", {"<|end|>"})).ok());
+  ASSERT_OK(made.Write(folder / "m.gguf", *Characters("ab\n\t\\\x01<", {"<|end|>"})));
   const GgufFile file = Read(folder);
   EXPECT_EQ(file.pairs.at("tokenizer.ggml.model").text(), "rwkv");
   EXPECT_FALSE(file.pairs.contains("tokenizer.ggml.merges"));
@@ -279,7 +280,7 @@ TEST(Gguf, RefusesWhatLlamaCppWouldTakeForAnotherThing) {
   EXPECT_THAT(refusal(made, *endless), HasSubstr("no <|endoftext|> and config.json no eos_token_id"));
   Made ended(TinySpec("gpt2"));
   ended.configuration.end_of_text = 259;
-  EXPECT_TRUE(ended.Write(folder / "m.gguf", *endless).ok());
+  EXPECT_OK(ended.Write(folder / "m.gguf", *endless));
   EXPECT_EQ(Read(folder).pairs.at("tokenizer.ggml.eos_token_id").number(), 259);
   // Two tokens that are written alike.
   json = Bpe()->ToJson();

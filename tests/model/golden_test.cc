@@ -12,6 +12,7 @@
 #include "model/formats/hugging_face.h"
 #include "model/layers/linear.h"
 #include "model/objectives/causal_lm.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -43,11 +44,11 @@ Golden Load(const std::string& family) {
   const std::string folder = std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/model/" + family;
   Golden golden;
   const absl::StatusOr<Configuration> configuration = ReadConfig(folder);
-  EXPECT_TRUE(configuration.ok()) << configuration.status();
+  EXPECT_OK(configuration);
   golden.network = *CreateNetwork(configuration->spec, configuration->vocab_size);
   golden.weights.resize(static_cast<size_t>(golden.network->tensors().floats()));
   const absl::Status read = ReadWeights(folder, golden.network->tensors(), golden.weights.data());
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   golden.answers = *SafetensorsFile::Open(folder + "/answers.safetensors");
   const std::vector<int64_t> shape = golden.answers->header().Find("tokens")->shape;
   golden.rows = shape[0];
@@ -69,7 +70,7 @@ TEST_P(Family, LogitsAreThoseOfPyTorch) {
   const absl::StatusOr<const float*> outputs =
       network.Forward(compute, golden.weights.data(), {golden.tokens.data(), golden.rows, columns, golden.columns}, {},
                       &NothingToWaitFor, memory.get());
-  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  ASSERT_OK(outputs);
   std::vector<float> logits(static_cast<size_t>(tokens * vocab));
   LinearForward(compute, {network.hidden_size(), vocab, false, kernels::Precision::kF32}, *outputs, tokens,
                 golden.weights.data() + network.tensors()[network.output_embedding()].offset, nullptr, logits.data(),
@@ -89,7 +90,7 @@ TEST_P(Family, LossAndGradientsAreThoseOfPyTorch) {
   const Batch batch = {golden.tokens.data(), golden.rows, golden.columns};
   const absl::StatusOr<double> loss = objective.Gradients(golden.weights.data(), batch, {}, 1.0f, &NothingToWaitFor,
                                                           gradients.data(), &NothingToWaitFor);
-  ASSERT_TRUE(loss.ok()) << loss.status();
+  ASSERT_OK(loss);
   EXPECT_NEAR(*loss, golden.Answer<double>("loss")[0], 1e-4);
   for (const TensorSpec& spec : network.tensors().tensors()) {
     const std::vector<float> expected = golden.Answer<float>("gradient." + spec.name);

@@ -18,6 +18,7 @@
 #include "model/formats/hugging_face.h"
 #include "model/objectives/causal_lm.h"
 #include "model/tiny_models.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::model {
@@ -31,7 +32,7 @@ constexpr char kLetters[] = "\n .abcdefghijklmnopqrstuvwxyz";
 
 std::unique_ptr<text::Tokenizer> Characters() {
   auto tokenizer = text::TrainCharacters([](const auto& each) { return each(kLetters); });
-  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_OK(tokenizer);
   return *std::move(tokenizer);
 }
 
@@ -40,7 +41,7 @@ std::unique_ptr<text::Tokenizer> Bytes() {
   text::BpeTraining training;
   training.vocab_size = 258;
   auto tokenizer = text::TrainBpe(training, [](const auto& each) { return each("the the the the"); });
-  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_OK(tokenizer);
   return *std::move(tokenizer);
 }
 
@@ -55,10 +56,10 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
     configuration.vocab_size = tokenizer.vocab_size() + more_tokens;
     const std::unique_ptr<Network> network = NewNetwork(configuration.spec, configuration.vocab_size);
     weights_ = RandomWeights(network->tensors(), 1);
-    ASSERT_TRUE(WriteModel(folder_.path(), configuration, network->tensors(), weights_.data()).ok());
+    ASSERT_OK(WriteModel(folder_.path(), configuration, network->tensors(), weights_.data()));
     folder_.Write("tokenizer.json", tokenizer.ToJson());
     auto model = LanguageModel::Open(folder_.path(), &compute_);
-    ASSERT_TRUE(model.ok()) << model.status();
+    ASSERT_OK(model);
     model_ = *std::move(model);
   }
 
@@ -69,7 +70,7 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
     const auto memory = *network.NewMemory(count, count, /*for_training=*/false);
     const auto outputs = network.Forward(compute_, model_->weights(), {tokens.data(), 1, count, count}, {},
                                          &NothingToWaitFor, memory.get());
-    EXPECT_TRUE(outputs.ok()) << outputs.status();
+    EXPECT_OK(outputs);
     const float* const last = *outputs + (count - 1) * hidden;
     const float* const table = model_->weights().base + network.tensors()[network.output_embedding()].offset;
     std::vector<double> logits;
@@ -93,7 +94,7 @@ class LanguageModelTest : public ::testing::TestWithParam<std::string> {
       made.emplace_back(id, p);
       return true;
     });
-    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_OK(status);
     return made;
   }
 
@@ -122,7 +123,7 @@ TEST_P(LanguageModelTest, HoldsWhatTheFolderHolds) {
 TEST_P(LanguageModelTest, ComputesWithRoundedWeightsInBf16) {
   Make(*Characters(), 0, "bf16");
   const auto stored = LanguageModel::Open(folder_.path(), &compute_, Weights::kStored);
-  ASSERT_TRUE(stored.ok()) << stored.status();
+  ASSERT_OK(stored);
   for (const TensorSpec& tensor : model_->network().tensors().tensors()) {
     for (int64_t i = tensor.offset; i < tensor.offset + tensor.size; ++i) {
       const float weight = weights_[static_cast<size_t>(i)];
@@ -168,7 +169,7 @@ TEST_P(LanguageModelTest, DocumentsStartWhereTrainingSawThemStart) {
   Make(*Bytes());
   std::vector<uint32_t> expected = {0};
   // What looks like the end of a text is characters.
-  ASSERT_TRUE(model_->tokenizer().EncodeOrdinary("a<|endoftext|>", &expected).ok());
+  ASSERT_OK(model_->tokenizer().EncodeOrdinary("a<|endoftext|>", &expected));
   EXPECT_EQ(*model_->EncodeDocument("a<|endoftext|>"), expected);
   EXPECT_EQ(std::count(expected.begin(), expected.end(), 0u), 1);
 }
@@ -179,7 +180,7 @@ TEST_P(LanguageModelTest, ScoresWhatTrainingEvaluates) {
   // Blocks of kContext predictions, the last one shorter; batches of blocks and blocks alone give the same bits.
   const std::vector<uint32_t> tokens = RandomIds(3, 2000, 29);
   const auto scores = model_->LogProbabilities(tokens, kContext);
-  ASSERT_TRUE(scores.ok()) << scores.status();
+  ASSERT_OK(scores);
   ASSERT_EQ(scores->size(), tokens.size() - 1);
   CausalLm objective = *CausalLm::Create(&model_->network(), &compute_, kContext, kContext, /*for_training=*/false);
   for (int64_t begin = 0; begin < 1999; begin += kContext) {
@@ -187,7 +188,7 @@ TEST_P(LanguageModelTest, ScoresWhatTrainingEvaluates) {
     std::vector<float> expected(static_cast<size_t>(length));
     const auto loss =
         objective.Loss(weights_.data(), {tokens.data() + begin, 1, length + 1}, &NothingToWaitFor, expected.data());
-    ASSERT_TRUE(loss.ok()) << loss.status();
+    ASSERT_OK(loss);
     ASSERT_TRUE(std::equal(expected.begin(), expected.end(), scores->begin() + begin)) << begin;
   }
 }
@@ -198,7 +199,7 @@ TEST_P(LanguageModelTest, ASmallerStrideGivesEachPredictionALongerPast) {
     const auto predictions = static_cast<int64_t>(count) - 1;
     for (const int64_t stride : {1, 5, 11, 12}) {
       const auto scores = model_->LogProbabilities(tokens, stride);
-      ASSERT_TRUE(scores.ok()) << scores.status();
+      ASSERT_OK(scores);
       ASSERT_EQ(static_cast<int64_t>(scores->size()), predictions);
       for (int64_t i = 0; i < predictions; ++i) {
         // The first window [begin, begin + kContext) that has prediction i.
@@ -245,7 +246,7 @@ TEST_P(LanguageModelTest, EmbedsAsTheMeanOfOutputs) {
   const std::vector<uint32_t> tokens = RandomIds(3, 20, 29);
   for (const size_t count : {1, 5, 12, 20}) {
     const auto embedding = model_->Embed(absl::MakeConstSpan(tokens).first(count));
-    ASSERT_TRUE(embedding.ok()) << embedding.status();
+    ASSERT_OK(embedding);
     // The last kContext tokens alone.
     const size_t used = std::min<size_t>(count, kContext);
     const auto length = static_cast<int64_t>(used), hidden = model_->network().hidden_size();
@@ -253,7 +254,7 @@ TEST_P(LanguageModelTest, EmbedsAsTheMeanOfOutputs) {
     const auto outputs =
         model_->network().Forward(compute_, weights_.data(), {tokens.data() + (count - used), 1, length, length}, {},
                                   &NothingToWaitFor, memory.get());
-    ASSERT_TRUE(outputs.ok()) << outputs.status();
+    ASSERT_OK(outputs);
     ASSERT_EQ(static_cast<int64_t>(embedding->size()), hidden);
     for (int64_t c = 0; c < hidden; ++c) {
       double mean = 0;
@@ -278,7 +279,7 @@ TEST_P(LanguageModelTest, FindsTheNearestByCosine) {
     return sum;
   };
   const auto neighbours = model_->Nearest(7, 1000);
-  ASSERT_TRUE(neighbours.ok()) << neighbours.status();
+  ASSERT_OK(neighbours);
   std::vector<std::pair<double, uint32_t>> expected;
   for (uint32_t id = 0; id < 29; ++id) {
     if (id != 7) expected.emplace_back(-dot(7, id) / std::sqrt(dot(7, 7) * dot(id, id)), id);
@@ -353,7 +354,7 @@ TEST_P(LanguageModelTest, DrawsTokensAsOftenAsTheyAreLikely) {
 TEST_P(LanguageModelTest, EndsWhereItIsToldTo) {
   int calls = 0;
   const auto stop_at_three = [&](uint32_t, float) { return ++calls < 3; };
-  EXPECT_TRUE(model_->Generate({1, 2}, {}, 50, 1, stop_at_three).ok());
+  EXPECT_OK(model_->Generate({1, 2}, {}, 50, 1, stop_at_three));
   EXPECT_EQ(calls, 3);
   EXPECT_TRUE(Generated({1, 2}, {}, 0, 1).empty());
   EXPECT_EQ(model_->Generate({}, {}, 5, 1, stop_at_three).code(), absl::StatusCode::kInvalidArgument);

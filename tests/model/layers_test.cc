@@ -20,6 +20,7 @@
 #include "model/layers/rope.h"
 #include "model/objectives/causal_lm.h"
 #include "testing/gradient_check.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -938,7 +939,7 @@ class NetworkLayers : public ::testing::TestWithParam<NetworkCase> {
     spec.set_bias(about.bias);
     if (about.window != 0) spec.set_sliding_window(about.window);
     auto network = CreateNetwork(spec, kVocab);
-    ASSERT_TRUE(network.ok()) << network.status();
+    ASSERT_OK(network);
     network_ = *std::move(network);
     plain_.vocab = kVocab;
     plain_.list = &network_->tensors();
@@ -1013,7 +1014,7 @@ TEST_P(NetworkLayers, OutputsAndTheirGradientsAreThePlainOnes) {
   layer_.forward = [&](const std::vector<Floats>& a) {
     const auto outputs =
         network_->Forward(TwoThreads(), Weights(with_head(a)).data(), tokens, {}, &NothingToWaitFor, memory.get());
-    EXPECT_TRUE(outputs.ok()) << outputs.status();
+    EXPECT_OK(outputs);
     return Floats(*outputs, *outputs + count);
   };
   layer_.backward = [&](const std::vector<Floats>& a, const Floats& dy) {
@@ -1021,7 +1022,7 @@ TEST_P(NetworkLayers, OutputsAndTheirGradientsAreThePlainOnes) {
     Floats gradients(Size(network_->tensors().floats()), 0.0f);
     const absl::Status done = network_->Backward(TwoThreads(), Weights(with_head(a)).data(), tokens, {}, nullptr,
                                                  gradients.data(), &NothingToWaitFor, memory.get());
-    EXPECT_TRUE(done.ok()) << done;
+    EXPECT_OK(done);
     std::vector<Floats> tensors = Tensors(gradients);
     if (untied) tensors.pop_back();
     return tensors;
@@ -1044,7 +1045,7 @@ TEST_P(NetworkLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
     Floats unused(Size(network_->tensors().floats()));
     const auto loss =
         objective.Gradients(Weights(a).data(), batch, {}, kScale, &NothingToWaitFor, unused.data(), &NothingToWaitFor);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     // The loss comes without the scale.
     return Floats{kScale * static_cast<float>(*loss)};
   };
@@ -1052,7 +1053,7 @@ TEST_P(NetworkLayers, CrossEntropyAndItsGradientsAreThePlainOnes) {
     Floats gradients = Before(Size(network_->tensors().floats()));
     const auto loss = objective.Gradients(Weights(a).data(), batch, {}, kScale * dy[0], &NothingToWaitFor,
                                           gradients.data(), &NothingToWaitFor);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return Tensors(Added(gradients));
   };
   CheckGradient(layer_);
@@ -1076,7 +1077,7 @@ TEST_P(NetworkLayers, LossCountsWhatIsScored) {
     Batch batch = whole;
     batch.first_scored = first_scored;
     const auto loss = objective.Loss(Weights(values).data(), batch, &NothingToWaitFor, log_probabilities.data());
-    ASSERT_TRUE(loss.ok()) << loss.status();
+    ASSERT_OK(loss);
     double sum = 0, own_sum = 0;
     size_t counted = 0;
     for (size_t i = 0; i < expected.size(); ++i) {

@@ -18,6 +18,7 @@
 #include "model/objectives/token_scores.h"
 #include "model/tiny_models.h"
 #include "testing/isas.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::model {
@@ -89,7 +90,7 @@ Course Train(const Network& network, const kernels::Compute& compute, const std:
         return absl::OkStatus();
       },
       trainable, &course.answers);
-  EXPECT_TRUE(loss.ok()) << loss.status();
+  EXPECT_OK(loss);
   course.loss = *loss;
   return course;
 }
@@ -125,11 +126,11 @@ Golden LoadGolden() {
   const std::string folder = std::string(MILLRACE_SOURCE_DIR) + "/tests/golden/model/bert";
   Golden golden;
   const absl::StatusOr<Configuration> configuration = ReadConfig(folder);
-  EXPECT_TRUE(configuration.ok()) << configuration.status();
+  EXPECT_OK(configuration);
   golden.network = NewNetwork(configuration->spec, configuration->vocab_size);
   golden.weights.resize(static_cast<size_t>(golden.network->tensors().floats()));
   const absl::Status read = ReadWeights(folder, golden.network->tensors(), golden.weights.data());
-  EXPECT_TRUE(read.ok()) << read;
+  EXPECT_OK(read);
   golden.answers = *SafetensorsFile::Open(folder + "/answers.safetensors");
   golden.lengths = Answer<int64_t>(*golden.answers, "lengths");
   OwnedBatch& batch = golden.batch;
@@ -162,7 +163,7 @@ TEST(GoldenBert, OutputsLossesAndGradientsAreThoseOfTransformers) {
   const auto memory = *network.NewMemory(batch.rows * batch.columns, batch.columns, /*for_training=*/false);
   const absl::StatusOr<const float*> outputs =
       network.Forward(compute, golden.weights.data(), batch.view().tokens, {}, &NothingToWaitFor, memory.get());
-  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  ASSERT_OK(outputs);
   const auto expected = Answer<float>(*golden.answers, "outputs");
   const int64_t hidden = network.hidden_size();
   for (int64_t i = 0; i < batch.rows * batch.columns; ++i) {
@@ -179,7 +180,7 @@ TEST(GoldenBert, OutputsLossesAndGradientsAreThoseOfTransformers) {
   const absl::StatusOr<double> loss =
       objective.Gradients(golden.weights.data(), batch.view(), {}, 1.0f, &NothingToWaitFor, gradients.data(),
                           &NothingToWaitFor, nullptr, &answers);
-  ASSERT_TRUE(loss.ok()) << loss.status();
+  ASSERT_OK(loss);
   EXPECT_NEAR(*loss, Answer<double>(*golden.answers, "loss")[0], 1e-4);
   const auto losses = Answer<double>(*golden.answers, "losses");
   const auto logits = Answer<float>(*golden.answers, "logits");
@@ -405,7 +406,7 @@ TEST(Encoders, RefuseBatchesThatCannotBe) {
     return std::string(loss.status().message());
   };
   OwnedBatch batch = MakeBatch({10, 5}, 2);
-  EXPECT_TRUE(objective.Loss(weights.data(), batch.view(), &NothingToWaitFor, nullptr).ok());
+  EXPECT_OK(objective.Loss(weights.data(), batch.view(), &NothingToWaitFor, nullptr));
   const OwnedBatch good = batch;
   batch.ids[3] = kVocab;
   EXPECT_THAT(message(batch), HasSubstr("token id 37"));

@@ -22,6 +22,7 @@
 #include "model/tensor_list.h"
 #include "model/tiny_models.h"
 #include "testing/isas.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -59,7 +60,7 @@ Course Train(const Network& network, const kernels::Compute& compute, const std:
                               course.final.push_back(group);
                               return absl::OkStatus();
                             });
-  EXPECT_TRUE(loss.ok()) << loss.status();
+  EXPECT_OK(loss);
   course.loss = *loss;
   return course;
 }
@@ -120,14 +121,13 @@ TEST_P(NetworkTest, TokenByTokenAndInChunksAreTheBitsOfTheWhole) {
   const auto memory = *network->NewMemory(context, context, /*for_training=*/false);
   const auto whole = network->Forward(compute_, weights.data(), {ids.data(), 1, context, context}, {},
                                       &NothingToWaitFor, memory.get());
-  ASSERT_TRUE(whole.ok()) << whole.status();
+  ASSERT_OK(whole);
   const std::vector<float> expected(*whole, *whole + context * hidden);
   const auto cache = *network->NewCache();
   const std::vector<std::vector<int64_t>> ways = {
       std::vector<int64_t>(static_cast<size_t>(context), 1), {context}, {7, 1, 63, 2, 7}, {64, 16}, {1, 65, 14}};
   for (const std::vector<int64_t>& chunks : ways) {
-    ASSERT_TRUE(
-        network->Begin(compute_, weights.data(), cache.get()).ok());  // the cache still holds the last way's tokens
+    ASSERT_OK(network->Begin(compute_, weights.data(), cache.get()));  // the cache still holds the last way's tokens
     int64_t past = 0;
     for (const int64_t count : chunks) {
       const float* const outputs = network->Extend(
@@ -151,7 +151,7 @@ TEST_P(NetworkTest, MemoryForTrainingAndNotGivesTheSameOutputs) {
     for (const int64_t rows : {2, 3}) {
       const auto made = network->Forward(compute_, weights.data(), {ids.data() + (3 - rows) * 70, rows, 70, 70}, {},
                                          &NothingToWaitFor, memory.get());
-      ASSERT_TRUE(made.ok()) << made.status();
+      ASSERT_OK(made);
       if (rows == 3) outputs.emplace_back(*made, *made + 3 * 70 * network->hidden_size());
     }
   }
@@ -173,7 +173,7 @@ TEST(CausalLmTest, ThePieceOfLogitsChangesNoBit) {
     const auto memory = *network->NewMemory(kTokens, kColumns - 1, /*for_training=*/false);
     const auto outputs = network->Forward(compute, weights.data(), {ids.data(), kRows, kColumns - 1, kColumns}, {},
                                           &NothingToWaitFor, memory.get());
-    ASSERT_TRUE(outputs.ok()) << outputs.status();
+    ASSERT_OK(outputs);
     const TensorSpec& embedding = network->tensors()[network->output_embedding()];
     std::vector<float> logits(kTokens * kLargeVocab), losses(kTokens), expected(static_cast<size_t>(embedding.size));
     std::vector<uint32_t> targets;
@@ -275,7 +275,7 @@ TEST(CausalLmTest, RefusesWhatDoesNotFit) {
   // Beyond the context, whatever memory there is.
   CausalLm large = *CausalLm::Create(network.get(), &compute, 100, 100, /*for_training=*/false);
   ids[7] = 1;
-  EXPECT_TRUE(large.Loss(weights.data(), {ids.data(), 1, 81}, &NothingToWaitFor).ok());
+  EXPECT_OK(large.Loss(weights.data(), {ids.data(), 1, 81}, &NothingToWaitFor));
   EXPECT_THAT(large.Loss(weights.data(), {ids.data(), 1, 82}, &NothingToWaitFor).status().message(),
               HasSubstr("context 80"));
 }
@@ -308,7 +308,7 @@ TEST_P(NetworkTest, GroupsAreNeededInOrderAndFinalInReverse) {
   const auto loss = objective.Gradients(
       arriving.data(), batch, {&key}, 0.01f, [&](uint32_t group) { return copy_group(group, weights, &arriving); },
       gradients.data(), [&](uint32_t group) { return copy_group(group, gradients, &leaving); });
-  ASSERT_TRUE(loss.ok()) << loss.status();
+  ASSERT_OK(loss);
   EXPECT_EQ(*loss, course.loss);
   EXPECT_TRUE(SameBits(gradients, course.gradients));
   EXPECT_TRUE(SameBits(leaving, course.gradients));
@@ -406,7 +406,7 @@ TEST_P(NetworkTest, EveryPlaceDropsOnItsOwn) {
   const Philox key(3);
   const auto outputs = network->Forward(compute_, weights.data(), {ids.data(), 1, tokens, tokens}, {&key},
                                         &NothingToWaitFor, memory.get());
-  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  ASSERT_OK(outputs);
   // The last norm keeps the order of a token's numbers: with independent places all of the 2^5 sums occur about
   // equally often, so that some token has nearly as many different outputs as numbers.
   size_t different = 0;
@@ -460,7 +460,7 @@ TEST(DecoderTensors, AreHuggingFaces) {
   for (const char* family : {"gpt2", "llama"}) {
     const std::string folder = absl::StrCat(MILLRACE_SOURCE_DIR, "/tests/golden/model/", family);
     const auto file = SafetensorsFile::Open(folder + "/model.safetensors");
-    ASSERT_TRUE(file.ok()) << file.status();
+    ASSERT_OK(file);
     v1::ModelSpec spec = TinySpec(family);
     spec.set_hidden_size(16);
     spec.set_intermediate_size(spec.family() == "gpt2" ? 64 : 24);

@@ -12,6 +12,7 @@
 #include "model/families/network.h"
 #include "model/objectives/causal_lm.h"
 #include "model/tiny_models.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -55,7 +56,7 @@ class PackedRows : public ::testing::TestWithParam<Case> {
   std::vector<float> Outputs(const TokenMatrix& tokens, bool for_training = false) const {
     const auto memory = *network_->NewMemory(tokens.tokens(), tokens.columns, for_training);
     const auto outputs = network_->Forward(compute_, weights_.data(), tokens, {}, &NothingToWaitFor, memory.get());
-    EXPECT_TRUE(outputs.ok()) << outputs.status();
+    EXPECT_OK(outputs);
     return {*outputs, *outputs + tokens.tokens() * network_->hidden_size()};
   }
 
@@ -66,7 +67,7 @@ class PackedRows : public ::testing::TestWithParam<Case> {
                                            batch.columns - 1, /*for_training=*/true);
     const auto loss = objective.Gradients(weights.data(), batch, {key}, 0.01f, &NothingToWaitFor, gradients->data(),
                                           &NothingToWaitFor, trainable);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return loss.value_or(NAN);
   }
 
@@ -155,9 +156,9 @@ TEST_P(PackedRows, OnlyScoredTargetsCount) {
   Batch whole = batch;
   whole.scored = nullptr;
   std::vector<float> all(static_cast<size_t>(whole.predictions())), some(11), chosen;
-  ASSERT_TRUE(objective.Loss(weights_.data(), whole, &NothingToWaitFor, all.data()).ok());
+  ASSERT_OK(objective.Loss(weights_.data(), whole, &NothingToWaitFor, all.data()));
   const auto loss = objective.Loss(weights_.data(), batch, &NothingToWaitFor, some.data());
-  ASSERT_TRUE(loss.ok()) << loss.status();
+  ASSERT_OK(loss);
   double sum = 0;
   size_t next = 0;
   for (int64_t row = 0; row < packed.rows; ++row) {
@@ -283,7 +284,7 @@ TEST_P(PackedRows, EveryGroupIsFinalWhateverIsFrozen) {
           return absl::OkStatus();
         },
         &trainable);
-    ASSERT_TRUE(loss.ok()) << loss.status();
+    ASSERT_OK(loss);
     EXPECT_THAT(final, ::testing::ElementsAre(3, 2, 1, 0));
   }
 }

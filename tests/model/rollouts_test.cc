@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "model/objectives/token_scores.h"
 #include "model/tiny_models.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -46,7 +47,7 @@ class RolloutsTest : public ::testing::TestWithParam<Case> {
   std::vector<Answer> Sample(int64_t together, absl::Span<const Prompt> prompts) const {
     Rollouts rollouts = *Rollouts::Create(network_.get(), &compute_, together, kColumns);
     const auto answers = rollouts.Sample(weights_.data(), prompts, options_);
-    EXPECT_TRUE(answers.ok()) << answers.status();
+    EXPECT_OK(answers);
     return answers.value_or(std::vector<Answer>());
   }
 
@@ -100,10 +101,8 @@ TEST_P(RolloutsTest, LogProbabilitiesAreTheBitsThatTrainingSees) {
     }
     const auto rows = static_cast<int64_t>(answers.size());
     TokenScores scores = *TokenScores::Create(network_.get(), &compute_, rows * (kRow - 1), kRow - 1, true);
-    ASSERT_TRUE(
-        scores
-            .Forward(weights_.data(), {ids.data(), rows, kRow, 0, starts.data(), scored.data()}, {}, &NothingToWaitFor)
-            .ok());
+    ASSERT_OK(scores.Forward(weights_.data(), {ids.data(), rows, kRow, 0, starts.data(), scored.data()}, {},
+                             &NothingToWaitFor));
     ASSERT_EQ(scores.predictions(), static_cast<int64_t>(sampled.size()));
     std::vector<float> trained(sampled.size());
     scores.Score(temperature > 0 ? static_cast<float>(temperature) : 1.0f, absl::MakeSpan(trained), {});
@@ -125,7 +124,7 @@ TEST_P(RolloutsTest, AnAnswerDoesNotDependOnWhatGoesOnBesideIt) {
     for (size_t sample = prompts_[prompt].keys.size(); sample-- > 0;) {
       const Prompt alone = {prompts_[prompt].ids, {prompts_[prompt].keys[sample]}};
       const auto answer = rollouts.Sample(weights_.data(), {&alone, 1}, options_);
-      ASSERT_TRUE(answer.ok()) << answer.status();
+      ASSERT_OK(answer);
       ASSERT_EQ(answer->size(), 1u);
       ExpectSame((*answer)[0], answers[--next]);
     }

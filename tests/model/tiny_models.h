@@ -11,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "kernels/compute.h"
 #include "model/families/network.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 
@@ -44,7 +45,7 @@ inline v1::ModelSpec TinySpec(const std::string& family, const std::string& prec
 
 inline std::unique_ptr<Network> NewNetwork(const v1::ModelSpec& spec, uint32_t vocab) {
   auto network = CreateNetwork(spec, vocab);
-  EXPECT_TRUE(network.ok()) << network.status();
+  EXPECT_OK(network);
   return *std::move(network);
 }
 

@@ -16,6 +16,7 @@
 #include "model/objectives/token_values.h"
 #include "model/tiny_models.h"
 #include "testing/gradient_check.h"
+#include "testing/status.h"
 
 namespace millrace::model {
 namespace {
@@ -78,10 +79,10 @@ TEST_P(OverTokens, ScoresAreLogProbabilitiesAndEntropiesAtTheTemperature) {
   const auto outputs =
       network_->Forward(compute_, weights_.data(), {ids_.data(), kRows, kColumns - 1, kColumns, starts_.data()}, {},
                         &NothingToWaitFor, memory.get());
-  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  ASSERT_OK(outputs);
   const float* const embedding = weights_.data() + network_->tensors()[network_->output_embedding()].offset;
   TokenScores scores = *TokenScores::Create(network_.get(), &compute_, inputs, kColumns - 1, /*for_training=*/false);
-  ASSERT_TRUE(scores.Forward(weights_.data(), batch, {}, &NothingToWaitFor).ok());
+  ASSERT_OK(scores.Forward(weights_.data(), batch, {}, &NothingToWaitFor));
   ASSERT_EQ(scores.predictions(), 9);
   for (const float temperature : {1.0f, 0.6f, 2.0f}) {
     Floats log_probabilities(9), entropies(9);
@@ -125,7 +126,7 @@ TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfScores) {
   const Floats of_log_probabilities = Numbers(5, count), of_entropies = Numbers(6, count);
   const float temperature = 0.8f;
   const auto loss = [&](const Floats& weights) {
-    EXPECT_TRUE(scores.Forward(weights.data(), batch, {}, &NothingToWaitFor).ok());
+    EXPECT_OK(scores.Forward(weights.data(), batch, {}, &NothingToWaitFor));
     Floats log_probabilities(count), entropies(count);
     scores.Score(temperature, absl::MakeSpan(log_probabilities), absl::MakeSpan(entropies));
     double sum = 0;
@@ -137,10 +138,8 @@ TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfScores) {
   };
   loss(weights_);
   Floats gradients(weights_.size(), 0.0f), log_probabilities(count), again(count);
-  ASSERT_TRUE(scores
-                  .Backward({of_log_probabilities, of_entropies, temperature}, nullptr, gradients.data(),
-                            &NothingToWaitFor, absl::MakeSpan(log_probabilities))
-                  .ok());
+  ASSERT_OK(scores.Backward({of_log_probabilities, of_entropies, temperature}, nullptr, gradients.data(),
+                            &NothingToWaitFor, absl::MakeSpan(log_probabilities)));
   scores.Score(temperature, absl::MakeSpan(again), {});
   EXPECT_EQ(log_probabilities, again);
   ExpectGradients(network_->tensors(), weights_, gradients, loss);
@@ -152,14 +151,13 @@ TEST_P(OverTokens, AScaledSumOfScoresIsTheCausalLoss) {
   CausalLm causal_lm =
       *CausalLm::Create(network_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1, /*for_training=*/true);
   Floats expected(weights_.size(), 0.0f), gradients(weights_.size(), 0.0f);
-  ASSERT_TRUE(
-      causal_lm.Gradients(weights_.data(), batch, {}, 0.25f, &NothingToWaitFor, expected.data(), &NothingToWaitFor)
-          .ok());
+  ASSERT_OK(
+      causal_lm.Gradients(weights_.data(), batch, {}, 0.25f, &NothingToWaitFor, expected.data(), &NothingToWaitFor));
   TokenScores scores = *TokenScores::Create(network_.get(), &compute_, kRows * (kColumns - 1), kColumns - 1,
                                             /*for_training=*/true);
-  ASSERT_TRUE(scores.Forward(weights_.data(), batch, {}, &NothingToWaitFor).ok());
+  ASSERT_OK(scores.Forward(weights_.data(), batch, {}, &NothingToWaitFor));
   const Floats derivatives(static_cast<size_t>(batch.predictions()), -0.25f);
-  ASSERT_TRUE(scores.Backward({derivatives, {}, 1}, nullptr, gradients.data(), &NothingToWaitFor).ok());
+  ASSERT_OK(scores.Backward({derivatives, {}, 1}, nullptr, gradients.data(), &NothingToWaitFor));
   EXPECT_EQ(gradients, expected);
 }
 
@@ -190,10 +188,10 @@ TEST_P(OverTokens, ValuesAreOutputsTimesTheScoreVector) {
   const auto memory = *language->NewMemory(tokens.tokens(), kColumns, /*for_training=*/false);
   const auto outputs =
       language->Forward(compute_, language_weights.data(), tokens, {}, &NothingToWaitFor, memory.get());
-  ASSERT_TRUE(outputs.ok()) << outputs.status();
+  ASSERT_OK(outputs);
   TokenValues made = *TokenValues::Create(network_.get(), &compute_, tokens.tokens(), kColumns, false);
   Floats values(static_cast<size_t>(tokens.tokens()));
-  ASSERT_TRUE(made.Forward(weights_.data(), tokens, {}, &NothingToWaitFor, absl::MakeSpan(values)).ok());
+  ASSERT_OK(made.Forward(weights_.data(), tokens, {}, &NothingToWaitFor, absl::MakeSpan(values)));
   const float* const score = weights_.data() + network_->tensors()[network_->score()].offset;
   for (size_t i = 0; i < values.size(); ++i) {
     double value = 0;
@@ -212,7 +210,7 @@ TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfValues) {
   const Floats derivatives = Numbers(5, static_cast<size_t>(tokens.tokens()));
   const auto loss = [&](const Floats& weights) {
     Floats values(derivatives.size());
-    EXPECT_TRUE(made.Forward(weights.data(), tokens, {}, &NothingToWaitFor, absl::MakeSpan(values)).ok());
+    EXPECT_OK(made.Forward(weights.data(), tokens, {}, &NothingToWaitFor, absl::MakeSpan(values)));
     double sum = 0;
     for (size_t i = 0; i < values.size(); ++i) {
       sum += static_cast<double>(derivatives[i]) * static_cast<double>(values[i]);
@@ -221,13 +219,13 @@ TEST_P(OverTokens, GradientsAreThoseOfAnyFunctionOfValues) {
   };
   loss(weights_);
   Floats gradients(weights_.size(), 0.0f);
-  ASSERT_TRUE(made.Backward(derivatives, nullptr, gradients.data(), &NothingToWaitFor).ok());
+  ASSERT_OK(made.Backward(derivatives, nullptr, gradients.data(), &NothingToWaitFor));
   ExpectGradients(network_->tensors(), weights_, gradients, loss);
   // The head alone: the same bits, and nothing else is touched.
   std::vector<bool> trainable(static_cast<size_t>(network_->tensors().size()), false);
   trainable[static_cast<size_t>(network_->score())] = true;
   Floats of_head(weights_.size(), 0.0f), expected = of_head;
-  ASSERT_TRUE(made.Backward(derivatives, &trainable, of_head.data(), &NothingToWaitFor).ok());
+  ASSERT_OK(made.Backward(derivatives, &trainable, of_head.data(), &NothingToWaitFor));
   const int64_t offset = network_->tensors()[network_->score()].offset;
   std::copy_n(gradients.data() + offset, network_->hidden_size(), expected.data() + offset);
   EXPECT_EQ(of_head, expected);

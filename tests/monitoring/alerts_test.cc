@@ -31,6 +31,7 @@
 #include "testing/cluster.h"
 #include "testing/http_exchange.h"
 #include "testing/role_certificates.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -65,7 +66,7 @@ class Throttle {
 
 int64_t Living(Cluster& cluster, const char* role) {
   const auto reply = cluster.client().ListMembers();
-  EXPECT_TRUE(reply.ok()) << reply.status();
+  EXPECT_OK(reply);
   return std::count_if(reply->members().begin(), reply->members().end(),
                        [role](const v1::ClusterMember& member) { return member.role() == role; });
 }
@@ -173,7 +174,7 @@ TEST(Alerts, OfTrainingThatGoesWrong) {
                                               "phases.0.optimizer.schedule=constant",
                                               "phases.0.evaluate.every_steps=10", "phases.0.global_batch=4", kForever});
   prometheus.AwaitAlert("MillraceLossRising", learns_by_heart);
-  EXPECT_TRUE(cluster.client().CancelJob(learns_by_heart).ok());
+  EXPECT_OK(cluster.client().CancelJob(learns_by_heart));
 
   // Nearly always the same, and seldom what nobody could expect: gradients outgrow the range that the last one gave.
   // And an optimizer of whole matrices where one is larger than all others together.
@@ -191,7 +192,7 @@ TEST(Alerts, OfTrainingThatGoesWrong) {
                              "phases.0.optimizer.type=muon", "phases.0.optimizer.schedule=constant", kForever});
   prometheus.AwaitAlert("MillraceSumsSaturate");
   prometheus.AwaitAlert("MillraceHotShard");
-  EXPECT_TRUE(cluster.client().CancelJob(surprised).ok());
+  EXPECT_OK(cluster.client().CancelJob(surprised));
 
   // Microbatches whose attention takes more memory than there is: every worker fails, as often as it tries.
   constexpr uint64_t kContext = 1024, kHeads = 24;
@@ -228,7 +229,7 @@ TEST(Alerts, OfWhatGoesWrongSlowly) {
                        "--threads",         "1",      "--metrics",     metrics};
   options.log_file = folder / "other.log";
   const auto other = ChildProcess::Start(options);
-  ASSERT_TRUE(other.ok()) << other.status();
+  ASSERT_OK(other);
   Targets targets = TargetsOf(cluster);
   targets.workers.push_back(metrics);
   Prometheus prometheus(folder.path() / "prometheus", targets, /*minute=*/absl::Milliseconds(20));
@@ -301,7 +302,7 @@ TEST(Alerts, OfAFullDisk) {
   for (const char* alert : {"MillraceDiskFull", "MillraceDiskNearlyFull", "MillraceRpcErrors"}) {
     prometheus.AwaitCalm(alert);
   }
-  EXPECT_TRUE(cluster.client().SubmitJob(request).ok());
+  EXPECT_OK(cluster.client().SubmitJob(request));
 }
 
 // A control group at the root, until the object goes; the processes in it must have ended before.
@@ -341,7 +342,7 @@ class SmallGroup {
     options.arguments = {"/bin/sh", "-c", absl::StrCat("echo 0 > ", folder_, "/cgroup.procs && ", command)};
     options.log_file = log_file;
     auto process = ChildProcess::Start(options);
-    EXPECT_TRUE(process.ok()) << process.status();
+    EXPECT_OK(process);
     return *std::move(process);
   }
 
@@ -424,7 +425,7 @@ TEST(Alerts, OfAQueueThatIsStuck) {
   if (!dead->trouble().empty()) GTEST_SKIP() << "no file system of user space could be mounted: " << dead->trouble();
   Prometheus prometheus(folder.path() / "prometheus", TargetsOf(cluster));
   prometheus.AwaitTargets(3);
-  EXPECT_TRUE(cluster.client().CancelJob(first).ok());
+  EXPECT_OK(cluster.client().CancelJob(first));
   prometheus.AwaitAlert("MillraceQueueStuck");
   EXPECT_EQ(cluster.Job(second).state(), v1::Job::QUEUED);
   dead.reset();

@@ -16,6 +16,7 @@
 #include "nlohmann/json.hpp"
 #include "re2/re2.h"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -99,7 +100,7 @@ TEST(Monitoring, SeesAWorkingCluster) {
                 ::testing::HasSubstr("200"));
   }
   // One that never runs.
-  EXPECT_TRUE(cluster.client().CancelJob(cluster.Submit(folder / "job.yaml")).ok());
+  EXPECT_OK(cluster.client().CancelJob(cluster.Submit(folder / "job.yaml")));
   cluster.AwaitSuccess(job);
   prometheus.Until("the count of a job that was cancelled in the queue", [&] {
     return !prometheus.Query(R"(millrace_jobs_finished_total{result="cancelled"} == 1)").empty();

@@ -15,6 +15,7 @@
 #include "gtest/gtest.h"
 #include "re2/re2.h"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace::testing {
 namespace {
@@ -102,7 +103,7 @@ Prometheus::Prometheus(const fs::path& folder, const Targets& targets, absl::Dur
   options.directory = folder_;
   options.log_file = folder_ / "log";
   auto process = ChildProcess::Start(options);
-  EXPECT_TRUE(process.ok()) << process.status();
+  EXPECT_OK(process);
   process_ = *std::move(process);
   // It says where it listens.
   Until("Prometheus' address", [this] {
@@ -211,7 +212,7 @@ Serving::Serving(const std::string& model, const fs::path& folder, const std::ve
   options.arguments.insert(options.arguments.end(), flags.begin(), flags.end());
   options.log_file = folder / "serve.log";
   auto process = ChildProcess::Start(options);
-  EXPECT_TRUE(process.ok()) << process.status();
+  EXPECT_OK(process);
   process_ = *std::move(process);
   while (!RE2::PartialMatch(ReadText(options.log_file), R"( at http://([\d.:]+))", &address_)) {
     if (process_->Wait(absl::Now() + kLook).has_value()) {

@@ -12,6 +12,7 @@
 #include "common/philox.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::optim {
 namespace {
@@ -40,7 +41,7 @@ v1::OptimizerSpec Spec(const std::string& type) {
 
 std::unique_ptr<Optimizer> Create(const v1::OptimizerSpec& spec) {
   auto optimizer = CreateOptimizer(spec);
-  EXPECT_TRUE(optimizer.ok()) << optimizer.status();
+  EXPECT_OK(optimizer);
   return *std::move(optimizer);
 }
 

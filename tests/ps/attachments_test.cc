@@ -17,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "ps/shards.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -38,7 +39,7 @@ class AttachmentsTest : public ::testing::Test {
   // A block's values that count, coded for the step after version 0.
   absl::Status Add(client::GradientPush* push, uint32_t unit, uint32_t block) {
     std::string values;
-    EXPECT_TRUE(blocks::Encode(course_.Gradient(0, unit, block), {}, &values).ok());
+    EXPECT_OK(blocks::Encode(course_.Gradient(0, unit, block), {}, &values));
     return push->Add(block, {}, std::move(values), 0);
   }
 
@@ -77,7 +78,7 @@ struct Attached {
 
 TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
   const auto plane = blocks::SharedPlane::Create();
-  ASSERT_TRUE(plane.ok()) << plane.status();
+  ASSERT_OK(plane);
   const std::string before = (*plane)->ShardsDigest();
   // Memory that is not there; and some that is there, but that whoever asks has not read.
   for (const std::string& memory :
@@ -85,7 +86,7 @@ TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
     Attached attached(&course_.shard(0).stub(), memory, std::string(64, '0'));
     EXPECT_EQ(attached.reply.attachment(), "") << memory;
     EXPECT_EQ(attached.reply.shards_digest(), "") << memory;
-    EXPECT_TRUE(attached.End().ok());
+    EXPECT_OK(attached.End());
   }
   EXPECT_EQ((*plane)->ShardsDigest(), before);
   AwaitCount(0);
@@ -93,20 +94,20 @@ TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
 
 TEST_F(AttachmentsTest, TheShardProvesThatItSeesTheMemory) {
   const auto plane = blocks::SharedPlane::Create();
-  ASSERT_TRUE(plane.ok()) << plane.status();
+  ASSERT_OK(plane);
   const std::string before = (*plane)->ShardsDigest();
   Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
   EXPECT_NE(attached.reply.attachment(), "");
   EXPECT_EQ(attached.reply.shards_digest(), (*plane)->ShardsDigest());
   EXPECT_NE(attached.reply.shards_digest(), before);
   AwaitCount(1);
-  EXPECT_TRUE(attached.End().ok());
+  EXPECT_OK(attached.End());
   AwaitCount(0);
 }
 
 TEST_F(AttachmentsTest, ThereMayBeOnlySoMany) {
   const auto plane = blocks::SharedPlane::Create();
-  ASSERT_TRUE(plane.ok()) << plane.status();
+  ASSERT_OK(plane);
   std::vector<std::unique_ptr<Attached>> all;
   for (size_t i = 0; i <= Attachments::kMost; ++i) {
     all.push_back(std::make_unique<Attached>(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest()));
@@ -120,7 +121,7 @@ TEST_F(AttachmentsTest, ThereMayBeOnlySoMany) {
 // As when it is killed: its connection ends in the middle of a pull for which the memory is too small, and of a push.
 TEST_F(AttachmentsTest, AWorkerThatGoesTakesNothingWithIt) {
   const auto plane = blocks::SharedPlane::Create();
-  ASSERT_TRUE(plane.ok()) << plane.status();
+  ASSERT_OK(plane);
   Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
   grpc::ClientContext pulling, pushing;
   v1::PullRequest pull;
@@ -133,18 +134,18 @@ TEST_F(AttachmentsTest, AWorkerThatGoesTakesNothingWithIt) {
   push.set_attachment(attached.reply.attachment());
   ASSERT_TRUE(pusher->Write(push));
   const auto always = [] { return true; };
-  ASSERT_TRUE((*plane)->pull()->Next(always).ok());  // and it waits for room
+  ASSERT_OK((*plane)->pull()->Next(always));  // and it waits for room
   std::string values;
   const auto saturated = blocks::Encode(course_.Gradient(0, 0, 0), {}, &values);
-  ASSERT_TRUE(saturated.ok());
+  ASSERT_OK(saturated);
   const auto room = (*plane)->push()->Reserve(values.size(), always);
-  ASSERT_TRUE(room.ok());
+  ASSERT_OK(room);
   std::memcpy(*room, values.data(), values.size());
   v1::PushRequest about;
   about.set_epoch(1);
   *about.mutable_coding() = blocks::CodingToProto({});
   (*plane)->push()->Commit(about.SerializeAsString());
-  ASSERT_TRUE((*plane)->push()->Reserve(SharedRing::kMostValues, always).ok());  // nothing comes of it
+  ASSERT_OK((*plane)->push()->Reserve(SharedRing::kMostValues, always));  // nothing comes of it
   pulling.TryCancel();
   pushing.TryCancel();
   attached.context.TryCancel();
@@ -176,7 +177,7 @@ TEST_F(AttachmentsTest, PullsAtOnceBringTheSame) {
               right += weights == held.weights[block];
               return absl::OkStatus();
             });
-        EXPECT_TRUE(pulled.ok()) << pulled;
+        EXPECT_OK(pulled);
       }
     });
   }
@@ -223,7 +224,7 @@ TEST_F(AttachmentsTest, WhatAnAbandonedPushLeftDoesNoHarm) {
   plain.Step(0);
   for (int i = 0; i < 5; ++i) {
     const std::unique_ptr<client::GradientPush> push = course_.group().Push(0, 0);
-    for (const uint32_t block : {0u, 1u}) ASSERT_TRUE(Add(push.get(), 0, block).ok());
+    for (const uint32_t block : {0u, 1u}) ASSERT_OK(Add(push.get(), 0, block));
   }
   course_.Step(0);
   EXPECT_TRUE(course_.ReadAt(1) == plain.ReadAt(1));
@@ -268,14 +269,14 @@ TEST_F(AttachmentsTest, AShardThatProvesNothingGetsMessages) {
   options.listen = "127.0.0.1:0";
   options.services = {&service};
   const auto server = GrpcServer::Start(options);
-  ASSERT_TRUE(server.ok());
+  ASSERT_OK(server);
   client::ShardGroup group(1, {(*server)->address()}, /*share_memory=*/true);
   group.Place(&course_.blocks(), OptimizerOf("adamw"));
   for (int round = 0; round < 3; ++round) {
     const std::unique_ptr<client::GradientPush> push = group.Push(0, 0);
-    ASSERT_TRUE(Add(push.get(), 0, 0).ok());
+    ASSERT_OK(Add(push.get(), 0, 0));
     const absl::Status finished = push->Finish();
-    EXPECT_TRUE(finished.ok()) << finished;
+    EXPECT_OK(finished);
   }
   EXPECT_EQ(service.attaches, 1);
 }
@@ -306,7 +307,7 @@ TEST_F(AttachmentsTest, ACallEndsWithItsStatusWhereverTheBlocksGo) {
   options.listen = "127.0.0.1:0";
   options.services = {&service};
   const auto server = GrpcServer::Start(options);
-  ASSERT_TRUE(server.ok());
+  ASSERT_OK(server);
   client::ShardGroup group(1, {(*server)->address()}, /*share_memory=*/true);
   group.Place(&course_.blocks(), OptimizerOf("adamw"));
   const absl::Status pulled =
@@ -335,7 +336,7 @@ TEST_F(AttachmentsTest, AnErrorOfOneShardLeavesTheOthersAttached) {
   for (uint32_t block = 0; block < two.blocks().blocks().size(); ++block) {
     EXPECT_TRUE(absl::IsInternal(first(block)));
     const absl::Status again = first(9999);
-    EXPECT_TRUE(again.ok()) << again << " after block " << block;
+    EXPECT_OK(again) << again << " after block " << block;
   }
   two.Step(1);
 }

@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "ps/shards.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -32,13 +33,13 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
       request.set_weights(Bytes(Numbers(1, block.index, block.size, 0.1f)));
       request.set_crc32c(Crc32c(request.weights().data(), request.weights().size()));
       const absl::Status loaded = store_->Load(request);
-      EXPECT_TRUE(loaded.ok()) << loaded;
+      EXPECT_OK(loaded);
     }
   }
 
   std::unique_ptr<BlockStore> Make(const v1::ConfigureRequest& request) {
     auto store = BlockStore::Create(request, &compute_);
-    EXPECT_TRUE(store.ok()) << store.status();
+    EXPECT_OK(store);
     return *std::move(store);
   }
   void Push(uint64_t version) {
@@ -46,15 +47,14 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
       if (!table_.TensorOf(block).trainable) continue;
       std::string weights(store_->PulledBytes(block.index), '\0');
       v1::Coding coding;
-      ASSERT_TRUE(store_->Pull(block.index, version, weights.data(), &coding).ok());
+      ASSERT_OK(store_->Pull(block.index, version, weights.data(), &coding));
       v1::PushRequest request;
       request.set_version(version);
       request.set_block(block.index);
       *request.mutable_coding() = coding;
       std::string values;
-      ASSERT_TRUE(blocks::Encode(Numbers(9 + version, block.index, block.size, 0.01f), *blocks::CodingFromProto(coding),
-                                 &values)
-                      .ok());
+      ASSERT_OK(blocks::Encode(Numbers(9 + version, block.index, block.size, 0.01f), *blocks::CodingFromProto(coding),
+                               &values));
       request.set_values(values);
       request.set_crc32c(Crc32c(values.data(), values.size()));
       ASSERT_TRUE(*store_->Push(request));
@@ -72,17 +72,17 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   void Step(uint64_t version) {
     Push(version);
     const absl::Status committed = Commit(version);
-    ASSERT_TRUE(committed.ok()) << committed;
+    ASSERT_OK(committed);
   }
   std::unique_ptr<Cuts::Cut> Hold(uint64_t version) {
     auto cut = store_->Hold(version);
-    EXPECT_TRUE(cut.ok()) << cut.status();
+    EXPECT_OK(cut);
     return *std::move(cut);
   }
   std::string Read(Cuts::Cut* cut, uint32_t block) {
     v1::SnapshotReply reply;
     const absl::Status read = store_->Read(cut, block, &reply);
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     return reply.SerializeAsString();
   }
   std::vector<std::string> ReadAll(Cuts::Cut* cut) {
@@ -125,12 +125,12 @@ TEST_P(BlockStoreTest, ALoadAgainCountsUntilSomethingIsPushed) {
     request.set_weights(Bytes(Numbers(key, block, table_.blocks()[block].size, 0.1f)));
     request.set_crc32c(Crc32c(request.weights().data(), request.weights().size()));
     const absl::Status loaded = store_->Load(request);
-    EXPECT_TRUE(loaded.ok()) << loaded;
+    EXPECT_OK(loaded);
   };
   const auto weights = [this](uint32_t block, uint64_t version) {
     const std::unique_ptr<Cuts::Cut> cut = Hold(version);
     v1::SnapshotReply reply;
-    EXPECT_TRUE(store_->Read(cut.get(), block, &reply).ok());
+    EXPECT_OK(store_->Read(cut.get(), block, &reply));
     return reply.weights();
   };
   const std::string before = weights(0, 0);
@@ -142,7 +142,7 @@ TEST_P(BlockStoreTest, ALoadAgainCountsUntilSomethingIsPushed) {
   Push(0);
   load(0, 3, /*again=*/true);
   EXPECT_EQ(weights(0, 0), after);
-  ASSERT_TRUE(Commit(0).ok());
+  ASSERT_OK(Commit(0));
   const std::string next = weights(0, 1);
   load(0, 3, /*again=*/true);
   EXPECT_EQ(weights(0, 1), next);
@@ -186,7 +186,7 @@ TEST_P(BlockStoreTest, StoreWithoutBlocksIsAtAnyVersionThatIsAsked) {
                               : call == 1 ? empty->Commit(commit, &applied).status()
                               : call == 2 ? empty->Hold(7).status()
                                           : empty->AwaitVersion(7, [] { return true; });
-    EXPECT_TRUE(done.ok()) << call << ": " << done;
+    EXPECT_OK(done) << call << ": " << done;
     EXPECT_EQ(empty->version(), call == 1 ? 8u : 7u);
   }
 }

@@ -6,6 +6,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -122,7 +123,7 @@ TEST_F(CutsTest, ReadersAreLimited) {
   auto a = cuts_.Open(0), b = cuts_.Open(0), c = cuts_.Open(0);
   EXPECT_TRUE(absl::IsResourceExhausted(cuts_.Open(0).status()));
   b->reset();
-  EXPECT_TRUE(cuts_.Open(0).ok());
+  EXPECT_OK(cuts_.Open(0));
 }
 
 TEST_F(CutsTest, ClosingEndsReadersAndWaitingSteps) {

@@ -7,6 +7,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -17,7 +18,7 @@ constexpr blocks::Coding kCoding = {16, -4};
 
 std::string Coded(const std::vector<float>& values) {
   std::string coded;
-  EXPECT_TRUE(blocks::Encode(values, kCoding, &coded).ok());
+  EXPECT_OK(blocks::Encode(values, kCoding, &coded));
   return coded;
 }
 
@@ -85,7 +86,7 @@ TEST(GradientSum, AsManyUnitsAsFitNarrowSumsAndMoreComeToTheSame) {
 TEST(GradientSum, StepsMayHaveOtherCodingsButUnitsOfAStepOne) {
   constexpr blocks::Coding kWide = {64, -4};
   std::string wide;
-  ASSERT_TRUE(blocks::Encode(std::vector<float>{3}, kWide, &wide).ok());
+  ASSERT_OK(blocks::Encode(std::vector<float>{3}, kWide, &wide));
   GradientSum sum(1, 2);
   for (int step = 0; step < 2; ++step) {
     EXPECT_TRUE(*sum.Add(0, wide, kWide, 0));

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "kernels/bfloat16.h"
 #include "ps/shards.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -44,7 +45,7 @@ class HeldPieceTest : public ::testing::Test {
     request.set_version(version);
     request.set_unit(unit);
     std::string values;
-    EXPECT_TRUE(blocks::Encode(Numbers(2 + unit, part, table_.blocks()[part].size, 1.0f), {}, &values).ok());
+    EXPECT_OK(blocks::Encode(Numbers(2 + unit, part, table_.blocks()[part].size, 1.0f), {}, &values));
     *request.mutable_coding() = blocks::CodingToProto({});
     request.set_crc32c(Crc32c(values.data(), values.size()));
     request.set_values(values);
@@ -52,7 +53,7 @@ class HeldPieceTest : public ::testing::Test {
   }
   void Start(uint64_t version) {
     for (const uint32_t part : {0u, 1u}) {
-      ASSERT_TRUE(piece_->CheckLoad(part, LoadOf(part)).ok());
+      ASSERT_OK(piece_->CheckLoad(part, LoadOf(part)));
       piece_->Load(part, LoadOf(part));
     }
     piece_->Start(version);
@@ -191,7 +192,7 @@ TEST_F(HeldPieceTest, StateOfAMatrixIsCutInProportionAndComesBackWhole) {
   for (const float value : Floats(first.state() + second.state())) EXPECT_GT(value, 0.0f);
 
   Hold("adafactor");
-  ASSERT_TRUE(piece_->CheckLoad(0, LoadOf(0, first.state())).ok());
+  ASSERT_OK(piece_->CheckLoad(0, LoadOf(0, first.state())));
   EXPECT_TRUE(absl::IsInvalidArgument(piece_->CheckLoad(0, LoadOf(0, second.state()))));
   EXPECT_TRUE(absl::IsInvalidArgument(piece_->CheckLoad(1, LoadOf(1, first.state()))));
   piece_->Load(0, LoadOf(0, first.state()));

@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "ps/shards.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -105,7 +106,7 @@ class ParameterServiceTest : public ::testing::Test {
   v1::ShardStatus Status() {
     grpc::ClientContext context;
     v1::ShardStatus status;
-    EXPECT_TRUE(shard_.stub().GetStatus(&context, {}, &status).ok());
+    EXPECT_OK(shard_.stub().GetStatus(&context, {}, &status));
     return status;
   }
 
@@ -156,13 +157,13 @@ class ParameterServiceTest : public ::testing::Test {
   // ---- the usual way ----
   void Start(const v1::ConfigureRequest& configuration = Configuration()) {
     const grpc::Status configured = Configure(configuration);
-    ASSERT_TRUE(configured.ok()) << configured.error_message();
+    ASSERT_OK(configured);
     const grpc::Status loaded = Load({LoadOf(0), LoadOf(1), LoadOf(2)});
-    ASSERT_TRUE(loaded.ok()) << loaded.error_message();
+    ASSERT_OK(loaded);
   }
   void PushUnits(uint64_t version = 0) {
     std::vector<v1::PullReply> replies;
-    ASSERT_TRUE(Pull(PullOf(version), &replies).ok());
+    ASSERT_OK(Pull(PullOf(version), &replies));
     for (uint32_t unit = 0; unit < kUnits; ++unit) {
       std::vector<v1::PushRequest> requests;
       for (const uint32_t block : {1u, 2u}) {
@@ -170,13 +171,13 @@ class ParameterServiceTest : public ::testing::Test {
         requests.push_back(PushOf(unit, block, Gradient(unit, block), version, *coding));
       }
       const grpc::Status pushed = Push(requests);
-      ASSERT_TRUE(pushed.ok()) << pushed.error_message();
+      ASSERT_OK(pushed);
     }
   }
   std::vector<float> Pulled(uint64_t version, uint32_t block) {
     std::vector<v1::PullReply> replies;
     const grpc::Status pulled = Pull(PullOf(version, {block}), &replies);
-    EXPECT_TRUE(pulled.ok()) << pulled.error_message();
+    EXPECT_OK(pulled);
     return replies.empty() ? std::vector<float>() : Floats(replies[0].weights());
   }
   double Gauge(const std::string& name) {
@@ -216,15 +217,15 @@ TEST_F(ParameterServiceTest, NothingIsServedBeforeItIsConfigured) {
 
 TEST_F(ParameterServiceTest, StatusSaysWhatIsHeld) {
   v1::ConfigureReply reply;
-  ASSERT_TRUE(Configure(Configuration(), &reply).ok());
+  ASSERT_OK(Configure(Configuration(), &reply));
   EXPECT_EQ(reply.blocks(), 3u);
   EXPECT_EQ(reply.parameters(), 13u);
   v1::LoadReply loaded;
-  ASSERT_TRUE(Load({LoadOf(0, 4), LoadOf(2, 4)}, &loaded).ok());
+  ASSERT_OK(Load({LoadOf(0, 4), LoadOf(2, 4)}, &loaded));
   EXPECT_EQ(loaded.blocks_loaded(), 2u);
   EXPECT_FALSE(loaded.complete());
   EXPECT_FALSE(Status().ready());
-  ASSERT_TRUE(Load({LoadOf(1, 4)}, &loaded).ok());
+  ASSERT_OK(Load({LoadOf(1, 4)}, &loaded));
   EXPECT_TRUE(loaded.complete());
   EXPECT_EQ(loaded.version(), 4u);
   EXPECT_TRUE(Status().ready());
@@ -237,9 +238,9 @@ TEST_F(ParameterServiceTest, ConfiguringAgainInTheSameEpochChangesNothing) {
   Start();
   PushUnits();
   v1::ConfigureReply reply;
-  ASSERT_TRUE(Configure(Configuration(), &reply).ok());
+  ASSERT_OK(Configure(Configuration(), &reply));
   EXPECT_EQ(reply.blocks(), 3u);
-  EXPECT_TRUE(Norms(0).ok());
+  EXPECT_OK(Norms(0));
   v1::ConfigureRequest other = Configuration();
   other.set_units_per_step(kUnits + 1);
   ExpectError(Configure(other), grpc::StatusCode::FAILED_PRECONDITION, "another epoch");
@@ -286,7 +287,7 @@ TEST_F(ParameterServiceTest, OldEpochIsRefused) {
   PushUnits();
   v1::ConfigureRequest next = Configuration();
   next.set_epoch(kEpoch + 1);
-  ASSERT_TRUE(Configure(next).ok());
+  ASSERT_OK(Configure(next));
   std::vector<v1::PullReply> pulled;
   std::vector<v1::SnapshotReply> snapshot;
   const std::string part = absl::StrCat("epoch ", kEpoch, "; the present one is ", kEpoch + 1);
@@ -320,7 +321,7 @@ TEST_F(ParameterServiceTest, AnnouncedEpochFencesTheOneBefore) {
 TEST_F(ParameterServiceTest, PullGivesTheAskedBlocksInTheAskedOrder) {
   Start();
   std::vector<v1::PullReply> replies;
-  ASSERT_TRUE(Pull(PullOf(0, {2, 0}), &replies).ok());
+  ASSERT_OK(Pull(PullOf(0, {2, 0}), &replies));
   ASSERT_EQ(replies.size(), 2u);
   EXPECT_EQ(replies[0].block(), 2u);
   EXPECT_EQ(Floats(replies[0].weights()), Weights(2));
@@ -329,7 +330,7 @@ TEST_F(ParameterServiceTest, PullGivesTheAskedBlocksInTheAskedOrder) {
   EXPECT_EQ(replies[1].block(), 0u);
   EXPECT_EQ(Floats(replies[1].weights()), Weights(0));
   replies.clear();
-  ASSERT_TRUE(Pull(PullOf(0), &replies).ok());
+  ASSERT_OK(Pull(PullOf(0), &replies));
   ASSERT_EQ(replies.size(), 3u);
   for (uint32_t block = 0; block < 3; ++block) EXPECT_EQ(replies[block].block(), block);
   ExpectError(Pull(PullOf(0, {1, 3}), &replies), grpc::StatusCode::INVALID_ARGUMENT, "there is no block 3");
@@ -341,7 +342,7 @@ TEST_F(ParameterServiceTest, PullWaitsForItsVersion) {
   std::vector<float> pulled;
   std::thread puller([&] { pulled = Pulled(1, 1); });
   AwaitGauge("millrace_shard_waiting_pulls", 1);
-  EXPECT_TRUE(Commit(0).ok());
+  EXPECT_OK(Commit(0));
   puller.join();
   EXPECT_NE(pulled, Weights(1));
   EXPECT_EQ(pulled, Pulled(1, 1));
@@ -351,12 +352,12 @@ TEST_F(ParameterServiceTest, PullWaitsForItsVersion) {
 }
 
 TEST_F(ParameterServiceTest, PullWaitsWhileBlocksAreLoaded) {
-  ASSERT_TRUE(Configure(Configuration()).ok());
-  ASSERT_TRUE(Load({LoadOf(0), LoadOf(2)}).ok());
+  ASSERT_OK(Configure(Configuration()));
+  ASSERT_OK(Load({LoadOf(0), LoadOf(2)}));
   std::vector<float> pulled;
   std::thread puller([&] { pulled = Pulled(0, 1); });
   AwaitGauge("millrace_shard_waiting_pulls", 1);
-  ASSERT_TRUE(Load({LoadOf(1)}).ok());
+  ASSERT_OK(Load({LoadOf(1)}));
   puller.join();
   EXPECT_EQ(pulled, Weights(1));
 }
@@ -385,7 +386,7 @@ TEST_F(ParameterServiceTest, NewEpochWakesWaitingPulls) {
 // ---- loading ----
 
 TEST_F(ParameterServiceTest, GarbageLoadsAreRefused) {
-  ASSERT_TRUE(Configure(Configuration()).ok());
+  ASSERT_OK(Configure(Configuration()));
   const struct {
     grpc::StatusCode code;
     const char* part;
@@ -419,7 +420,7 @@ TEST_F(ParameterServiceTest, GarbageLoadsAreRefused) {
   }
   // Nothing of it counts.
   v1::LoadReply reply;
-  ASSERT_TRUE(Load({LoadOf(0)}, &reply).ok());
+  ASSERT_OK(Load({LoadOf(0)}, &reply));
   EXPECT_EQ(reply.blocks_loaded(), 1u);
   ExpectError(Load({LoadOf(1, 3)}), grpc::StatusCode::FAILED_PRECONDITION, "loaded at version 0");
 }
@@ -427,10 +428,10 @@ TEST_F(ParameterServiceTest, GarbageLoadsAreRefused) {
 TEST_F(ParameterServiceTest, SecondInitialisationDoesNoHarm) {
   Start();
   PushUnits();
-  ASSERT_TRUE(Commit(0).ok());
+  ASSERT_OK(Commit(0));
   const std::vector<float> trained = Pulled(1, 1);
   v1::LoadReply reply;
-  ASSERT_TRUE(Load({LoadOf(0), LoadOf(1), LoadOf(2)}, &reply).ok());
+  ASSERT_OK(Load({LoadOf(0), LoadOf(1), LoadOf(2)}, &reply));
   EXPECT_TRUE(reply.complete());
   EXPECT_EQ(reply.version(), 1u);
   EXPECT_EQ(Pulled(1, 1), trained);
@@ -478,7 +479,7 @@ TEST_F(ParameterServiceTest, GarbagePushesAreRefused) {
   }
   // Nothing of it counts.
   v1::PushReply reply;
-  ASSERT_TRUE(Push({PushOf(0, 1, Gradient(0, 1))}, &reply).ok());
+  ASSERT_OK(Push({PushOf(0, 1, Gradient(0, 1))}, &reply));
   EXPECT_EQ(reply.blocks_added(), 1u);
 }
 
@@ -488,17 +489,17 @@ TEST_F(ParameterServiceTest, RepeatedPushCountsOnce) {
   std::vector<v1::PushRequest> unit = {PushOf(0, 1, Gradient(0, 1)), PushOf(0, 2, Gradient(0, 2))};
   unit[0].set_saturated(3);
   // A stream that broke off after its first block.
-  ASSERT_TRUE(Push({unit[0]}, &reply).ok());
+  ASSERT_OK(Push({unit[0]}, &reply));
   EXPECT_EQ(reply.blocks_added(), 1u);
-  ASSERT_TRUE(Push(unit, &reply).ok());
+  ASSERT_OK(Push(unit, &reply));
   EXPECT_EQ(reply.blocks_added(), 1u);
   EXPECT_EQ(reply.blocks_repeated(), 1u);
-  ASSERT_TRUE(Push({unit[1], unit[0], unit[1]}, &reply).ok());
+  ASSERT_OK(Push({unit[1], unit[0], unit[1]}, &reply));
   EXPECT_EQ(reply.blocks_added(), 0u);
   EXPECT_EQ(reply.blocks_repeated(), 3u);
-  ASSERT_TRUE(Push({PushOf(1, 1, std::vector<float>(8, 0)), PushOf(1, 2, std::vector<float>(2, 0))}).ok());
+  ASSERT_OK(Push({PushOf(1, 1, std::vector<float>(8, 0)), PushOf(1, 2, std::vector<float>(2, 0))}));
   v1::NormsReply norms;
-  ASSERT_TRUE(Norms(0, &norms).ok());
+  ASSERT_OK(Norms(0, &norms));
   EXPECT_THAT(norms.blocks(), ElementsAre(0, 1, 2));
   EXPECT_EQ(norms.saturated(), 3u);
   double expected = 0;
@@ -510,7 +511,7 @@ TEST_F(ParameterServiceTest, RepeatedPushCountsOnce) {
 TEST_F(ParameterServiceTest, PushOfAPassedVersionIsRefused) {
   Start();
   PushUnits();
-  ASSERT_TRUE(Commit(0).ok());
+  ASSERT_OK(Commit(0));
   ExpectError(Push({PushOf(0, 1, Gradient(0, 1))}), grpc::StatusCode::FAILED_PRECONDITION,
               "version 0 has passed: the shard is at version 1");
 }
@@ -519,7 +520,7 @@ TEST_F(ParameterServiceTest, PushOfAPassedVersionIsRefused) {
 
 TEST_F(ParameterServiceTest, NormsAndCommitNameWhatIsMissing) {
   Start();
-  ASSERT_TRUE(Push({PushOf(1, 1, Gradient(1, 1)), PushOf(0, 1, Gradient(0, 1)), PushOf(1, 2, Gradient(1, 2))}).ok());
+  ASSERT_OK(Push({PushOf(1, 1, Gradient(1, 1)), PushOf(0, 1, Gradient(0, 1)), PushOf(1, 2, Gradient(1, 2))}));
   const std::string part =
       "step 1 is not complete: 1 contributions to blocks of this shard are missing; block bias[0, 2) "
       "lacks unit 0 of 2";
@@ -552,7 +553,7 @@ TEST_F(ParameterServiceTest, StepsEqualPlainAdamW) {
   for (uint64_t version = 0; version < 3; ++version) {
     PushUnits(version);
     v1::CommitReply reply;
-    ASSERT_TRUE(Commit(version, static_cast<float>(clip), &reply).ok());
+    ASSERT_OK(Commit(version, static_cast<float>(clip), &reply));
     EXPECT_EQ(reply.version(), version + 1);
     const auto t = static_cast<double>(version + 1);
     // Two steps of warm-up, then a cosine from step 3 to step 10.
@@ -582,7 +583,7 @@ TEST_F(ParameterServiceTest, ClippedStepEqualsPlainSgd) {
   configuration.mutable_optimizer()->set_type("sgd");
   Start(configuration);
   PushUnits();
-  ASSERT_TRUE(Commit(0, 0.25f).ok());
+  ASSERT_OK(Commit(0, 0.25f));
   const double lr = 0.01 / 2;  // the first of two steps of warm-up
   for (const uint32_t block : {1u, 2u}) {
     const std::vector<float> before = Weights(block), after = Pulled(1, block);
@@ -603,10 +604,10 @@ TEST_F(ParameterServiceTest, CodingsFollowTheSums) {
     requests.push_back(PushOf(unit, 1, {0, 0, 0, 0, -0.375f, 0.25f, 0, 0}));
     requests.push_back(PushOf(unit, 2, {0, 0}));
   }
-  ASSERT_TRUE(Push(requests).ok());
-  ASSERT_TRUE(Commit(0).ok());
+  ASSERT_OK(Push(requests));
+  ASSERT_OK(Commit(0));
   std::vector<v1::PullReply> replies;
-  ASSERT_TRUE(Pull(PullOf(1), &replies).ok());
+  ASSERT_OK(Pull(PullOf(1), &replies));
   EXPECT_EQ(replies[1].coding().bits(), 16u);
   // 0.75 is below 1; 4 of it below 2^15 units of 2^-13.
   EXPECT_EQ(replies[1].coding().exponent(), -13);
@@ -620,21 +621,21 @@ TEST_F(ParameterServiceTest, RepeatedCommitIsANoOp) {
   Start();
   PushUnits();
   v1::CommitReply first, again;
-  ASSERT_TRUE(Commit(0, 0.5f, &first).ok());
+  ASSERT_OK(Commit(0, 0.5f, &first));
   const std::vector<float> weights = Pulled(1, 1);
-  ASSERT_TRUE(Commit(0, 0.5f, &again).ok());
+  ASSERT_OK(Commit(0, 0.5f, &again));
   EXPECT_EQ(first.SerializeAsString(), again.SerializeAsString());
   EXPECT_EQ(again.version(), 1u);
   EXPECT_EQ(Pulled(1, 1), weights);
   ExpectError(Commit(0, 0.25f), grpc::StatusCode::FAILED_PRECONDITION, "was committed with a clipping factor of 0.5");
   PushUnits(1);
-  ASSERT_TRUE(Commit(1, 0.5f).ok());
+  ASSERT_OK(Commit(1, 0.5f));
   ExpectError(Commit(0, 0.5f), grpc::StatusCode::FAILED_PRECONDITION, "version 0 has passed");
 }
 
 TEST_F(ParameterServiceTest, LoadedVersionIsNotTakenForACommit) {
-  ASSERT_TRUE(Configure(Configuration()).ok());
-  ASSERT_TRUE(Load({LoadOf(0, 1), LoadOf(1, 1), LoadOf(2, 1)}).ok());
+  ASSERT_OK(Configure(Configuration()));
+  ASSERT_OK(Load({LoadOf(0, 1), LoadOf(1, 1), LoadOf(2, 1)}));
   ExpectError(Commit(0), grpc::StatusCode::FAILED_PRECONDITION, "version 0 has passed");
 }
 
@@ -643,9 +644,9 @@ TEST_F(ParameterServiceTest, LoadedVersionIsNotTakenForACommit) {
 TEST_F(ParameterServiceTest, SnapshotHasWeightsStateAndCodings) {
   Start();
   PushUnits();
-  ASSERT_TRUE(Commit(0).ok());
+  ASSERT_OK(Commit(0));
   std::vector<v1::SnapshotReply> replies;
-  ASSERT_TRUE(Snapshot(1, &replies).ok());
+  ASSERT_OK(Snapshot(1, &replies));
   ASSERT_EQ(replies.size(), 4u);
   EXPECT_TRUE(replies[0].cut());
   EXPECT_TRUE(replies[0].weights().empty());

@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "ps/shards.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -33,7 +34,7 @@ TEST_P(EveryOptimizer, AnyNumberOfShardsAndThreadsGivesTheSameBits) {
     const std::vector<blocks::Coding> codings = course.Codings(3);
     for (uint32_t unit = 0; unit < Course::kUnits; ++unit) course.PushUnit(3, unit, codings);
     const auto last = course.group().Norms(NormsOf(3));
-    ASSERT_TRUE(last.ok()) << last.status();
+    ASSERT_OK(last);
     norms.push_back(last->squared);
     results.push_back(course.ReadAt(3));
   }
@@ -130,7 +131,7 @@ v1::NormsRequest ScoresOf(uint64_t version, bool tracked) {
 
 std::vector<std::vector<double>> Scores(Course* course, uint64_t version, bool tracked) {
   const auto norms = course->group().Norms(ScoresOf(version, tracked));
-  EXPECT_TRUE(norms.ok()) << norms.status();
+  EXPECT_OK(norms);
   return norms->scores;
 }
 
@@ -155,7 +156,7 @@ TEST_P(EveryOptimizer, ScoresAreThoseOfTheGradientsOfTrackedSteps) {
     course.LoadInitial();
     const auto commit = [&](uint64_t version, bool tracked) {
       const auto committed = course.group().Commit(CommitOf(version, tracked));
-      ASSERT_TRUE(committed.ok()) << committed.status();
+      ASSERT_OK(committed);
     };
     PushAll(&course, 0);
     const std::vector<std::vector<double>> first = Scores(&course, 0, true);
@@ -223,7 +224,7 @@ TEST(ShardGroup, ElementsOfACommitAreZeroOnWhicheverShard) {
     zeroed->add_elements(32);
     for (int i = 0; i < 2; ++i) {
       const auto committed = course.group().Commit(request);
-      ASSERT_TRUE(committed.ok()) << committed.status();
+      ASSERT_OK(committed);
     }
     const Held held = course.ReadAt(1);
     for (const blocks::Block& block : course.blocks().blocks()) {
@@ -269,7 +270,7 @@ TEST(ShardGroup, ASnapshotLeavesTensorsOutAndHoldsNothingOfThem) {
   // All but the gain and the bias: no byte of the others travels, and no copy of them is made.
   const std::vector<uint32_t> left_out = {0, 1, 2, 4};
   auto snapshot = course.group().Snapshot(0, left_out);
-  ASSERT_TRUE(snapshot.ok()) << snapshot.status();
+  ASSERT_OK(snapshot);
   course.Step(0);
   size_t copies = 0;
   for (size_t i = 0; i < 2; ++i) {
@@ -289,7 +290,7 @@ TEST(ShardGroup, ASnapshotLeavesTensorsOutAndHoldsNothingOfThem) {
     bytes += reply.weights().size() + reply.state().size();
     return absl::OkStatus();
   });
-  ASSERT_TRUE(read.ok()) << read;
+  ASSERT_OK(read);
   EXPECT_THAT(names, ::testing::UnorderedElementsAre("gain", "bias"));
   EXPECT_EQ(bytes, 34 * 3 * sizeof(float));
   const std::vector<uint32_t> unknown = {6};

@@ -21,6 +21,7 @@
 #include "proto/millrace/v1/coordinator.grpc.pb.h"
 #include "ps/conformance.h"
 #include "ps/shards.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 namespace {
@@ -131,7 +132,7 @@ class ShardTest : public ::testing::Test {
   static v1::ShardStatus StatusOf(v1::ParameterServer::Stub* stub) {
     grpc::ClientContext context;
     v1::ShardStatus status;
-    EXPECT_TRUE(stub->GetStatus(&context, {}, &status).ok());
+    EXPECT_OK(stub->GetStatus(&context, {}, &status));
     return status;
   }
 
@@ -157,7 +158,7 @@ TEST_F(ShardTest, IntroducesItselfAndLeavesWhenAsked) {
   std::string written;
   std::ifstream(file) >> written;
   EXPECT_EQ(joined.address(), written);
-  EXPECT_TRUE(Stop().ok()) << status_;
+  EXPECT_OK(Stop()) << status_;
   EXPECT_FALSE(cluster_.attends());
   std::filesystem::remove(file);
 }
@@ -188,7 +189,7 @@ TEST_F(ShardTest, StaysAndServesUntilItMayGo) {
   EXPECT_TRUE(cluster_.attends());
   EXPECT_EQ(StatusOf(stub.get()).epoch(), 0u);
   cluster_.Release();
-  EXPECT_TRUE(Join().ok()) << status_;
+  EXPECT_OK(Join()) << status_;
   EXPECT_FALSE(cluster_.attends());
 }
 
@@ -198,7 +199,7 @@ TEST_F(ShardTest, GoesWhenItsGraceIsOver) {
   Run();
   cluster_.AwaitMember();
   const absl::Time asked = absl::Now();
-  EXPECT_TRUE(Stop().ok()) << status_;
+  EXPECT_OK(Stop()) << status_;
   EXPECT_GE(absl::Now() - asked, absl::Milliseconds(200));
   EXPECT_LT(absl::Now() - asked, absl::Seconds(20));
 }
@@ -226,7 +227,7 @@ TEST_F(ShardTest, StopsSoonWhileCallsWait) {
   configuration.set_shard_count(1);
   grpc::ClientContext configuring;
   v1::ConfigureReply configured;
-  ASSERT_TRUE(stub->Configure(&configuring, configuration, &configured).ok());
+  ASSERT_OK(stub->Configure(&configuring, configuration, &configured));
 
   grpc::ClientContext loading;
   v1::LoadReply loaded;
@@ -237,7 +238,7 @@ TEST_F(ShardTest, StopsSoonWhileCallsWait) {
   load.set_crc32c(Crc32c(load.weights().data(), 40));
   loader->Write(load);
   loader->WritesDone();
-  ASSERT_TRUE(loader->Finish().ok());
+  ASSERT_OK(loader->Finish());
   ASSERT_TRUE(loaded.complete());
 
   // A pull of a version that never comes, and a push that says nothing more after its first block.
@@ -264,7 +265,7 @@ TEST_F(ShardTest, StopsSoonWhileCallsWait) {
     status = stub->Norms(&asking, request, &reply);
   }
   const absl::Time begun = absl::Now();
-  EXPECT_TRUE(Stop().ok()) << status_;
+  EXPECT_OK(Stop()) << status_;
   EXPECT_LT(absl::Now() - begun, absl::Seconds(10));
   const grpc::Status pulled = puller->Finish();
   EXPECT_EQ(pulled.error_code(), grpc::StatusCode::UNAVAILABLE);
@@ -283,7 +284,7 @@ TEST_F(ShardTest, RefusedShardSaysWhy) {
 TEST_F(ShardTest, StopsWhileThereIsNoCoordinator) {
   options_.coordinator = "127.0.0.1:1";
   Run();
-  EXPECT_TRUE(Stop().ok()) << status_;
+  EXPECT_OK(Stop()) << status_;
 }
 
 TEST_F(ShardTest, TakenAddressIsNamed) {

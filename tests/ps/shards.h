@@ -20,6 +20,7 @@
 #include "gtest/gtest.h"
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
 #include "ps/parameter_service.h"
+#include "testing/status.h"
 
 namespace millrace::ps {
 
@@ -85,7 +86,7 @@ inline v1::TensorTable LittleTable() {
 
 inline blocks::BlockTable BlocksOf(const v1::TensorTable& table) {
   auto blocks = blocks::BlockTable::Create(table);
-  EXPECT_TRUE(blocks.ok()) << blocks.status();
+  EXPECT_OK(blocks);
   return *std::move(blocks);
 }
 
@@ -97,7 +98,7 @@ class ServedShard {
     options.listen = "127.0.0.1:0";
     options.services = {&service_};
     auto server = GrpcServer::Start(options);
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     server_ = *std::move(server);
     stub_ = v1::ParameterServer::NewStub(NewChannel(server_->address()));
   }
@@ -158,7 +159,7 @@ class Course {
     request.set_max_steps(100);
     request.set_units_per_step(kUnits);
     const absl::Status configured = group_->Configure(request);
-    ASSERT_TRUE(configured.ok()) << configured;
+    ASSERT_OK(configured);
   }
 
   std::vector<float> InitialWeights(uint32_t block) const {
@@ -175,7 +176,7 @@ class Course {
       request->set_weights(Bytes(InitialWeights(block)));
       return absl::OkStatus();
     });
-    ASSERT_TRUE(loaded.ok()) << loaded;
+    ASSERT_OK(loaded);
   }
   void Load(uint64_t version, const Held& held) {
     const absl::Status loaded = group_->Load(version, [&held](uint32_t block, v1::LoadRequest* request) {
@@ -184,7 +185,7 @@ class Course {
       *request->mutable_coding() = blocks::CodingToProto(held.codings[block]);
       return absl::OkStatus();
     });
-    ASSERT_TRUE(loaded.ok()) << loaded;
+    ASSERT_OK(loaded);
   }
 
   // Codings by block.
@@ -197,7 +198,7 @@ class Course {
           codings[block] = coding;
           return absl::OkStatus();
         });
-    EXPECT_TRUE(pulled.ok()) << pulled;
+    EXPECT_OK(pulled);
     return codings;
   }
 
@@ -209,12 +210,12 @@ class Course {
       if (!blocks_.TensorOf(blocks_.blocks()[block]).trainable) continue;
       std::string values;
       const auto saturated = blocks::Encode(Gradient(version, unit, block), codings[block], &values);
-      ASSERT_TRUE(saturated.ok()) << saturated.status();
+      ASSERT_OK(saturated);
       const absl::Status added = push->Add(block, codings[block], std::move(values), *saturated);
-      ASSERT_TRUE(added.ok()) << added;
+      ASSERT_OK(added);
     }
     const absl::Status finished = push->Finish();
-    ASSERT_TRUE(finished.ok()) << finished;
+    ASSERT_OK(finished);
   }
 
   // Takes one step with every unit.
@@ -225,12 +226,12 @@ class Course {
   }
   void Commit(uint64_t version, float clip_factor = 0.5f) {
     const auto norms = group_->Norms(NormsOf(version));
-    ASSERT_TRUE(norms.ok()) << norms.status();
+    ASSERT_OK(norms);
     v1::CommitRequest request;
     request.set_version(version);
     request.set_clip_factor(clip_factor);
     const auto rate = group_->Commit(request);
-    ASSERT_TRUE(rate.ok()) << rate.status();
+    ASSERT_OK(rate);
   }
 
   Held Read(client::ShardSnapshot* snapshot) {
@@ -248,13 +249,13 @@ class Course {
       held.codings[reply.block()] = *blocks::CodingFromProto(reply.coding());
       return absl::OkStatus();
     });
-    EXPECT_TRUE(read.ok()) << read;
+    EXPECT_OK(read);
     EXPECT_EQ(count, blocks_.blocks().size());
     return held;
   }
   std::unique_ptr<client::ShardSnapshot> Snapshot(uint64_t version) {
     auto snapshot = group_->Snapshot(version);
-    EXPECT_TRUE(snapshot.ok()) << snapshot.status();
+    EXPECT_OK(snapshot);
     return snapshot.ok() ? *std::move(snapshot) : nullptr;
   }
   Held ReadAt(uint64_t version) {

@@ -18,6 +18,7 @@
 #include "model/objectives/causal_lm.h"
 #include "model/rollouts.h"
 #include "serve/tiny_server.h"
+#include "testing/status.h"
 
 namespace millrace::serve {
 namespace {
@@ -38,7 +39,7 @@ Answers ReadAll(Reply* reply) {
   Answers answers;
   while (!reply->done()) {
     absl::StatusOr<std::optional<Piece>> piece = reply->Next(absl::Seconds(60));
-    EXPECT_TRUE(piece.ok()) << piece.status();
+    EXPECT_OK(piece);
     if (!piece.ok() || !piece->has_value()) break;
     Answer& answer = answers[{(*piece)->task, (*piece)->sample}];
     EXPECT_EQ(answer.ending, Ending::kNone) << "nothing comes after the end";
@@ -84,12 +85,12 @@ class EngineTest : public ::testing::TestWithParam<std::pair<const char*, const 
   std::unique_ptr<Engine> StartEngine(int64_t sequences, int64_t prompt_tokens, int64_t waiting = 1000) {
     auto engine = Engine::Start(
         tiny_.served, {.sequences = sequences, .waiting = waiting, .prompt_tokens = prompt_tokens}, &metrics_);
-    EXPECT_TRUE(engine.ok()) << engine.status();
+    EXPECT_OK(engine);
     return *std::move(engine);
   }
   Answers Ask(Engine* engine, std::vector<Task> tasks) {
     auto reply = engine->Submit(std::move(tasks));
-    EXPECT_TRUE(reply.ok()) << reply.status();
+    EXPECT_OK(reply);
     return ReadAll(reply->get());
   }
   // Tasks of all kinds: lengths from one token to the whole context, samples, penalties, stops, scores, embeddings.
@@ -185,7 +186,7 @@ TEST_P(EngineTest, AModelIsServedWithAndWithoutAdaptersAtOnce) {
     model::Prompt prompt = {task.prompt, {}};
     for (uint64_t sample = 0; sample < 3; ++sample) prompt.keys.push_back(model::SamplingKey(task.seed, sample));
     const auto expected = rollouts.Sample(used, {&prompt, 1}, {task.sampling, task.max_tokens, {}});
-    ASSERT_TRUE(expected.ok()) << expected.status();
+    ASSERT_OK(expected);
     Answers answers = ReadAll(replies[i].get());
     for (int64_t sample = 0; sample < 3; ++sample) {
       EXPECT_EQ(IdsOf(answers[{0, sample}]), (*expected)[static_cast<size_t>(sample)].ids) << i;
@@ -207,7 +208,7 @@ TEST_P(EngineTest, DrawsWhatRolloutsDraw) {
     for (uint64_t i = 0; i < 4; ++i) prompt.keys.push_back(model::SamplingKey(task.seed, i));
     const auto expected =
         rollouts.Sample(tiny_.weights.data(), {&prompt, 1}, {task.sampling, task.max_tokens, task.stop_tokens});
-    ASSERT_TRUE(expected.ok()) << expected.status();
+    ASSERT_OK(expected);
     Answers answers = Ask(engine.get(), {task});
     for (int64_t sample = 0; sample < 4; ++sample) {
       std::vector<uint32_t> ids = (*expected)[static_cast<size_t>(sample)].ids;
@@ -243,8 +244,7 @@ TEST_P(EngineTest, ScoresAreTheBitsOfTrainingsLoss) {
   model::CausalLm causal_lm =
       *model::CausalLm::Create(tiny_.network.get(), &tiny_.compute, columns - 1, columns - 1, false);
   std::vector<float> expected(ids.size() - 1);
-  ASSERT_TRUE(
-      causal_lm.Loss(tiny_.weights.data(), {ids.data(), 1, columns}, &model::IgnoreGroup, expected.data()).ok());
+  ASSERT_OK(causal_lm.Loss(tiny_.weights.data(), {ids.data(), 1, columns}, &model::IgnoreGroup, expected.data()));
   ASSERT_EQ(scores.size(), ids.size());
   EXPECT_FALSE(scores[0].has_value()) << "nothing comes before the first token";
   for (size_t i = 1; i < ids.size(); ++i) EXPECT_EQ(scores[i], expected[i - 1]) << i;
@@ -307,7 +307,7 @@ TEST_P(EngineTest, EmbeddingsAreMeansOfOutputs) {
   const auto memory = *tiny_.network->NewMemory(40, 40, false);
   const auto outputs = tiny_.network->Forward(tiny_.compute, tiny_.weights.data(), {task.prompt.data(), 1, 40, 40}, {},
                                               &model::IgnoreGroup, memory.get());
-  ASSERT_TRUE(outputs.ok());
+  ASSERT_OK(outputs);
   ASSERT_EQ(embedding.size(), static_cast<size_t>(hidden));
   for (int64_t i = 0; i < hidden; ++i) {
     double sum = 0;
@@ -338,7 +338,7 @@ TEST_P(EngineTest, ALongPromptDoesNotHoldUpTheOthers) {
   const auto order = [&](int64_t prompt_tokens) {
     const auto engine = StartEngine(2, prompt_tokens);
     auto reply = engine->Submit({quick, slow});
-    EXPECT_TRUE(reply.ok());
+    EXPECT_OK(reply);
     int64_t before = 0;
     for (bool read = false; !(*reply)->done();) {
       const auto piece = (*reply)->Next(absl::Seconds(60));
@@ -357,8 +357,8 @@ TEST_P(EngineTest, WhatNobodyReadsIsGivenUp) {
   Task task = TaskOf(15, 4, 70);
   task.samples = 100'000;  // the only seat would be taken for minutes
   auto reply = engine->Submit({task});
-  ASSERT_TRUE(reply.ok());
-  ASSERT_TRUE((*reply)->Next(absl::Seconds(60)).ok());
+  ASSERT_OK(reply);
+  ASSERT_OK((*reply)->Next(absl::Seconds(60)));
   reply->reset();
   task.samples = 1;
   EXPECT_EQ(Ask(engine.get(), {task}).size(), 2u);
@@ -371,7 +371,7 @@ TEST_P(EngineTest, AFullQueueTakesNoMore) {
   Task task = TaskOf(16, 4, 70);
   task.samples = 100'000;
   const auto reply = engine->Submit({task});
-  ASSERT_TRUE(reply.ok());
+  ASSERT_OK(reply);
   task.samples = 1;
   const absl::Status full = engine->Submit({task}).status();
   EXPECT_TRUE(absl::IsResourceExhausted(full)) << full;
@@ -403,7 +403,7 @@ TEST_P(EngineTest, AModelWithoutNumbersIsAnError) {
     Task task = TaskOf(18, 75, 5);  // more rows than are looked at together
     task.score_prompt = score;
     const auto reply = engine->Submit({task});
-    ASSERT_TRUE(reply.ok());
+    ASSERT_OK(reply);
     const absl::Status status = (*reply)->Next(absl::Seconds(60)).status();
     if (status.ok()) {  // of the prompt
       EXPECT_FALSE(score);
@@ -419,7 +419,7 @@ TEST_P(EngineTest, TellsThoseWhoWaitThatItEnds) {
   Task task = TaskOf(19, 4, 70);
   task.samples = 100'000;
   const auto reply = engine->Submit({task, task});
-  ASSERT_TRUE(reply.ok());
+  ASSERT_OK(reply);
   engine->End();
   EXPECT_TRUE(absl::IsUnavailable((*reply)->Next(absl::Seconds(60)).status()));
   EXPECT_TRUE(absl::IsUnavailable(engine->Submit({task}).status()));

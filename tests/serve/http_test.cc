@@ -14,6 +14,7 @@
 #include "serve/openai.h"
 #include "serve/tiny_server.h"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace::serve {
 namespace {
@@ -39,7 +40,7 @@ class HttpTest : public ::testing::Test {
     ServedModel other = other_.served;
     other.name = "other";
     auto server = Server::Start(options, {tiny_.served, other}, &metrics_);
-    ASSERT_TRUE(server.ok()) << server.status();
+    ASSERT_OK(server);
     server_ = *std::move(server);
   }
   std::string Send(const std::string& bytes) { return Exchange(server_->address(), bytes); }

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "serve/tiny_server.h"
+#include "testing/status.h"
 
 namespace millrace::serve {
 namespace {
@@ -29,7 +30,7 @@ std::string Embeddings(const std::string& more) { return absl::StrCat(R"({"model
 
 TEST(ParseCompletion, TakesDefaults) {
   const auto request = ParseCompletion(Completion());
-  ASSERT_TRUE(request.ok()) << request.status();
+  ASSERT_OK(request);
   EXPECT_FALSE(request->chat);
   EXPECT_EQ(request->model, "m");
   EXPECT_EQ(request->prompts, std::vector<Input>{"p"});
@@ -49,7 +50,7 @@ TEST(ParseCompletion, TakesAll) {
          "echo": true, "logprobs": 2, "stream": true, "stream_options": {"include_usage": true},
          "frequency_penalty": -1, "presence_penalty": 2, "user": "u", "best_of": 3, "suffix": null,
          "logit_bias": {})"));
-  ASSERT_TRUE(request.ok()) << request.status();
+  ASSERT_OK(request);
   EXPECT_EQ(request->max_tokens, 0);
   EXPECT_EQ(request->task.sampling.temperature, 0);
   EXPECT_EQ(request->task.sampling.top_p, 0.5);
@@ -66,7 +67,7 @@ TEST(ParseCompletion, TakesAll) {
 TEST(ParseCompletion, TakesEveryFormOfPrompts) {
   const auto prompts = [](const std::string& json) {
     const auto request = ParseCompletion(R"({"model": "m", "prompt": )" + json + "}");
-    EXPECT_TRUE(request.ok()) << request.status();
+    EXPECT_OK(request);
     return request.ok() ? request->prompts : std::vector<Input>();
   };
   using Ids = std::vector<uint32_t>;
@@ -150,7 +151,7 @@ TEST(ParseChat, TakesMessages) {
           {"role": "assistant", "content": "c", "tool_calls": []}, {"role": "user", "content": "d"}],
           "max_completion_tokens": 5, "max_tokens": 5, "logprobs": true, "top_logprobs": 4, "stop": "x",
           "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "store": true})");
-  ASSERT_TRUE(request.ok()) << request.status();
+  ASSERT_OK(request);
   EXPECT_TRUE(request->chat);
   EXPECT_EQ(request->messages,
             (std::vector<text::Message>{{"system", "be brief"}, {"user", "ab"}, {"assistant", "c"}, {"user", "d"}}));
@@ -158,7 +159,7 @@ TEST(ParseChat, TakesMessages) {
   EXPECT_EQ(request->task.likeliest, 4);
   EXPECT_EQ(request->task.stop_strings, std::vector<std::string>{"x"});
   const auto plain = ParseChat(Chat());
-  ASSERT_TRUE(plain.ok()) << plain.status();
+  ASSERT_OK(plain);
   EXPECT_FALSE(plain->max_tokens.has_value()) << "as long as the context allows";
   EXPECT_FALSE(plain->task.likeliest.has_value());
   EXPECT_EQ(ParseChat(Chat(R"("logprobs": true)"))->task.likeliest, 0);
@@ -197,11 +198,11 @@ TEST(ParseChat, NamesWhatIsWrong) {
 
 TEST(ParseEmbeddings, TakesInputsAndFormats) {
   const auto floats = ParseEmbeddings(Embeddings(R"("input": ["a", "b"], "encoding_format": "float")"));
-  ASSERT_TRUE(floats.ok()) << floats.status();
+  ASSERT_OK(floats);
   EXPECT_EQ(floats->inputs, (std::vector<Input>{"a", "b"}));
   EXPECT_FALSE(floats->base64);
   const auto base64 = ParseEmbeddings(Embeddings(R"("input": [1, 2], "encoding_format": "base64", "dimensions": 4)"));
-  ASSERT_TRUE(base64.ok()) << base64.status();
+  ASSERT_OK(base64);
   EXPECT_EQ(base64->inputs, (std::vector<Input>{std::vector<uint32_t>{1, 2}}));
   EXPECT_TRUE(base64->base64);
   EXPECT_EQ(base64->dimensions, 4);
@@ -231,9 +232,9 @@ TEST(ReplyWriter, TellsOffsetsAndNamesOfTokens) {
   text::BpeTraining training;
   training.vocab_size = 257;
   const auto tokenizer = text::TrainBpe(training, [](const auto& each) { return each("x"); });
-  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  ASSERT_OK(tokenizer);
   std::vector<uint32_t> ids;
-  ASSERT_TRUE((*tokenizer)->EncodeOrdinary("a\u00e9b", &ids).ok());
+  ASSERT_OK((*tokenizer)->EncodeOrdinary("a\u00e9b", &ids));
   ASSERT_EQ(ids.size(), 4u);
   Choice choice = {.index = 0, .text = "a\u00e9b", .ending = Ending::kStop};
   choice.tokens.push_back({*(*tokenizer)->end_of_text(), std::nullopt, {}});

@@ -25,6 +25,7 @@
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "testing/http_exchange.h"
+#include "testing/status.h"
 
 namespace millrace {
 namespace {
@@ -59,7 +60,7 @@ class Serving {
     options.arguments.insert(options.arguments.end(), arguments.begin(), arguments.end());
     options.log_file = log.string();
     auto child = ChildProcess::Start(options);
-    EXPECT_TRUE(child.ok()) << child.status();
+    EXPECT_OK(child);
     child_ = *std::move(child);
     constexpr char kAt[] = " at http://";
     for (size_t at = std::string::npos; at == std::string::npos && child_->running();) {

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "model/tiny_models.h"
 #include "serve/served_model.h"
+#include "testing/status.h"
 #include "text/tokenizer.h"
 
 namespace millrace::serve {
@@ -25,7 +26,7 @@ struct TinyModel {
     std::string letters;
     for (uint32_t i = 0; i < kVocab; ++i) letters += static_cast<char>('0' + i);
     auto made = text::TrainCharacters([&](const auto& each) { return each(letters); });
-    EXPECT_TRUE(made.ok()) << made.status();
+    EXPECT_OK(made);
     tokenizer = *std::move(made);
     served = {"tiny", &compute, network.get(), weights.data(), tokenizer.get(), nullptr, std::nullopt, "it is tiny"};
   }

@@ -11,6 +11,7 @@
 #include "common/certificates.h"
 #include "common/roles.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace {
 
@@ -39,7 +40,7 @@ class TestAuthority {
 
   KeyPair Issue(const CertificateRequest& request) const {
     const absl::StatusOr<KeyPair> issued = MakeCertificate(request, pair_);
-    EXPECT_TRUE(issued.ok()) << issued.status();
+    EXPECT_OK(issued);
     return issued.value_or(KeyPair());
   }
 

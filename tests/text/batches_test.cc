@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::text {
@@ -49,9 +50,9 @@ class BatchesTest : public ::testing::Test {
     job.mutable_tokenizer()->set_type(tokenizer);
     job.mutable_tokenizer()->set_vocab_size(280);
     const auto report = PrepareData(job, folder_.path(), folder_ / "out");
-    EXPECT_TRUE(report.ok()) << report.status();
+    EXPECT_OK(report);
     auto store = TokenStore::Open(folder_ / "out");
-    EXPECT_TRUE(store.ok()) << store.status();
+    EXPECT_OK(store);
     return *store;
   }
   static std::vector<uint32_t> Ids(const TokenFile& file, uint64_t begin, uint64_t end) {
@@ -61,7 +62,7 @@ class BatchesTest : public ::testing::Test {
   }
   static Batches Make(std::shared_ptr<const TokenStore> store, const BatchOptions& options) {
     auto batches = Batches::Create(std::move(store), options);
-    EXPECT_TRUE(batches.ok()) << batches.status();
+    EXPECT_OK(batches);
     return *std::move(batches);
   }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::text {
@@ -91,19 +92,19 @@ TEST_F(ChatTemplateTest, TheSystemMessageIsForConversationsWithoutOne) {
 TEST_F(ChatTemplateTest, APromptIsHowTheConversationBeginsToTheToken) {
   for (const std::string name : {"plain", "chatml", "zephyr", "llama2", "llama3", "alpaca"}) {
     const auto chat_template = Load(name);
-    ASSERT_TRUE(chat_template.ok()) << chat_template.status();
+    ASSERT_OK(chat_template);
     const auto whole = EncodeChat(*chat_template->Conversation(kTalk), *tokenizer_);
-    ASSERT_TRUE(whole.ok()) << whole.status();
+    ASSERT_OK(whole);
     for (const size_t answer : {2, 4}) {
       const auto prompt = EncodeChat(*chat_template->Prompt(absl::MakeConstSpan(kTalk).first(answer)), *tokenizer_);
-      ASSERT_TRUE(prompt.ok()) << prompt.status();
+      ASSERT_OK(prompt);
       ASSERT_LT(prompt->ids.size(), whole->ids.size());
       EXPECT_TRUE(std::equal(prompt->ids.begin(), prompt->ids.end(), whole->ids.begin())) << name;
       EXPECT_EQ(whole->scored[prompt->ids.size()], 1) << name << ": where the prompt ends the assistant begins";
     }
     // Each turn's end is learnt, and what messages spell is no special token.
     const auto end = EndOfTurn(*chat_template, *tokenizer_);
-    ASSERT_TRUE(end.ok()) << name << ": " << end.status();
+    ASSERT_OK(end) << name << ": " << end.status();
     int learnt = 0;
     for (size_t i = 0; i < whole->ids.size(); ++i) learnt += whole->ids[i] == *end && whole->scored[i] != 0;
     EXPECT_EQ(learnt, 2) << name;

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/byte_stream.h"
 #include "text/sources.h"
 #include "text/temporary_folder.h"
@@ -81,7 +82,7 @@ TEST(Sources, FilesFoldersAndGlobsInOrder) {
        {"b.txt", "a.md", "sub/c.html.gz", "sub/deep/d.jsonl.zst", "sub/e.bin", ".hidden.txt", "z.txt"})
     folder.Write(name, "x");
   const auto all = FindSources(Data({"."}), folder.path());
-  ASSERT_TRUE(all.ok()) << all.status();
+  ASSERT_OK(all);
   EXPECT_THAT(Shown(*all), ElementsAre("a.md", "b.txt", "sub/c.html.gz", "sub/deep/d.jsonl.zst", "z.txt"));
   EXPECT_EQ(all->files[2].format, Format::kHtml);
   EXPECT_EQ(all->files[3].format, Format::kJsonLines);
@@ -105,7 +106,7 @@ TEST(Sources, WhatNamesNothingIsAnError) {
               HasSubstr("tells no format"));
   v1::DataSpec data = Data({"a.bin"});
   data.mutable_sources(0)->set_format("txt");
-  EXPECT_TRUE(FindSources(data, folder.path()).ok());
+  EXPECT_OK(FindSources(data, folder.path()));
 }
 
 TEST(Corpus, PackedFilesReadAsPlainOnes) {
@@ -157,7 +158,7 @@ TEST(Corpus, SkipsWhatIsNotUtf8WithItsPlace) {
                                              "good\xff"
                                              "bad"),
                                 Format::kText);
-  EXPECT_TRUE(bad.status.ok());
+  EXPECT_OK(bad.status);
   EXPECT_TRUE(bad.documents.empty());
   EXPECT_THAT(bad.skips, ElementsAre("bad.txt: byte 4 (0xff) is not UTF-8"));
   EXPECT_THAT(Collect(folder.Write("empty.txt", ""), Format::kText).skips, ElementsAre("empty.txt: empty"));
@@ -182,7 +183,7 @@ TEST(Corpus, JsonLinesTakeAFieldAndSkipBadLines) {
       "{\"text\": \"one\", \"meta\": {\"body\": \"deep\"}}\n\n{\"text\": 5}\nnot json\n{\"other\": \"x\"}\r\n"
       "{\"text\": \"caf\\u00e9 \\ud83d\\ude42\"}\n{\"text\": \"\"}\n{\"text\": \"a\xff\"}\n[1]\n{\"text\": \"last\"}");
   const Collected collected = Collect(path, Format::kJsonLines);
-  ASSERT_TRUE(collected.status.ok()) << collected.status;
+  ASSERT_OK(collected.status);
   EXPECT_THAT(collected.documents, ElementsAre("one", "café 🙂", "last"));
   EXPECT_THAT(collected.skips, ElementsAre("a.jsonl:3: the field 'text' is no string", "a.jsonl:4: not JSON",
                                            "a.jsonl:5: there is no field 'text'", "a.jsonl:7: empty",
@@ -206,9 +207,8 @@ std::vector<std::string> Cut(const std::string& text, uint64_t window, size_t pi
     documents.emplace_back(document);
     return absl::OkStatus();
   });
-  for (size_t at = 0; at < text.size(); at += piece)
-    EXPECT_TRUE(cutter.Add(absl::string_view(text).substr(at, piece)).ok());
-  EXPECT_TRUE(cutter.Finish().ok());
+  for (size_t at = 0; at < text.size(); at += piece) EXPECT_OK(cutter.Add(absl::string_view(text).substr(at, piece)));
+  EXPECT_OK(cutter.Finish());
   return documents;
 }
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/example_fixture.h"
 
 namespace millrace::text {
@@ -32,7 +33,7 @@ class ExampleBatchesTest : public ExampleFixture {
                                               const ExampleBatchOptions& options,
                                               std::shared_ptr<const TokenStore> replay = nullptr) {
     auto batches = ExampleBatches::Create(std::move(store), options, std::move(replay));
-    EXPECT_TRUE(batches.ok()) << batches.status();
+    EXPECT_OK(batches);
     return *std::move(batches);
   }
   // The sequences of a batch, by where they start; padding left out.
@@ -241,7 +242,7 @@ TEST_F(ExampleBatchesTest, ReplayTakesItsShareOfEveryStretchOfRows) {
   *job.mutable_data() = Data("old.txt", 0.1);
   folder_.Write("tokenizer.json", tokenizer_->ToJson());
   job.mutable_tokenizer()->set_path("tokenizer.json");
-  ASSERT_TRUE(PrepareData(job, folder_.path(), folder_ / "text").ok());
+  ASSERT_OK(PrepareData(job, folder_.path(), folder_ / "text"));
   const auto text = *TokenStore::Open(folder_ / "text");
   ExampleBatchOptions options = {.seed = 3, .context = 100, .global_batch = 10, .microbatch = 5, .replay = 0.3};
   const auto batches = Make(store, options, text);
@@ -280,7 +281,7 @@ TEST_F(ExampleBatchesTest, PromptsComeOnceAnEpochWithTheirAnswers) {
   for (int i = 0; i < 30; ++i) absl::StrAppend(&lines, R"({"prompt": "p)", i, R"(", "answer": "a)", i, "\"}\n");
   const auto store = Store(ExampleKind::kPrompts, lines, 100, 0.2);
   const auto prompts = PromptOrder::Create(store, 1, 2);
-  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  ASSERT_OK(prompts);
   ASSERT_EQ(prompts->training_prompts(), 24u);
   std::vector<std::string> epochs[2];
   for (uint64_t i = 0; i < 48; ++i) {

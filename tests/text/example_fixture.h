@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/example_store.h"
 #include "text/temporary_folder.h"
 #include "text/tokenizer.h"
@@ -20,7 +21,7 @@ class ExampleFixture : public ::testing::Test {
     training.vocab_size = 257;
     training.special_tokens = special;
     auto tokenizer = TrainBpe(training, [](const auto& each) { return each("ab"); });
-    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_OK(tokenizer);
     return *std::move(tokenizer);
   }
 
@@ -45,9 +46,9 @@ class ExampleFixture : public ::testing::Test {
   std::shared_ptr<const ExampleStore> Store(ExampleKind kind, const std::string& lines, uint32_t context = 1000,
                                             double held_out = 0.5) {
     const auto report = Prepare(kind, lines, context, held_out);
-    EXPECT_TRUE(report.ok()) << report.status();
+    EXPECT_OK(report);
     auto store = ExampleStore::Open(folder_ / "out");
-    EXPECT_TRUE(store.ok()) << store.status();
+    EXPECT_OK(store);
     return *store;
   }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/batch_source.h"
 #include "text/example_fixture.h"
 
@@ -48,7 +49,7 @@ TEST_F(ExampleStoreTest, CutsResponsesAndCountsPromptsThatAreTooLong) {
   // "User: p\nAssistant:" has 18 bytes.
   const std::string lines = Line("p", "0123456789") + Line(std::string(30, 'q'), "r") + Line("p", "01") + Line("p", "");
   const auto report = Prepare(ExampleKind::kSft, lines, 22);
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   EXPECT_EQ(report->truncated, 1u);
   EXPECT_EQ(report->skipped, 2u);
   EXPECT_THAT(report->skips, ElementsAre(HasSubstr("a.jsonl:2: prompt longer than the context"),
@@ -99,7 +100,7 @@ TEST_F(ExampleStoreTest, LabelsAndAnswersAreKept) {
   EXPECT_EQ(labelled->held_out()[0].value, -1);
   const auto prompts = Store(ExampleKind::kPrompts, "{\"prompt\": \"1+1\", \"answer\": \"2\"}\n{\"prompt\": \"a\"}\n");
   const auto details = ParsePromptDetails(prompts->train()[0].details);
-  ASSERT_TRUE(details.ok()) << details.status();
+  ASSERT_OK(details);
   EXPECT_EQ(details->answer, "2");
   EXPECT_THAT(details->messages, ElementsAre(Message{"user", "1+1"}));
   EXPECT_EQ(Show(*prompts, prompts->train(), 0, prompts->train()[0].length), "User: 1+1\nAssistant:");
@@ -116,13 +117,13 @@ TEST_F(ExampleStoreTest, AnExamplesPartDependsOnItAloneAndDuplicatesCountOnce) {
     return all;
   };
   auto report = Prepare(ExampleKind::kSft, lines, 100, 0.2, "hash");
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   EXPECT_GT(report->held_out_examples, 20u);
   EXPECT_LT(report->held_out_examples, 60u);
   const auto store = *ExampleStore::Open(folder_ / "out");
   const std::set<std::string> held_out = shows(*store, store->held_out());
   report = Prepare(ExampleKind::kSft, Line("p0", "other") + lines + lines, 100, 0.2, "hash");
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   EXPECT_EQ(report->duplicates, 200u);
   EXPECT_EQ(report->examples, 201u);
   const auto more = *ExampleStore::Open(folder_ / "out");
@@ -163,7 +164,7 @@ TEST_F(ExampleStoreTest, ATokenizerThatCannotEndATurnIsAnErrorAndOneThatLacksCha
               ::testing::AllOf(HasSubstr("'<|endoftext|>'"), HasSubstr("tokenizer.special_tokens")));
   const auto ending = *TrainCharacters(texts, {"<|endoftext|>"});
   report = PrepareExamples(ExampleKind::kSft, Data("a.jsonl"), {}, *ending, 50, folder_.path(), folder_ / "out");
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   EXPECT_EQ(report->examples, 2u);
   EXPECT_THAT(report->skips, ElementsAre(HasSubstr("a.jsonl:2: the character U+00E9")));
 }

@@ -6,6 +6,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::text {
@@ -16,7 +17,7 @@ using ::testing::HasSubstr;
 
 Example Parse(ExampleKind kind, const std::string& line) {
   absl::StatusOr<Example> example = ParseExample(kind, line);
-  EXPECT_TRUE(example.ok()) << line << ": " << example.status();
+  EXPECT_OK(example) << line << ": " << example.status();
   return example.ok() ? *std::move(example) : Example();
 }
 
@@ -117,7 +118,7 @@ TEST(Examples, LinesThatAreLeftOutAreNamedWithTheirPlaceAndFields) {
   };
   sink.skip = [&](std::string why) { skips.push_back(std::move(why)); };
   const absl::StatusOr<ExampleLines> lines = ReadExamples(ExampleKind::kSft, file, sink);
-  ASSERT_TRUE(lines.ok()) << lines.status();
+  ASSERT_OK(lines);
   EXPECT_EQ(lines->lines, 3u);
   EXPECT_THAT(lines->fields, ElementsAre("q"));
   EXPECT_THAT(places, ElementsAre("a.jsonl:1"));

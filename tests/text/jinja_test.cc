@@ -8,6 +8,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "testing/status.h"
 
 namespace millrace::text {
 namespace {
@@ -57,7 +58,7 @@ TEST(Jinja, RendersAsJinjaDoes) {
       ++failing;
       continue;
     }
-    ASSERT_TRUE(output.ok()) << source << ": " << output.status();
+    ASSERT_OK(output) << source << ": " << output.status();
     std::string expected = one["expected"].get<std::string>();
     // Marks that touch are one run here.
     for (size_t at; (at = expected.find("\x02\x01")) != std::string::npos;) expected.erase(at, 2);
@@ -71,7 +72,7 @@ TEST(Jinja, EveryByteKnowsWhoSaidIt) {
   variables.messages = {{{"content", MarkedText::Of(" <A>b c ", true)}}};
   const auto own = [&](const std::string& expression) {
     const auto output = Render("{{ " + expression + " }}", variables);
-    EXPECT_TRUE(output.ok()) << expression << ": " << output.status();
+    EXPECT_OK(output) << expression << ": " << output.status();
     std::string marks;
     for (size_t i = 0; i < output->rendered.text.size(); ++i) {
       const bool other = output->rendered.own[i] == 0;

@@ -4,6 +4,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/clean.h"
 
 namespace millrace::text {
@@ -15,7 +16,7 @@ TEST(Html, GivesTheTextThatABrowserShows) {
       "<h1>A &amp;\n  B</h1><p>One <b>bold</b>, two<br>three &eacute;&#x1F642;</p><ul><li>x</li><li>y</li></ul>"
       "<pre>  keep\n    this</pre><div>a</div><div>b</div><table><tr><td>1</td><td>2</td></tr></table><!-- gone "
       "--></body></html>");
-  ASSERT_TRUE(text.ok());
+  ASSERT_OK(text);
   EXPECT_EQ(*text, "A & B\n\nOne bold, two\nthree é🙂\n\nx\ny\n\n  keep\n    this\n\na\nb\n\n1 2\n");
 }
 

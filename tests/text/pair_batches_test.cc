@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/sentence_pairs.h"
 #include "text/temporary_folder.h"
 
@@ -39,7 +40,7 @@ std::vector<uint32_t> Documents(const std::vector<uint32_t>& lengths) {
 SentencePairs Pairs(const std::vector<uint32_t>& text, uint32_t context, bool pairs) {
   auto made = SentencePairs::Create([&text](uint64_t index) { return text[index]; }, text.size(),
                                     {context, pairs, kEnd}, Tokens(), "test");
-  EXPECT_TRUE(made.ok()) << made.status();
+  EXPECT_OK(made);
   return *std::move(made);
 }
 
@@ -150,7 +151,7 @@ class PairBatchesTest : public ::testing::Test {
     job.mutable_tokenizer()->set_type("char");
     for (const char* token : {"[PAD]", "[CLS]", "[SEP]", "[MASK]"}) job.mutable_tokenizer()->add_special_tokens(token);
     const auto report = PrepareData(job, folder_.path(), folder_ / "out");
-    EXPECT_TRUE(report.ok()) << report.status();
+    EXPECT_OK(report);
     return *TokenStore::Open(folder_ / "out");
   }
   static std::vector<std::vector<uint32_t>> Rows(const TokenBatch& batch) {
@@ -239,7 +240,7 @@ TEST_F(PairBatchesTest, ATokenizerWithoutItsTokensIsRefused) {
   job.mutable_data()->set_held_out(0.2);
   job.mutable_data()->mutable_split()->set_order("file");
   job.mutable_tokenizer()->set_type("char");
-  ASSERT_TRUE(PrepareData(job, folder_.path(), folder_ / "plain").ok());
+  ASSERT_OK(PrepareData(job, folder_.path(), folder_ / "plain"));
   const BatchOptions options = {.seed = 3, .context = 32, .global_batch = 4, .microbatch = 4};
   EXPECT_THAT(PairBatches::Create(*TokenStore::Open(folder_ / "plain"), options, true).status().message(),
               HasSubstr("[CLS]"));

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 #include "text/token_store.h"
 
@@ -67,7 +68,7 @@ TEST(PrepareData, CharactersInFileOrderAreCutAsNanoGptCuts) {
   folder.Write("a.txt", text);
   v1::JobSpec job = Job({"a.txt"}, "file", 0.1, "char");
   const auto report = PrepareData(job, folder.path(), folder / "out", {.write_text = true});
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   const auto store = *TokenStore::Open(folder / "out");
   EXPECT_EQ(store->train().size(), 902u);  // int(1003 * 0.9)
   EXPECT_EQ(store->held_out().size(), 101u);
@@ -84,7 +85,7 @@ TEST(PrepareData, TinyShakespeareHasNanoGptsCounts) {
   v1::JobSpec job = Job({path}, "file", 0.1, "char");
   job.mutable_data()->mutable_clean()->set_dedup("none");
   const auto report = PrepareData(job, "", folder / "out");
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   // Printed by nanoGPT's data/shakespeare_char/prepare.py.
   EXPECT_EQ(report->train_tokens, 1003854u);
   EXPECT_EQ(report->held_out_tokens, 111540u);
@@ -96,7 +97,7 @@ TEST(PrepareData, BpeSeparatesDocumentsAndPredictsEveryByte) {
   folder.Write("a.txt", Paragraphs(200));
   const auto report =
       PrepareData(Job({"a.txt"}, "hash", 0.2, "bpe"), folder.path(), folder / "out", {.write_text = true});
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   const auto store = *TokenStore::Open(folder / "out");
   const uint32_t end = *store->tokenizer().end_of_text();
   EXPECT_EQ(store->BytesOf(end), 0u);
@@ -134,9 +135,8 @@ TEST(PrepareData, ADocumentsPartDependsOnItsTextAlone) {
   std::map<std::string, std::set<std::string>> held;
   for (const auto& [name, lines] : {std::pair{"forward", &forward}, {"backward", &backward}, {"fewer", &fewer}}) {
     folder.Write(absl::StrCat(name, ".jsonl"), *lines);
-    ASSERT_TRUE(PrepareData(Job({absl::StrCat(name, ".jsonl")}, "hash", 0.1, "char"), folder.path(), folder / name,
-                            {.write_text = true})
-                    .ok());
+    ASSERT_OK(PrepareData(Job({absl::StrCat(name, ".jsonl")}, "hash", 0.1, "char"), folder.path(), folder / name,
+                          {.write_text = true}));
     std::istringstream text(folder.Read(absl::StrCat(name, "/held_out.txt")));
     for (std::string line; std::getline(text, line);) held[name].insert(line);
   }
@@ -153,7 +153,7 @@ TEST(PrepareData, DuplicatesCountOnceAfterCleaning) {
                "\"two two\"}\n");
   v1::JobSpec job = Job({"a.jsonl"}, "file", 0.5, "char");
   auto report = PrepareData(job, folder.path(), folder / "out");
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   EXPECT_EQ(report->documents, 2u);
   EXPECT_EQ(report->duplicates, 2u);
   job.mutable_data()->mutable_clean()->set_dedup("none");
@@ -168,11 +168,11 @@ TEST(PrepareData, SameInputsAreNotPreparedAgainAndOthersAre) {
   folder.Write("bad.txt", "\xff");
   v1::JobSpec job = Job({"*.txt"}, "file", 0.1, "bpe");
   const auto first = PrepareData(job, folder.path(), folder / "out");
-  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_OK(first);
   EXPECT_FALSE(first->reused);
   const std::string fingerprint = (*TokenStore::Open(folder / "out"))->fingerprint();
   const auto second = PrepareData(job, folder.path(), folder / "out");
-  ASSERT_TRUE(second.ok());
+  ASSERT_OK(second);
   EXPECT_TRUE(second->reused);
   EXPECT_EQ(second->documents, first->documents);
   EXPECT_EQ(second->skips, first->skips);
@@ -185,7 +185,7 @@ TEST(PrepareData, SameInputsAreNotPreparedAgainAndOthersAre) {
   fs::create_directories(folder / "elsewhere");
   fs::copy(folder / "a.txt", folder / "elsewhere/a.txt");
   fs::copy(folder / "bad.txt", folder / "elsewhere/bad.txt");
-  ASSERT_TRUE(PrepareData(job, folder / "elsewhere", folder / "out2").ok());
+  ASSERT_OK(PrepareData(job, folder / "elsewhere", folder / "out2"));
   EXPECT_EQ((*TokenStore::Open(folder / "out2"))->fingerprint(), fingerprint);
 
   EXPECT_FALSE(PrepareData(job, folder.path(), folder / "out", {.write_text = true})->reused);
@@ -206,7 +206,7 @@ TEST(PrepareData, AGivenTokenizerIsUsed) {
   v1::JobSpec job = Job({"a.txt"}, "file", 0.1, "bpe");
   job.mutable_tokenizer()->set_path(absl::StrCat(MILLRACE_SOURCE_DIR, "/tests/golden/text/bpe_pairs.json"));
   const auto report = PrepareData(job, folder.path(), folder / "out");
-  ASSERT_TRUE(report.ok()) << report.status();
+  ASSERT_OK(report);
   EXPECT_EQ(report->vocab_size, 306u);
   EXPECT_EQ((*TokenStore::Open(folder / "out"))->train()[0], 301u);
   job.mutable_tokenizer()->set_path("none.json");
@@ -250,7 +250,7 @@ TEST(TokenStore, NoticesWhatWasCutOrAltered) {
   TemporaryFolder folder;
   folder.Write("a.txt", Paragraphs(50));
   const v1::JobSpec job = Job({"a.txt"}, "file", 0.1, "bpe");
-  ASSERT_TRUE(PrepareData(job, folder.path(), folder / "out").ok());
+  ASSERT_OK(PrepareData(job, folder.path(), folder / "out"));
   EXPECT_EQ(TokenStore::Open(folder / "nowhere").status().code(), absl::StatusCode::kNotFound);
   for (const std::string name : {"train.tokens", "held_out.tokens", "tokenizer.json", "manifest.json"}) {
     const std::string whole = folder.Read("out/" + name);
@@ -268,7 +268,7 @@ TEST(TokenStore, NoticesWhatWasCutOrAltered) {
       EXPECT_EQ(TokenStore::Open(folder / "out").status().code(), absl::StatusCode::kDataLoss) << name;
     }
     folder.Write("out/" + name, whole);
-    EXPECT_TRUE(TokenStore::Open(folder / "out").ok());
+    EXPECT_OK(TokenStore::Open(folder / "out"));
     fs::remove(folder / ("out/" + name));
     EXPECT_FALSE(TokenStore::Open(folder / "out").ok());
     folder.Write("out/" + name, whole);
@@ -276,16 +276,16 @@ TEST(TokenStore, NoticesWhatWasCutOrAltered) {
   // A broken store is made anew.
   folder.Write("out/train.tokens", "x");
   const auto again = PrepareData(job, folder.path(), folder / "out");
-  ASSERT_TRUE(again.ok());
+  ASSERT_OK(again);
   EXPECT_FALSE(again->reused);
-  EXPECT_TRUE(TokenStore::Open(folder / "out").ok());
+  EXPECT_OK(TokenStore::Open(folder / "out"));
 }
 
 TEST(TokenFile, ChecksItsHeaderAndIds) {
   std::string file("MRTOKENS\1\0\0\0\2\0\0\0\5\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0", 32);
   file += std::string(32, '\0') + std::string("\4\0\0\0\1\0", 6);
   const auto parsed = TokenFile::Parse(file, "f");
-  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  ASSERT_OK(parsed);
   EXPECT_THAT(Ids(*parsed), ElementsAre(4, 0, 1));
   const auto message = [](const std::string& bytes) {
     return std::string(TokenFile::Parse(bytes, "f").status().message());

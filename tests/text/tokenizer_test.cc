@@ -14,6 +14,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "testing/status.h"
 #include "text/bpe.h"
 #include "text/pre_tokenizer.h"
 #include "text/unicode.h"
@@ -36,7 +37,7 @@ ForEachText Once(std::string text) {
 }
 
 std::unique_ptr<Tokenizer> Must(absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer) {
-  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_OK(tokenizer);
   return tokenizer.ok() ? *std::move(tokenizer) : nullptr;
 }
 
@@ -119,7 +120,7 @@ TEST_P(HuggingFaceGolden, SameIdsBothWaysAndAfterBeingWrittenByUs) {
     const std::vector<uint32_t> ids = entry["ids"];
     for (const Tokenizer* tokenizer : {theirs.get(), ours.get()}) {
       const auto encoded = tokenizer->Encode(text);
-      ASSERT_TRUE(encoded.ok()) << encoded.status();
+      ASSERT_OK(encoded);
       EXPECT_EQ(*encoded, ids) << entry["text"].dump();
       EXPECT_EQ(tokenizer->Decode(ids), text);
     }
@@ -201,7 +202,7 @@ TEST(TrainBpe, SaysHowLargeAVocabularyTheTextSupports) {
   EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("5000"));
   // ab, abab and " abab" (" a" is inside) are all that occur twice.
   EXPECT_THAT(std::string(tokenizer.status().message()), HasSubstr("at most 260"));
-  EXPECT_TRUE(TrainBpe({.vocab_size = 260}, Once("abab abab abab")).ok());
+  EXPECT_OK(TrainBpe({.vocab_size = 260}, Once("abab abab abab")));
 }
 
 TEST(PreTokenizer, SplitsAsGpt2) {
@@ -218,10 +219,10 @@ TEST(Tokenizer, DecodeUndoesEncodeOnAnyBytes) {
     const std::string text = RandomText(&random, i % 2 == 0);
     for (const Tokenizer* t : {tokenizer.get(), pairs.get()}) {
       const auto ids = t->Encode(text);
-      ASSERT_TRUE(ids.ok()) << ids.status();
+      ASSERT_OK(ids);
       ASSERT_EQ(t->Decode(*ids), text);
       std::vector<uint32_t> ordinary;
-      ASSERT_TRUE(t->EncodeOrdinary(text, &ordinary).ok());
+      ASSERT_OK(t->EncodeOrdinary(text, &ordinary));
       ASSERT_EQ(t->Decode(ordinary), text);
       for (const uint32_t id : ordinary) ASSERT_FALSE(t->IsSpecial(id)) << text;
     }
@@ -309,12 +310,12 @@ TEST(SpecialTokens, StandBehindTheOthersAndAreNeverMadeOfOrdinaryText) {
     EXPECT_EQ(tokenizer->Decode(ids), text);
     EXPECT_EQ(tokenizer->AddedId("<|im_start|>"), first);
     std::vector<uint32_t> ordinary;
-    ASSERT_TRUE(with->EncodeOrdinary(text, &ordinary).ok());
+    ASSERT_OK(with->EncodeOrdinary(text, &ordinary));
     EXPECT_EQ(with->Decode(ordinary), text);
     for (const uint32_t id : ordinary) EXPECT_FALSE(with->IsSpecial(id));
     // Read back, they are the same tokenizer.
     const auto again = ParseTokenizer(tokenizer->ToJson(), "again");
-    ASSERT_TRUE(again.ok()) << again.status();
+    ASSERT_OK(again);
     EXPECT_EQ(*(*again)->Encode(text), ids);
     EXPECT_EQ((*again)->ToJson(), tokenizer->ToJson());
   }
@@ -328,11 +329,11 @@ TEST(SpecialTokens, OneThatTouchesAMarkedByteIsOrdinary) {
   const std::string text = "<a><a>";
   std::vector<uint8_t> marks(text.size(), 0);
   std::vector<uint32_t> ids;
-  ASSERT_TRUE(tokenizer->EncodeMarked(text, marks, &ids).ok());
+  ASSERT_OK(tokenizer->EncodeMarked(text, marks, &ids));
   EXPECT_EQ(ids, std::vector<uint32_t>({258}));
   ids.clear();
   marks[5] = 1;
-  ASSERT_TRUE(tokenizer->EncodeMarked(text, marks, &ids).ok());
+  ASSERT_OK(tokenizer->EncodeMarked(text, marks, &ids));
   ASSERT_EQ(ids.size(), 4u) << "the first as a token, the second as three bytes";
   EXPECT_EQ(ids[0], 257u);
   EXPECT_EQ(tokenizer->Decode(ids), text);
@@ -344,7 +345,7 @@ TEST(TokenizerJson, ATemplateThatAddsNoTokensIsFine) {
       "single": [{"Sequence": {"id": "A", "type_id": 0}}],
       "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
       "special_tokens": {}})");
-  EXPECT_TRUE(ParseTokenizer(changed.dump(), "t").ok());
+  EXPECT_OK(ParseTokenizer(changed.dump(), "t"));
 }
 
 TEST(TokenizerJson, NamesTheFieldThatIsNotSupported) {

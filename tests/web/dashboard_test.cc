@@ -11,6 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "testing/browser.h"
+#include "testing/status.h"
 
 namespace millrace::coordinator {
 namespace {
@@ -49,7 +50,7 @@ class DashboardTest : public ::testing::Test {
     options.answer = [this](const HttpRequest& request) { return pages_->Answer(request); };
     options.refuse = &RatingsHttp::Refuse;
     auto server = HttpServer::Start(std::move(options));
-    EXPECT_TRUE(server.ok()) << server.status();
+    EXPECT_OK(server);
     server_ = *std::move(server);
   }
   ~DashboardTest() override {
@@ -65,7 +66,7 @@ class DashboardTest : public ::testing::Test {
     request.add_overrides("name=" + name);
     for (const std::string& override_text : overrides) request.add_overrides(override_text);
     const auto job = jobs_.queue().Submit(request, "ann");
-    EXPECT_TRUE(job.ok()) << job.status();
+    EXPECT_OK(job);
     return job.ok() ? job->id() : "";
   }
   // As if the job had been trained for so many steps.
@@ -93,7 +94,7 @@ class DashboardTest : public ::testing::Test {
       job->set_train_loss(1.25);
       job->set_held_out_loss(1.5);
     });
-    ASSERT_TRUE(jobs_.book().SetState(id, v1::Job::RUNNING, [](v1::Job*) {}).ok());
+    ASSERT_OK(jobs_.book().SetState(id, v1::Job::RUNNING, [](v1::Job*) {}));
   }
 
   void Open(const std::string& place = "#/", testing::Screen screen = kDesktop) {
@@ -312,11 +313,11 @@ TEST_F(DashboardTest, TheClusterShowsWhoIsSilent) {
   join.set_role(v1::SHARD);
   join.set_name("shard-0");
   join.set_address("10.0.0.2:7401");
-  ASSERT_TRUE(members_.Join(join, absl::Now()).ok());
+  ASSERT_OK(members_.Join(join, absl::Now()));
   join.set_role(v1::WORKER);
   join.set_name("worker-0");
   join.clear_address();
-  ASSERT_TRUE(members_.Join(join, absl::Now() - absl::Seconds(7)).ok());
+  ASSERT_OK(members_.Join(join, absl::Now() - absl::Seconds(7)));
   Open("#/cluster");
   AwaitText("#members", "worker-0");
   EXPECT_EQ(Text("#cluster-summary"), "1 workers; 1 of 2 shards: jobs wait for the others");

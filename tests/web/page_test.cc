@@ -17,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "testing/browser.h"
 #include "testing/rating_sets.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::coordinator {
@@ -49,7 +50,7 @@ class PageTest : public ::testing::Test {
     options.answer = [](const HttpRequest& request) { return answers_.load()->Answer(request); };
     options.refuse = &RatingsHttp::Refuse;
     auto server = HttpServer::Start(std::move(options));
-    ASSERT_TRUE(server.ok()) << server.status();
+    ASSERT_OK(server);
     server_ = *std::move(server);
   }
 
@@ -68,7 +69,7 @@ class PageTest : public ::testing::Test {
     answers_ = pages_.get();
   }
   void Create(uint64_t pairs, uint32_t raters = 1) {
-    ASSERT_TRUE(store_->Create(testing::RatingSetOf("set", raters), testing::RatingPairs(pairs)).ok());
+    ASSERT_OK(store_->Create(testing::RatingSetOf("set", raters), testing::RatingPairs(pairs)));
   }
   static std::string Address() { return absl::StrCat("http://", server_->address(), "/rate"); }
 
@@ -206,7 +207,7 @@ TEST_F(PageTest, ShowsMarkupAsText) {
   pairs[0].mutable_prompt(0)->set_content(markup);
   pairs[0].set_a(markup + "a");
   pairs[0].set_b(markup + "b");
-  ASSERT_TRUE(store_->Create(testing::RatingSetOf("set", 1), pairs).ok());
+  ASSERT_OK(store_->Create(testing::RatingSetOf("set", 1), pairs));
   Begin(kDesktop);
   EXPECT_EQ(Text("#prompt .text"), markup);
   EXPECT_THAT(Text("#left"), HasSubstr(markup));
@@ -249,7 +250,7 @@ TEST_F(PageTest, WorksWithButtonsAlone) {
 TEST_F(PageTest, ShowsAgreement) {
   Create(2, /*raters=*/2);
   for (uint64_t pair = 0; pair < 2; ++pair) {
-    ASSERT_TRUE(store_->Rate("set", pair, testing::RatingOf("bob", pair == 0 ? Rating::A : Rating::B)).ok());
+    ASSERT_OK(store_->Rate("set", pair, testing::RatingOf("bob", pair == 0 ? Rating::A : Rating::B)));
   }
   Begin(kDesktop);
   for (int i = 0; i < 2; ++i) {
@@ -320,7 +321,7 @@ TEST_F(PageTest, FitsATelephone) {
   for (v1::RatingPair& pair : pairs) {
     for (int i = 0; i < 80; ++i) pair.mutable_a()->append(" word").append(i == 40 ? 200 : 0, 'x');
   }
-  ASSERT_TRUE(store_->Create(testing::RatingSetOf("set", 1), pairs).ok());
+  ASSERT_OK(store_->Create(testing::RatingSetOf("set", 1), pairs));
   Begin(kTelephone);
   EXPECT_EQ(tab_->Evaluate("document.documentElement.scrollWidth <= innerWidth"), true) << "nothing sticks out";
   const nlohmann::json boxes =

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/tensor_list.h"
+#include "testing/status.h"
 #include "worker/objective.h"
 
 namespace millrace::worker {
@@ -28,7 +29,7 @@ constexpr uint32_t kVocab = 40, kPad = 36, kBegin = 37, kSeparator = 38, kMask =
 struct Bench {
   explicit Bench(const std::vector<std::string>& overrides = {}) {
     const absl::StatusOr<v1::JobSpec> job = ParseJob(kJob, "job.yaml", overrides);
-    EXPECT_TRUE(job.ok()) << job.status();
+    EXPECT_OK(job);
     context.set_seed(3);
     *context.mutable_model() = job->model();
     context.set_vocab_size(kVocab);
@@ -48,7 +49,7 @@ struct Bench {
   }
   double Loss(Objective* objective, const v1::Microbatch& microbatch) {
     const absl::StatusOr<double> loss = objective->Loss({microbatch, model::IgnoreGroup}, &measured);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return *loss;
   }
   double Gradients(Objective* objective, const v1::Microbatch& microbatch, const Philox& key,
@@ -57,7 +58,7 @@ struct Bench {
     const google::protobuf::Map<std::string, double> none;
     const absl::StatusOr<double> loss = objective->Gradients(
         {microbatch, model::IgnoreGroup, {&key}, 0.25, none, gradients->data(), model::IgnoreGroup}, &measured);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return *loss;
   }
 

@@ -15,6 +15,7 @@
 #include "gtest/gtest.h"
 #include "model/objectives/token_scores.h"
 #include "model/tensor_list.h"
+#include "testing/status.h"
 #include "text/batch_source.h"
 #include "text/tokenizer.h"
 #include "worker/padded_rows.h"
@@ -51,11 +52,11 @@ struct Bench {
     std::string yaml = kJob;
     yaml.replace(yaml.find("OBJECTIVE"), 9, objective);
     const absl::StatusOr<v1::JobSpec> job = ParseJob(yaml, "job.yaml", overrides);
-    EXPECT_TRUE(job.ok()) << job.status();
+    EXPECT_OK(job);
     if (!job.ok()) return;
     const absl::StatusOr<std::unique_ptr<text::Tokenizer>> tokenizer =
         text::TrainCharacters([](const auto& each) { return each("0123456789abcdefghij"); }, {"<|endoftext|>"});
-    EXPECT_TRUE(tokenizer.ok()) << tokenizer.status();
+    EXPECT_OK(tokenizer);
     context.set_seed(3);
     *context.mutable_model() = job->model();
     context.set_vocab_size((*tokenizer)->vocab_size());
@@ -70,7 +71,7 @@ struct Bench {
       model::StartWeights(model.network->tensors(), seed++, weights.data() + model.offset);
     }
     const absl::StatusOr<std::unique_ptr<Objective>> made = Make();
-    EXPECT_TRUE(made.ok()) << made.status();
+    EXPECT_OK(made);
   }
   absl::StatusOr<std::unique_ptr<Objective>> Make() {
     return MakeObjective(context.phase().objective(), {&compute, &context, models.get(), &table, weights.data()});
@@ -86,7 +87,7 @@ struct Bench {
     };
     const absl::StatusOr<double> loss = objective->Gradients(
         {microbatch, model::IgnoreGroup, {}, scale, statistics, gradients->data(), final}, &measured);
-    EXPECT_TRUE(loss.ok()) << loss.status();
+    EXPECT_OK(loss);
     return loss.ok() ? *loss : std::nan("");
   }
   // Compares some derivatives of each trained tensor with differences of `loss`.
@@ -226,7 +227,7 @@ TEST(ObjectiveTest, ExperiencesWithNumbersMissingAreRefused) {
   Bench bench("ppo", {"phases.2.rewards=[{type: length, target: 3}]"});
   v1::Microbatch microbatch;
   *microbatch.add_experiences() = Answer(Pairs()[0], 3, "ppo", 1);
-  EXPECT_TRUE((*bench.Make())->Count(microbatch).ok());
+  EXPECT_OK((*bench.Make())->Count(microbatch));
   microbatch.mutable_experiences(0)->mutable_values()->RemoveLast();
   EXPECT_THAT((*bench.Make())->Count(microbatch).status().message(), HasSubstr("3 tokens with numbers of others"));
   microbatch.mutable_experiences(0)->set_prompt_tokens(6);
@@ -251,7 +252,7 @@ std::vector<v1::Experience> RolloutOf(Bench* bench, const v1::Microbatch& microb
   google::protobuf::Map<std::string, double> statistics;
   statistics["kl_coefficient"] = 0.5;
   auto experiences = (*bench->Make())->Rollout({microbatch, model::IgnoreGroup, statistics}, &bench->measured);
-  EXPECT_TRUE(experiences.ok()) << experiences.status();
+  EXPECT_OK(experiences);
   return experiences.ok() ? *std::move(experiences) : std::vector<v1::Experience>();
 }
 
@@ -342,7 +343,7 @@ TEST(ObjectiveTest, PpoTakesTheDivergenceFromTheRewardAndTheWorthAtTheEnd) {
     batch.rows = 1;
     batch.columns = static_cast<int64_t>(sequence.size());
     batch.first_scored = experience.prompt_tokens() - 1;
-    ASSERT_TRUE(scores->Forward(reference.weights(), batch, {}, model::IgnoreGroup).ok());
+    ASSERT_OK(scores->Forward(reference.weights(), batch, {}, model::IgnoreGroup));
     std::vector<float> log_probabilities(static_cast<size_t>(tokens));
     scores->Score(1, absl::MakeSpan(log_probabilities), {});
     double to_come = worth;
@@ -366,7 +367,7 @@ TEST(ObjectiveTest, APhaseHasNoOtherObjectivesThanItsOwnAndText) {
   Bench bench("dpo", {});
   const ObjectiveSetting setting = {&bench.compute, &bench.context, bench.models.get(), &bench.table,
                                     bench.weights.data()};
-  EXPECT_TRUE(MakeObjective("causal_lm", setting).ok());
+  EXPECT_OK(MakeObjective("causal_lm", setting));
   EXPECT_THAT(MakeObjective("reward", setting).status().message(), HasSubstr("no objective 'reward'"));
 }
 

@@ -11,6 +11,7 @@
 #include "common/job_file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 
 namespace millrace::worker {
 namespace {
@@ -44,13 +45,13 @@ v1::PhaseContext Context(const std::string& objective, const std::string& adapte
 
 std::unique_ptr<PhaseModels> Make(const v1::PhaseContext& context) {
   absl::StatusOr<std::unique_ptr<PhaseModels>> models = PhaseModels::Create(context);
-  EXPECT_TRUE(models.ok()) << models.status();
+  EXPECT_OK(models);
   return *std::move(models);
 }
 
 v1::TensorTable TableOf(const PhaseModels& models, const v1::PhaseContext& context) {
   absl::StatusOr<v1::TensorTable> table = models.Table(context.phase());
-  EXPECT_TRUE(table.ok()) << table.status();
+  EXPECT_OK(table);
   return *std::move(table);
 }
 
@@ -65,7 +66,7 @@ std::vector<std::string> Prefixes(const PhaseModels& models) {
 // Every tensor of every model has one place, which names it and where it lies; places of trained models come first in
 // memory and nothing overlaps.
 void ExpectWhole(const PhaseModels& models, const v1::TensorTable& table) {
-  ASSERT_TRUE(blocks::BlockTable::Create(table).ok());
+  ASSERT_OK(blocks::BlockTable::Create(table));
   ASSERT_EQ(static_cast<size_t>(table.tensors_size()), models.offsets().size());
   std::map<int64_t, int64_t> lies;  // end by begin
   std::set<int> seen;

@@ -35,6 +35,7 @@
 #include "proto/millrace/v1/parameter_server.grpc.pb.h"
 #include "ps/parameter_service.h"
 #include "ps/shard_metrics.h"
+#include "testing/status.h"
 
 namespace millrace::worker {
 namespace {
@@ -169,7 +170,7 @@ std::unique_ptr<GrpcServer> Serve(grpc::Service* service) {
   options.listen = "127.0.0.1:0";
   options.services = {service};
   auto server = GrpcServer::Start(options);
-  EXPECT_TRUE(server.ok()) << server.status();
+  EXPECT_OK(server);
   return *std::move(server);
 }
 
@@ -208,16 +209,16 @@ class PhaseSeatTest : public ::testing::Test {
   void Plan(const v1::ModelSpec& spec) {
     spec_ = spec;
     auto network = model::CreateNetwork(spec, kVocab);
-    ASSERT_TRUE(network.ok()) << network.status();
+    ASSERT_OK(network);
     network_ = *std::move(network);
     PhaseSeat seat(&compute_);
     v1::WorkUnit unit = Unit(v1::WorkUnit::PLAN);
     unit.mutable_context()->clear_table();
     unit.mutable_context()->clear_shard_addresses();
     const absl::Status planned = seat.Do(unit, &plan_);
-    ASSERT_TRUE(planned.ok()) << planned;
+    ASSERT_OK(planned);
     auto table = blocks::BlockTable::Create(plan_.table());
-    ASSERT_TRUE(table.ok()) << table.status();
+    ASSERT_OK(table);
     blocks_ = std::make_unique<blocks::BlockTable>(*std::move(table));
   }
 
@@ -290,7 +291,7 @@ class PhaseSeatTest : public ::testing::Test {
       const auto sum = objective.Gradients(weights_.data(), {ids.data(), microbatch.rows(), microbatch.columns()}, {},
                                            static_cast<float>(1 / unit.loss_denominator()), &NothingToWaitFor,
                                            gradients->data(), &NothingToWaitFor);
-      EXPECT_TRUE(sum.ok()) << sum.status();
+      EXPECT_OK(sum);
       loss += *sum;
     }
     return loss;
@@ -339,7 +340,7 @@ TEST_F(PhaseSeatTest, APlanIsTheModelsTableAndItsFiles) {
   }
   ASSERT_EQ(plan_.files().size(), 2u);
   const auto config = model::ParseConfig(plan_.files().at("config.json"), "config.json");
-  ASSERT_TRUE(config.ok()) << config.status();
+  ASSERT_OK(config);
   EXPECT_EQ(config->spec.SerializeAsString(), spec_.SerializeAsString());
   EXPECT_EQ(config->vocab_size, kVocab);
   EXPECT_TRUE(plan_.files().contains("generation_config.json"));
@@ -353,7 +354,7 @@ TEST_F(PhaseSeatTest, APlanIsTheModelsTableAndItsFiles) {
 TEST_F(PhaseSeatTest, InitializeLoadsEveryBlockWithItsStartValues) {
   PhaseSeat seat(&compute_);
   const absl::Status done = seat.Do(Unit(v1::WorkUnit::INITIALIZE), &result_);
-  ASSERT_TRUE(done.ok()) << done;
+  ASSERT_OK(done);
   std::set<uint32_t> loaded;
   for (const auto& shard : shards_) {
     for (const v1::LoadRequest& load : shard->loads()) {
@@ -399,7 +400,7 @@ TEST_F(PhaseSeatTest, TrainingPushesTheSumOfItsMicrobatches) {
   PhaseSeat seat(&compute_);
   const v1::WorkUnit unit = TrainUnit(12);
   const absl::Status done = seat.Do(unit, &result_);
-  ASSERT_TRUE(done.ok()) << done;
+  ASSERT_OK(done);
   std::vector<float> gradients;
   const double loss = Direct(unit, &gradients);
   EXPECT_EQ(result_.loss_sum(), loss);
@@ -475,7 +476,7 @@ TEST_F(PhaseSeatTest, GradientsDependOnSeedPhaseStepAndMicrobatchAlone) {
   UseWeights(1);
   const auto values = [&](const v1::WorkUnit& unit, PhaseSeat* seat) {
     const absl::Status done = seat->Do(unit, &result_);
-    EXPECT_TRUE(done.ok()) << done;
+    EXPECT_OK(done);
     std::map<uint32_t, std::string> values;
     for (const v1::PushRequest& push : TakePushes()) values[push.block()] = push.values();
     EXPECT_EQ(values.size(), blocks_->blocks().size());
@@ -519,7 +520,7 @@ TEST_F(PhaseSeatTest, FetchesAVersionOnce) {
   std::vector<float> gradients;
   for (int i = 0; i < 3; ++i) {
     const absl::Status done = seat.Do(TrainUnit(), &result_);
-    ASSERT_TRUE(done.ok()) << done;
+    ASSERT_OK(done);
   }
   EXPECT_EQ(shards_[0]->pulls(), 1);
   const double before = result_.loss_sum();
@@ -527,15 +528,15 @@ TEST_F(PhaseSeatTest, FetchesAVersionOnce) {
   // Version 0 has passed: what is held still serves it; the next version is fetched.
   UseWeights(2);
   for (const auto& shard : shards_) shard->SetVersion(1);
-  ASSERT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  ASSERT_OK(seat.Do(TrainUnit(), &result_));
   EXPECT_EQ(result_.loss_sum(), before);
-  ASSERT_TRUE(seat.Do(TrainUnit(1), &result_).ok());
+  ASSERT_OK(seat.Do(TrainUnit(1), &result_));
   EXPECT_EQ(result_.loss_sum(), Direct(TrainUnit(1), &gradients));
   EXPECT_NE(result_.loss_sum(), before);
   EXPECT_EQ(shards_[0]->pulls(), 2);
   // A fetch that failed left nothing that would be taken for a version.
   EXPECT_EQ(seat.Do(TrainUnit(0), &result_).code(), absl::StatusCode::kFailedPrecondition);
-  ASSERT_TRUE(seat.Do(TrainUnit(1), &result_).ok());
+  ASSERT_OK(seat.Do(TrainUnit(1), &result_));
   EXPECT_EQ(result_.loss_sum(), Direct(TrainUnit(1), &gradients));
 }
 
@@ -554,7 +555,7 @@ TEST_F(PhaseSeatTest, AGradientThatIsNotFiniteIsNobodys) {
   // The seat is as good as before.
   UseWeights(1);
   for (const auto& shard : shards_) shard->SetVersion(42);
-  EXPECT_TRUE(seat.Do(TrainUnit(42), &result_).ok());
+  EXPECT_OK(seat.Do(TrainUnit(42), &result_));
 }
 
 // ---- evaluating ----
@@ -573,10 +574,8 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
     model::CausalLm objective = *model::CausalLm::Create(network_.get(), &compute_, microbatch.rows() * columns,
                                                          columns, /*for_training=*/false);
     std::vector<float> log_probabilities(microbatch.rows() * static_cast<size_t>(columns));
-    ASSERT_TRUE(objective
-                    .Loss(weights_.data(), {ids.data(), microbatch.rows(), microbatch.columns()}, &NothingToWaitFor,
-                          log_probabilities.data())
-                    .ok());
+    ASSERT_OK(objective.Loss(weights_.data(), {ids.data(), microbatch.rows(), microbatch.columns()}, &NothingToWaitFor,
+                             log_probabilities.data()));
     for (size_t i = 0; i < log_probabilities.size(); ++i) {
       if (static_cast<int64_t>(i) % columns < microbatch.first_scored_column()) continue;
       expected -= static_cast<double>(log_probabilities[i]);
@@ -585,11 +584,11 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
   // Before and after a training unit, whose memory serves evaluation too; dropout has no part in it.
   for (int i = 0; i < 2; ++i) {
     const absl::Status done = seat.Do(unit, &result_);
-    ASSERT_TRUE(done.ok()) << done;
+    ASSERT_OK(done);
     EXPECT_NEAR(result_.loss_sum(), expected, 1e-9);
     EXPECT_EQ(result_.predictions(), 2u * 10 + 3 * (7 - 4) + 1);
     EXPECT_TRUE(TakePushes().empty());
-    ASSERT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+    ASSERT_OK(seat.Do(TrainUnit(), &result_));
     TakePushes();
   }
   unit.mutable_microbatches(1)->set_first_scored_column(7);
@@ -598,14 +597,14 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
 
 TEST_F(PhaseSeatTest, AUnitInWhichNothingCountsGivesTheShardsItsZeros) {
   PhaseSeat seat(&compute_);
-  ASSERT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  ASSERT_OK(seat.Do(TrainUnit(), &result_));
   const size_t blocks = TakePushes().size();
   v1::WorkUnit unit = TrainUnit();
   for (v1::Microbatch& microbatch : *unit.mutable_microbatches()) {
     microbatch.set_scored(std::string(size_t{microbatch.rows()} * microbatch.columns(), '\0'));
   }
   const absl::Status done = seat.Do(unit, &result_);
-  ASSERT_TRUE(done.ok()) << done;
+  ASSERT_OK(done);
   EXPECT_EQ(result_.predictions(), 0u);
   EXPECT_EQ(result_.loss_sum(), 0);
   const std::vector<v1::PushRequest> pushes = TakePushes();
@@ -642,11 +641,11 @@ TEST_F(PhaseSeatTest, ALaterEpochEndsAUnitThatWaits) {
     next.set_epoch(kEpoch + 1);
     *next.mutable_context() = Context(kEpoch + 1);
     const absl::Status next_done = seat.Do(next, &result_);
-    EXPECT_TRUE(next_done.ok()) << next_done;
+    EXPECT_OK(next_done);
     for (const v1::PushRequest& push : TakePushes()) EXPECT_EQ(push.epoch(), kEpoch + 1);
     // An older announcement that comes late changes nothing.
     seat.Announce(kEpoch - 1);
-    EXPECT_TRUE(seat.Do(next, &result_).ok());
+    EXPECT_OK(seat.Do(next, &result_));
     TakePushes();
   }
 }
@@ -671,8 +670,8 @@ TEST_F(PhaseSeatTest, AnEpochsFirstUnitBringsItsContext) {
   v1::WorkUnit mistaken = TrainUnit();
   mistaken.mutable_context()->set_epoch(kEpoch + 1);
   EXPECT_EQ(seat.Do(mistaken, &result_).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_TRUE(seat.Do(TrainUnit(), &result_).ok());
-  EXPECT_TRUE(seat.Do(bare, &result_).ok());
+  EXPECT_OK(seat.Do(TrainUnit(), &result_));
+  EXPECT_OK(seat.Do(bare, &result_));
   bare.set_epoch(kEpoch + 1);
   EXPECT_EQ(seat.Do(bare, &result_).code(), absl::StatusCode::kFailedPrecondition);
   // The former epoch's context went with it.
@@ -692,13 +691,13 @@ TEST_F(PhaseSeatTest, WhatIsFrozenAndKnownIsFetchedOnce) {
     if (!content.empty()) (*context.mutable_contents())[""] = content;
     context.clear_shard_addresses();
     v1::WorkResult plan;
-    EXPECT_TRUE(PhaseSeat(&compute_).Do(unit, &plan).ok());
+    EXPECT_OK(PhaseSeat(&compute_).Do(unit, &plan));
     *context.mutable_table() = plan.table();
     for (const std::string& address : addresses_) context.add_shard_addresses(address);
     unit.set_kind(v1::WorkUnit::EVALUATE);
     AddMicrobatch(0, 1, 8, &unit);
     const absl::Status done = seat.Do(unit, &result_);
-    EXPECT_TRUE(done.ok()) << done;
+    EXPECT_OK(done);
     std::set<uint32_t> blocks = shards_[0]->TakePulled();
     blocks.merge(shards_[1]->TakePulled());
     return blocks.size();
@@ -715,7 +714,7 @@ TEST_F(PhaseSeatTest, WhatIsFrozenAndKnownIsFetchedOnce) {
 
 TEST_F(PhaseSeatTest, AShardThatIsGoneMayComeBack) {
   PhaseSeat seat(&compute_);
-  ASSERT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  ASSERT_OK(seat.Do(TrainUnit(), &result_));
   servers_[1].reset();
   for (const auto& shard : shards_) shard->SetVersion(1);
   const absl::Status done = seat.Do(TrainUnit(1), &result_);
@@ -745,7 +744,7 @@ TEST_F(PhaseSeatTest, RefusesSequencesThatBeginWhereNoneCan) {
   EXPECT_THAT(refusal({0, 1, 0}, 0), HasSubstr("a token of column 2 cannot be of a sequence that begins in column 0"));
   EXPECT_THAT(refusal({0}, 0), HasSubstr("bytes of starts where"));
   EXPECT_THAT(refusal({}, 1), HasSubstr("1 bytes of scored where"));
-  EXPECT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  EXPECT_OK(seat.Do(TrainUnit(), &result_));
 }
 
 TEST_F(PhaseSeatTest, RefusesGarbageAndGoesOn) {
@@ -796,7 +795,7 @@ TEST_F(PhaseSeatTest, RefusesGarbageAndGoesOn) {
   unit.set_kind(static_cast<v1::WorkUnit::Kind>(99));
   EXPECT_EQ(seat.Do(unit, &result_).code(), absl::StatusCode::kInvalidArgument);
   TakePushes();
-  EXPECT_TRUE(seat.Do(TrainUnit(), &result_).ok());
+  EXPECT_OK(seat.Do(TrainUnit(), &result_));
   EXPECT_EQ(TakePushes().size(), blocks_->blocks().size());
 }
 
@@ -812,7 +811,7 @@ TEST_F(PhaseSeatTest, MemoryThatIsNotThereMayBeElsewhere) {
   *unit.mutable_context() = context;
   unit.mutable_context()->clear_shard_addresses();
   absl::Status done = seat.Do(unit, &result_);
-  ASSERT_TRUE(done.ok()) << done;
+  ASSERT_OK(done);
   *context.mutable_table() = result_.table();
   unit = TrainUnit();
   *unit.mutable_context() = context;
@@ -832,7 +831,7 @@ TEST_F(PhaseSeatTest, MemoryThatIsNotThereMayBeElsewhere) {
   *unit.mutable_context() = context;
   unit.mutable_context()->clear_shard_addresses();
   PhaseSeat other(&compute_);
-  ASSERT_TRUE(other.Do(unit, &result_).ok());
+  ASSERT_OK(other.Do(unit, &result_));
   *context.mutable_table() = result_.table();
   unit = Unit(v1::WorkUnit::TRAIN);
   *unit.mutable_context() = context;
@@ -856,7 +855,7 @@ TEST_F(PhaseSeatTest, RefusesAContextThatDoesNotFit) {
     v1::WorkUnit next = TrainUnit();
     next.set_epoch(kEpoch + 1);
     *next.mutable_context() = Context(kEpoch + 1);
-    EXPECT_TRUE(seat.Do(next, &result_).ok());
+    EXPECT_OK(seat.Do(next, &result_));
     TakePushes();
     return done;
   };
@@ -915,19 +914,22 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
   configure.set_max_steps(10);
   configure.set_units_per_step(2);
   const absl::Status configured = group.Configure(configure);
-  ASSERT_TRUE(configured.ok()) << configured;
+  ASSERT_OK(configured);
 
   PhaseSeat seats[2] = {PhaseSeat(&compute_), PhaseSeat(&compute_)};
-  ASSERT_TRUE(seats[0].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
   // A second initialisation does no harm.
-  ASSERT_TRUE(seats[1].Do(Unit(v1::WorkUnit::INITIALIZE), &result_).ok());
+  for (PhaseSeat& seat : seats) {
+    const absl::Status done = seat.Do(Unit(v1::WorkUnit::INITIALIZE), &result_);
+    ASSERT_OK(done);
+  }
   model::StartWeights(network_->tensors(), kSeed, weights_.data());
   if (GetParam() == 16) kernels::KeepBf16(weights_.data(), network_->tensors().floats());
   v1::WorkUnit evaluation = Unit(v1::WorkUnit::EVALUATE);
   AddMicrobatch(0, 2, 11, &evaluation);
   AddMicrobatch(1, 2, 11, &evaluation);
   std::vector<float> gradients;
-  ASSERT_TRUE(seats[0].Do(evaluation, &result_).ok());
+  const absl::Status evaluated = seats[0].Do(evaluation, &result_);
+  ASSERT_OK(evaluated);
   EXPECT_EQ(result_.loss_sum(), Direct(evaluation, &gradients));
   double loss = result_.loss_sum();
   for (uint64_t version = 0; version < 3; ++version) {
@@ -939,14 +941,14 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
       unit.set_loss_denominator(40);
       AddMicrobatch(i, 2, 11, &unit);
       const absl::Status done = seats[i].Do(unit, &result_);
-      ASSERT_TRUE(done.ok()) << done;
+      ASSERT_OK(done);
       EXPECT_EQ(result_.loss_sum(), Direct(unit, &gradients));
       for (size_t at = 0; at < sum.size(); ++at) sum[at] += static_cast<double>(gradients[at]);
     }
     v1::NormsRequest of_version;
     of_version.set_version(version);
     const auto norms = group.Norms(of_version);
-    ASSERT_TRUE(norms.ok()) << norms.status();
+    ASSERT_OK(norms);
     double squared = 0, expected = 0;
     for (const double norm : norms->squared) squared += norm;
     for (const double value : sum) expected += value * value;
@@ -954,12 +956,14 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
     v1::CommitRequest commit;
     commit.set_version(version);
     commit.set_clip_factor(1);
-    ASSERT_TRUE(group.Commit(commit).ok());
+    const auto committed = group.Commit(commit);
+    ASSERT_OK(committed);
     // Both see the next version, whose loss is lower.
     evaluation.set_version(version + 1);
     double losses[2];
     for (int i = 0; i < 2; ++i) {
-      ASSERT_TRUE(seats[i].Do(evaluation, &result_).ok());
+      const absl::Status done = seats[i].Do(evaluation, &result_);
+      ASSERT_OK(done);
       losses[i] = result_.loss_sum();
     }
     EXPECT_EQ(losses[0], losses[1]);
@@ -979,7 +983,7 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
           }
           return absl::OkStatus();
         });
-    ASSERT_TRUE(pulled.ok()) << pulled;
+    ASSERT_OK(pulled);
     EXPECT_EQ(loss, Direct(evaluation, &gradients));
   }
 }
