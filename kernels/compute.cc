@@ -25,6 +25,8 @@ constexpr uint64_t kWatchfulCycles = 600'000;
 constexpr int kLooks = 2000;
 constexpr int kChunks = 16;
 
+thread_local int thread_index = 0;
+
 }  // namespace
 
 Isa DetectIsa() {
@@ -72,11 +74,12 @@ FlushDenormals::~FlushDenormals() {
   if ((before_ & kFlush) != kFlush) _mm_setcsr(before_);
 }
 
-// One piece of work at a time, cut into chunks that threads take in turn. A helper that comes too late finds no chunk
-// left and is not waited for.
+// One piece of work at a time, cut into chunks. Each thread has its part of them, the same part of each piece, so that
+// it finds in its cache what it wrote there in the piece before; then it takes what others have left. A helper that
+// comes too late finds no chunk and is not waited for.
 struct Compute::Pool {
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) helpers.emplace_back([this] { Help(); });
+  explicit Pool(int threads) : shares(static_cast<size_t>(threads)) {
+    for (int i = 1; i < threads; ++i) helpers.emplace_back([this, i] { Help(i); });
   }
   ~Pool() {
     {
@@ -89,11 +92,17 @@ struct Compute::Pool {
 
   void Run(int64_t size, int64_t chunk_size, absl::FunctionRef<void(int64_t, int64_t)> task) {
     const int64_t chunks = (size + chunk_size - 1) / chunk_size;
+    const auto threads = static_cast<int64_t>(shares.size());
     part = &task;
     n = size;
     chunk = chunk_size;
     done.store(0, std::memory_order_relaxed);
-    left.store(chunks);
+    for (int64_t i = 0; i < threads; ++i) {
+      Share& share = shares[static_cast<size_t>(i)];
+      share.first = i * chunks / threads;
+      share.left.store((i + 1) * chunks / threads - share.first, std::memory_order_release);
+    }
+    round.fetch_add(1);
     if (sleepers.load() > 0) {
       absl::MutexLock lock(&mutex);
       changed.SignalAll();
@@ -110,38 +119,52 @@ struct Compute::Pool {
 
   void TakeChunks() {
     const FlushDenormals flush;
-    // Whoever holds a chunk keeps the round from ending, and so what is written of it from changing.
-    for (int64_t mine; (mine = left.fetch_sub(1)) > 0;) {
-      const int64_t begin = (mine - 1) * chunk;
-      (*part)(begin, std::min(n, begin + chunk));
-      done.fetch_add(1, std::memory_order_release);
+    const auto own = static_cast<size_t>(thread_index);
+    for (size_t i = 0; i < shares.size(); ++i) {
+      Share& share = shares[(own + i) % shares.size()];
+      // Whoever holds a chunk keeps the round from ending, and so what is written of it from changing.
+      for (int64_t mine; (mine = share.left.load(std::memory_order_relaxed)) > 0;) {
+        if (!share.left.compare_exchange_weak(mine, mine - 1, std::memory_order_acquire)) continue;
+        const int64_t begin = (share.first + mine - 1) * chunk;
+        (*part)(begin, std::min(n, begin + chunk));
+        done.fetch_add(1, std::memory_order_release);
+      }
     }
   }
 
-  void Help() {
+  void Help(int index) {
+    thread_index = index;
     while (!ending.load(std::memory_order_relaxed)) {
+      const uint64_t seen = round.load();
       TakeChunks();
       const uint64_t idle_since = __rdtsc();
-      while (left.load(std::memory_order_relaxed) <= 0 && __rdtsc() - idle_since < kWatchfulCycles) _mm_pause();
-      if (left.load() > 0) continue;
+      while (round.load(std::memory_order_relaxed) == seen && __rdtsc() - idle_since < kWatchfulCycles) _mm_pause();
+      if (round.load() != seen) continue;
       absl::MutexLock lock(&mutex);
-      // Announced before the last look: either this sees the chunks or Run sees the sleeper.
+      // Announced before the last look: either this sees the new round or Run sees the sleeper.
       sleepers.fetch_add(1);
-      while (left.load() <= 0 && !ending.load()) changed.Wait(&mutex);
+      while (round.load() == seen && !ending.load()) changed.Wait(&mutex);
       sleepers.fetch_sub(1);
     }
   }
+
+  // A thread's chunks that nobody has taken: the first of its part, and how many; taken from the last one down.
+  struct alignas(64) Share {
+    int64_t first = 0;
+    std::atomic<int64_t> left = 0;
+  };
 
   std::vector<std::thread> helpers;
   absl::Mutex mutex;
   absl::CondVar changed ABSL_GUARDED_BY(mutex);
   std::atomic<bool> ending = false;  // set under the mutex
   std::atomic<int> sleepers = 0;     // changed under the mutex
-  // Of the present round: written before `left`, which chunks are taken from, from the last one down.
+  // Of the present round: written before the shares, from which chunks are taken.
   absl::FunctionRef<void(int64_t, int64_t)>* part = nullptr;
   int64_t n = 0;
   int64_t chunk = 0;
-  alignas(64) std::atomic<int64_t> left = 0;
+  std::vector<Share> shares;  // by thread
+  alignas(64) std::atomic<uint64_t> round = 0;
   alignas(64) std::atomic<int64_t> done = 0;
 };
 
@@ -149,6 +172,8 @@ Compute::Compute(Isa isa, int threads)
     : isa_(isa), threads_(std::max(1, threads)), pool_(threads > 1 ? std::make_unique<Pool>(threads) : nullptr) {}
 
 Compute::~Compute() = default;
+
+int Compute::ThreadIndex() { return thread_index; }
 
 void Compute::ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t begin, int64_t end)> part) const {
   if (n <= 0) return;

@@ -44,6 +44,8 @@ class Compute {
 
   Isa isa() const { return isa_; }
   int threads() const { return threads_; }
+  // Of the calling thread, below its pool's threads(); 0 for threads of no pool.
+  static int ThreadIndex();
 
   // Calls `part` for ranges [begin, end) that together are [0, n), on all threads, and returns when all are done.
   // Denormals are flushed within. Which thread gets which range is not defined; ranges are at least `grain` long, but

@@ -1,11 +1,17 @@
-// The blocking follows Goto's: a block of B, packed in panels, in the outer cache, a strip of A's rows in the inner
-// one, a tile in registers. Rows of f32 are multiplied where they lie. Chains go on across blocks of k by loading what
-// was stored.
+// The blocking follows Goto's: panels of B, packed, in each core's outer cache, a strip of A's rows in the inner one, a
+// tile in registers. Rows of f32 are multiplied where they lie. Chains go on across blocks of k by loading what was
+// stored.
 #include "kernels/product.h"
 
-#include <algorithm>
-#include <cmath>
+#include <immintrin.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "absl/container/fixed_array.h"
+#include "absl/types/span.h"
 #include "kernels/bfloat16.h"
 #include "kernels/pack.h"
 #include "kernels/scratch.h"
@@ -14,19 +20,21 @@
 namespace millrace::kernels {
 namespace {
 
-constexpr int64_t kBlockSteps = 384;         // a strip of A is half the inner cache
-constexpr int64_t kBlockFloats = 160 << 10;  // of B, packed
-constexpr int64_t kInPlaceSize = 1 << 16;    // of A's rows times B's; beyond, a packed B pays
-constexpr int64_t kPieceRows = 16;           // of B, packed together
+constexpr int64_t kBlockSteps = 384;        // a strip of A is half the inner cache
+constexpr int64_t kCellFloats = 160 << 10;  // of a cell's B, packed
+constexpr int64_t kInPlaceSize = 1 << 20;   // of A's rows times B's; beyond, a packed B pays
+constexpr int64_t kPieceRows = 16;          // of B, packed together
 constexpr size_t kAlignment = 64;
-// Products below this many multiply-adds stay on one thread.
+// Products of fewer multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
-constexpr int64_t kTasksAThread = 8;
+constexpr int64_t kPiecesOfCell = 8;  // at least, if it has so many panels
+// Of an element of A or B that a thread reads and packs, in multiply-adds.
+constexpr int64_t kOperandCost = 32;
 
 thread_local Scratch strip_of_a;
 thread_local Scratch panels_of_b;
 
-// A block of k of a block of columns: everything that the threads share.
+// A block of k of a block of columns.
 struct Block {
   const Product& product;
   const Tile& tile;
@@ -37,7 +45,6 @@ struct Block {
   int64_t b_unit;  // floats of a panel of B
   bool first;      // the chains start here
   bool last;       // and end here
-  float* b;        // packed
 
   // Whether the tile takes a panel where it lies: rows of f32 that are not used often.
   bool InPlace(int64_t panel) const {
@@ -45,33 +52,43 @@ struct Block {
            product.m * product.b.row_stride <= kInPlaceSize && (panel + 1) * tile.columns <= n_size;
   }
   int64_t panels() const { return (n_size + tile.columns - 1) / tile.columns; }
+  // Strips as even as can be.
+  int64_t strips() const { return (product.m + tile.rows - 1) / tile.rows; }
+  int64_t RowOf(int64_t strip) const { return strip * product.m / strips(); }
 };
 
-// How packing B is divided: where rows lie side by side, into some rows of all panels, so that memory is read in its
-// order; else into panels.
-bool PacksRows(const Block& block) { return block.product.b.column_stride == 1; }
+// What one thread begins with: some strips of some panels, and these panels of B packed for it alone. What one core
+// writes and another reads takes its time on the way between them; where they share no cache, more than to pack it
+// twice.
+struct alignas(kAlignment) Cell {
+  int64_t first_strip = 0, past_strip = 0;
+  int64_t first_panel = 0, past_panel = 0;
+  float* b = nullptr;  // packed
+  // Its pieces of work: strips, few of them cut across the panels, so that no thread waits long for the last one.
+  int64_t cuts = 1;
+  enum State { kFree, kTaken, kPacked };
+  std::atomic<State> state = kFree;
+  std::atomic<int64_t> next = 0;
 
-int64_t PiecesOfB(const Block& block, int64_t panels) {
-  return PacksRows(block) ? (block.k_size + kPieceRows - 1) / kPieceRows : panels;
-}
+  int64_t panels() const { return past_panel - first_panel; }
+  int64_t pieces() const { return (past_strip - first_strip) * cuts; }
+};
 
-// Packs the pieces [begin, end) of the panels from `first` on.
-void PackB(const Block& block, int64_t first, int64_t begin, int64_t end) {
+// Packs the cell's panels but for those that the tile takes where they lie. Where rows lie side by side, some rows of
+// all panels after another, so that memory is read in its order.
+void PackB(const Block& block, const Cell& cell) {
   const Operand& b = block.product.b;
   const auto pack = [&](int64_t panel, int64_t k, int64_t k_size) {
     const int64_t column = block.n_begin + panel * block.tile.columns;
-    block.packer.panel(b.data + (block.k_begin + k) * b.row_stride + column * b.column_stride, b.column_stride,
-                       b.row_stride, std::min<int64_t>(block.tile.columns, block.n_begin + block.n_size - column),
-                       block.tile.columns, k_size,
-                       block.b + panel * block.b_unit + UnitsOf(block.packer.packing, k) * block.tile.columns);
+    block.packer.panel(
+        b.data + (block.k_begin + k) * b.row_stride + column * b.column_stride, b.column_stride, b.row_stride,
+        std::min<int64_t>(block.tile.columns, block.n_begin + block.n_size - column), block.tile.columns, k_size,
+        cell.b + (panel - cell.first_panel) * block.b_unit + UnitsOf(block.packer.packing, k) * block.tile.columns);
   };
-  if (!PacksRows(block)) {
-    for (int64_t piece = begin; piece < end; ++piece) pack(first + piece, 0, block.k_size);
-    return;
-  }
-  for (int64_t k = begin * kPieceRows; k < std::min(end * kPieceRows, block.k_size); k += kPieceRows) {
-    for (int64_t panel = first; panel < block.panels(); ++panel) {
-      pack(panel, k, std::min(kPieceRows, block.k_size - k));
+  const int64_t piece = b.column_stride == 1 ? kPieceRows : block.k_size;
+  for (int64_t k = 0; k < block.k_size; k += piece) {
+    for (int64_t panel = cell.first_panel; panel < cell.past_panel; ++panel) {
+      if (!block.InPlace(panel)) pack(panel, k, std::min(piece, block.k_size - k));
     }
   }
 }
@@ -86,7 +103,7 @@ struct Strip {
 // Rows at such a distance fall on each other in the inner cache.
 bool Collides(int64_t row_stride) { return row_stride % 512 == 0; }
 
-Strip TakeStrip(const Block& block, int64_t row, int64_t rows) {
+Strip TakeStrip(const Block& block, int64_t row, int64_t rows, int64_t panels) {
   const Operand& a = block.product.a;
   const float* const source = a.data + row * a.row_stride + block.k_begin * a.column_stride;
   if (a.column_stride == 1) {
@@ -96,18 +113,25 @@ Strip TakeStrip(const Block& block, int64_t row, int64_t rows) {
     block.packer.rows(source, a.row_stride, rows, block.k_size, packed, stride);
     return {packed, stride, false};
   }
+  if (block.packer.packing == Packing::kPlain && panels <= block.tile.panels_in_place) {
+    return {source, a.column_stride, true};
+  }
   const int64_t width = RoundUp(rows, 8);
   float* const packed = strip_of_a.Get(block.steps * width);
   block.packer.panel(source, a.row_stride, a.column_stride, rows, width, block.k_size, packed);
   return {packed, width, true};
 }
 
-// Computes `rows` rows of the panels [begin, end).
-void ComputeStrip(const Block& block, int64_t row, int64_t rows, int64_t begin, int64_t end) {
+// Computes one of the cell's pieces.
+void ComputePiece(const Block& block, const Cell& cell, int64_t piece) {
   const Product& product = block.product;
+  const int64_t strip_index = cell.first_strip + piece / cell.cuts, cut = piece % cell.cuts;
+  const int64_t row = block.RowOf(strip_index), rows = block.RowOf(strip_index + 1) - row;
+  const int64_t begin = cell.first_panel + cut * cell.panels() / cell.cuts;
+  const int64_t end = cell.first_panel + (cut + 1) * cell.panels() / cell.cuts;
   const Tile& tile = block.tile;
   alignas(kAlignment) float edge[14 * 32];
-  const Strip strip = TakeStrip(block, row, rows);
+  const Strip strip = TakeStrip(block, row, rows, end - begin);
   const int64_t half = tile.columns / 2;
   float* const c = product.c + row * product.c_stride + block.n_begin;
   TileWork work;
@@ -124,7 +148,7 @@ void ComputeStrip(const Block& block, int64_t row, int64_t rows, int64_t begin, 
       work.b = b.data + block.k_begin * b.row_stride + block.n_begin + column;
       work.b_stride = b.row_stride;
     } else {
-      work.b = block.b + panel * block.b_unit;
+      work.b = cell.b + (panel - cell.first_panel) * block.b_unit;
       work.b_stride = tile.columns;
     }
     work.c = c + column;
@@ -152,33 +176,78 @@ void ComputeStrip(const Block& block, int64_t row, int64_t rows, int64_t begin, 
   }
 }
 
-void RunBlock(const Compute& compute, Block& block, bool parallel) {
-  const int64_t m = block.product.m, panels = block.panels();
-  block.b = panels_of_b.Get(panels * block.b_unit);
-  // Strips as even as can be.
-  const int64_t strips = (m + block.tile.rows - 1) / block.tile.rows;
-  const auto row_of = [m, strips](int64_t strip) { return strip * m / strips; };
-  const int64_t first = !block.InPlace(0) ? 0 : panels - (block.InPlace(panels - 1) ? 0 : 1);
-  if (!parallel) {
-    PackB(block, first, 0, PiecesOfB(block, panels - first));
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      ComputeStrip(block, row_of(strip), row_of(strip + 1) - row_of(strip), 0, panels);
+// How many cells there are down the rows and across the columns.
+struct Grid {
+  int64_t rows = 1, columns = 1;
+};
+
+// The grid whose threads are done first: with cells as large as that of the others, and with little of A and B to read
+// and to pack for each.
+Grid ChooseGrid(const Product& product, const Tile& tile, int64_t threads) {
+  const int64_t strips = (product.m + tile.rows - 1) / tile.rows;
+  const int64_t panels = (product.n + tile.columns - 1) / tile.columns;
+  Grid best;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int64_t rows = 1; rows <= std::min(threads, strips); ++rows) {
+    const Grid grid = {rows, std::min(threads / rows, panels)};
+    const int64_t m = std::min((strips + grid.rows - 1) / grid.rows * tile.rows, product.m);
+    const int64_t n = std::min((panels + grid.columns - 1) / grid.columns * tile.columns, product.n);
+    const int64_t cost = m * n + kOperandCost * (m + n);
+    if (cost < least) {
+      least = cost;
+      best = grid;
     }
-    return;
   }
-  if (first < panels) {
-    compute.ParallelFor(PiecesOfB(block, panels - first), 1,
-                        [&block, first](int64_t begin, int64_t end) { PackB(block, first, begin, end); });
-  }
-  // Few strips are cut across the columns, so that no thread waits long for the last one.
-  const int64_t cuts = std::clamp<int64_t>(kTasksAThread * compute.threads() / strips, 1, panels);
-  compute.ParallelFor(strips * cuts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t strip = task / cuts, cut = task % cuts;
-      ComputeStrip(block, row_of(strip), row_of(strip + 1) - row_of(strip), cut * panels / cuts,
-                   (cut + 1) * panels / cuts);
+  return best;
+}
+
+// Computes cells, from the thread's own on, until no piece of any is left: those that nobody has begun, then pieces of
+// others.
+void RunCells(const Block& block, absl::Span<Cell> cells) {
+  const auto each = [&](auto&& visit) {
+    const auto own = static_cast<size_t>(Compute::ThreadIndex()) % cells.size();
+    for (size_t i = 0; i < cells.size(); ++i) visit(cells[(own + i) % cells.size()]);
+  };
+  const auto compute = [&](Cell& cell) {
+    for (int64_t piece; (piece = cell.next.fetch_add(1, std::memory_order_relaxed)) < cell.pieces();) {
+      ComputePiece(block, cell, piece);
     }
+  };
+  each([&](Cell& cell) {
+    Cell::State free = Cell::kFree;
+    if (!cell.state.compare_exchange_strong(free, Cell::kTaken)) return;
+    PackB(block, cell);
+    cell.state.store(Cell::kPacked, std::memory_order_release);
+    compute(cell);
   });
+  each([&](Cell& cell) {
+    if (cell.next.load(std::memory_order_relaxed) >= cell.pieces()) return;
+    while (cell.state.load(std::memory_order_acquire) != Cell::kPacked) _mm_pause();
+    compute(cell);
+  });
+}
+
+void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
+  const int64_t strips = block.strips(), panels = block.panels();
+  const int64_t columns = std::min(grid.columns, panels);
+  absl::FixedArray<Cell, 4> cells(static_cast<size_t>(grid.rows * columns));
+  // Each row of cells has its own B.
+  float* const b = panels_of_b.Get(grid.rows * panels * block.b_unit);
+  for (int64_t i = 0; i < grid.rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      Cell& cell = cells[static_cast<size_t>(i * columns + j)];
+      cell.first_strip = i * strips / grid.rows;
+      cell.past_strip = (i + 1) * strips / grid.rows;
+      cell.first_panel = j * panels / columns;
+      cell.past_panel = (j + 1) * panels / columns;
+      cell.b = b + (i * panels + cell.first_panel) * block.b_unit;
+      if (cells.size() > 1) {
+        cell.cuts = std::clamp<int64_t>(kPiecesOfCell / (cell.past_strip - cell.first_strip), 1, cell.panels());
+      }
+    }
+  }
+  const absl::Span<Cell> all = absl::MakeSpan(cells);
+  compute.ParallelFor(static_cast<int64_t>(cells.size()), 1, [&](int64_t, int64_t) { RunCells(block, all); });
 }
 
 void Run(const Compute& compute, const Product& product, bool parallel) {
@@ -196,30 +265,31 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
     }
     return;
   }
+  const Grid grid = parallel ? ChooseGrid(product, tile, compute.threads()) : Grid();
   // Blocks as even as can be; those of k even, so that pairs stay together.
   const int64_t k_most = kBlockSteps * ElementsOfUnit(packing);
   const int64_t k_blocks = (product.k + k_most - 1) / k_most;
   const int64_t k_block = RoundUp((product.k + k_blocks - 1) / k_blocks, 2);
-  const int64_t n_most = std::max<int64_t>(kBlockFloats / UnitsOf(packing, k_block) / tile.columns, 1) * tile.columns;
+  const int64_t cell_most = std::max<int64_t>(kCellFloats / UnitsOf(packing, k_block) / tile.columns, 1) * tile.columns;
+  const int64_t n_most = cell_most * grid.columns;
   const int64_t n_blocks = (product.n + n_most - 1) / n_most;
   const int64_t n_block = RoundUp((product.n + n_blocks - 1) / n_blocks, tile.columns);
   for (int64_t n = 0; n < product.n; n += n_block) {
     for (int64_t k = 0; k < product.k; k += k_block) {
       const int64_t n_size = std::min(n_block, product.n - n), k_size = std::min(k_block, product.k - k);
       const int64_t steps = UnitsOf(packing, k_size);
-      Block block = {product,
-                     tile,
-                     packer,
-                     n,
-                     n_size,
-                     k,
-                     k_size,
-                     steps,
-                     steps * tile.columns,
-                     k == 0 && !product.accumulate,
-                     k + k_size == product.k,
-                     nullptr};
-      RunBlock(compute, block, parallel);
+      const Block block = {product,
+                           tile,
+                           packer,
+                           n,
+                           n_size,
+                           k,
+                           k_size,
+                           steps,
+                           steps * tile.columns,
+                           k == 0 && !product.accumulate,
+                           k + k_size == product.k};
+      RunBlock(compute, block, grid);
     }
   }
 }

@@ -1,6 +1,8 @@
 // Holds memory that a thread needs again and again.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,19 +16,26 @@ class Scratch {
   // `floats` aligned to 64 bytes, whatever they hold; good until the next call.
   float* Get(int64_t floats) {
     if (floats > size_) {
-      memory_.reset(static_cast<float*>(
-          ::operator new(static_cast<size_t>(floats) * sizeof(float), std::align_val_t(kAlignment))));
-      size_ = floats;
+      size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+      // Small pages may fall on each other in the outer cache, as chance will have it.
+      const bool huge = bytes >= kWorthHuge;
+      const auto alignment = std::align_val_t(huge ? kHugePage : 64);
+      if (huge) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+      memory_.reset();
+      memory_ = {static_cast<float*>(::operator new(bytes, alignment)), Free{alignment}};
+      if (huge) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
+      size_ = static_cast<int64_t>(bytes / sizeof(float));
     }
     return memory_.get();
   }
 
  private:
-  static constexpr size_t kAlignment = 64;
+  static constexpr size_t kHugePage = 2 << 20, kWorthHuge = 128 << 10;
   struct Free {
-    void operator()(float* memory) const { ::operator delete(memory, std::align_val_t(kAlignment)); }
+    std::align_val_t alignment;
+    void operator()(float* memory) const { ::operator delete(memory, alignment); }
   };
-  std::unique_ptr<float, Free> memory_;
+  std::unique_ptr<float, Free> memory_{nullptr, Free{}};
   int64_t size_ = 0;
 };
 

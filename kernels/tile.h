@@ -28,6 +28,9 @@ using TileFunction = void (*)(const TileWork& work);
 struct Tile {
   int rows = 0;     // at most
   int columns = 0;  // of a panel of B: even, and a multiple of 8
+  // With at most so many panels of B, columns of A are faster read where they lie than packed: long steps hide that
+  // their lines come from the outer cache.
+  int panels_in_place = 0;
   // [panel of A][half of the columns][rows]
   const TileFunction* functions = nullptr;
 

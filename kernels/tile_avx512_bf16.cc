@@ -56,7 +56,7 @@ unsigned Pattern(unsigned long long* state) {
 
 }  // namespace
 
-const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, kFunctions.data()};
+const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, kFunctions.data()};
 
 bool Bf16InstructionIsAsDefined() {
   const FlushDenormals flush;

@@ -56,7 +56,7 @@ void Compare(const Compute& compute, const Case& c) {
 
 TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
   for (const Isa isa : testing::IsasHere()) {
-    for (const int threads : {1, 3}) {
+    for (const int threads : {1, 3, 4}) {
       const Compute compute(isa, threads);
       for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
         for (int flags = 0; flags < 16; ++flags) {
@@ -78,6 +78,11 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
         Compare(compute, {1, 1000, 801, precision, false, false, false, true});
         Compare(compute, {3, 470, 400, precision, false, false, true, true});
         Compare(compute, {20, 40, 512, precision, false, false, false, false});
+        // Cells across the columns, down the rows, and both; blocks of columns and of k.
+        Compare(compute, {30, 500, 40, precision, true, false, true, false});
+        Compare(compute, {500, 30, 40, precision, false, true, false, true});
+        Compare(compute, {300, 310, 20, precision, true, false, false, false});
+        Compare(compute, {15, 2100, 790, precision, true, false, false, true});
         Compare(compute, {13, 70, 1601, precision, true, true, true, true});
       }
     }
