@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <thread>
 
 #include "absl/container/fixed_array.h"
 #include "absl/types/span.h"
@@ -27,6 +28,7 @@ constexpr int64_t kPieceRows = 16;          // of B, packed together
 constexpr size_t kAlignment = 64;
 // Products of fewer multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
+constexpr int kLooks = 2000;          // before a thread that waits for another gives its core away
 constexpr int64_t kPiecesOfCell = 8;  // at least, if it has so many panels
 // Of an element of A or B that a thread reads and packs, in multiply-adds.
 constexpr int64_t kOperandCost = 32;
@@ -222,7 +224,13 @@ void RunCells(const Block& block, absl::Span<Cell> cells) {
   });
   each([&](Cell& cell) {
     if (cell.next.load(std::memory_order_relaxed) >= cell.pieces()) return;
-    while (cell.state.load(std::memory_order_acquire) != Cell::kPacked) _mm_pause();
+    for (int looks = 0; cell.state.load(std::memory_order_acquire) != Cell::kPacked; ++looks) {
+      if (looks < kLooks) {
+        _mm_pause();
+      } else {
+        std::this_thread::yield();  // the thread that packs may have no core
+      }
+    }
     compute(cell);
   });
 }

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,11 +33,12 @@ struct Case {
   bool a_transposed, b_transposed, accumulate, bias;
 };
 
-// The product as `compute` does it and as it is defined.
-void Compare(const Compute& compute, const Case& c) {
+// The product as each of `computes` does it and as it is defined.
+void Compare(const std::vector<std::unique_ptr<Compute>>& computes, const Case& c) {
   const std::vector<float> a = Numbers(1, c.m * c.k), b = Numbers(2, c.k * c.n), bias = Numbers(3, c.n);
   const int64_t stride = c.n + 3;
-  std::vector<float> result = Numbers(4, c.m * stride), defined = result;
+  const std::vector<float> before = Numbers(4, c.m * stride);
+  std::vector<float> result, defined = before;
   Product product = {.m = c.m, .n = c.n, .k = c.k};
   product.a = c.a_transposed ? Operand{a.data(), 1, c.m} : Operand{a.data(), c.k, 1};
   product.b = c.b_transposed ? Operand{b.data(), 1, c.k} : Operand{b.data(), c.n, 1};
@@ -44,48 +46,49 @@ void Compare(const Compute& compute, const Case& c) {
   product.accumulate = c.accumulate;
   product.bias = c.bias ? bias.data() : nullptr;
   product.precision = c.precision;
-  product.c = result.data();
-  Multiply(compute, product);
   product.c = defined.data();
   MultiplyAsDefined(product);
-  ASSERT_TRUE(SameBits(result, defined)) << IsaName(compute.isa()) << ", " << compute.threads() << " threads: " << c.m
-                                         << " x " << c.n << " x " << c.k
-                                         << (c.precision == Precision::kBf16 ? " bf16" : " f32") << c.a_transposed
-                                         << c.b_transposed << c.accumulate << c.bias;
+  for (const auto& compute : computes) {
+    result = before;
+    product.c = result.data();
+    Multiply(*compute, product);
+    ASSERT_TRUE(SameBits(result, defined))
+        << IsaName(compute->isa()) << ", " << compute->threads() << " threads: " << c.m << " x " << c.n << " x " << c.k
+        << (c.precision == Precision::kBf16 ? " bf16" : " f32") << c.a_transposed << c.b_transposed << c.accumulate
+        << c.bias;
+  }
 }
 
 TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
+  std::vector<std::unique_ptr<Compute>> computes;
   for (const Isa isa : testing::IsasHere()) {
-    for (const int threads : {1, 3, 4}) {
-      const Compute compute(isa, threads);
-      for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
-        for (int flags = 0; flags < 16; ++flags) {
-          const auto with = [&](int64_t m, int64_t n, int64_t k) {
-            Compare(compute,
-                    {m, n, k, precision, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0});
-          };
-          with(1, 1, 1);
-          with(3, 5, 2);
-          with(14, 32, 8);
-          with(15, 33, 7);
-          with(28, 64, 256);
-          with(31, 50, 257);
-          with(64, 64, 64);
-        }
-        Compare(compute, {170, 97, 515, precision, false, false, false, true});
-        Compare(compute, {200, 130, 64, precision, false, true, true, false});
-        Compare(compute, {5, 2100, 33, precision, true, false, false, false});
-        Compare(compute, {1, 1000, 801, precision, false, false, false, true});
-        Compare(compute, {3, 470, 400, precision, false, false, true, true});
-        Compare(compute, {20, 40, 512, precision, false, false, false, false});
-        // Cells across the columns, down the rows, and both; blocks of columns and of k.
-        Compare(compute, {30, 500, 40, precision, true, false, true, false});
-        Compare(compute, {500, 30, 40, precision, false, true, false, true});
-        Compare(compute, {300, 310, 20, precision, true, false, false, false});
-        Compare(compute, {15, 2100, 790, precision, true, false, false, true});
-        Compare(compute, {13, 70, 1601, precision, true, true, true, true});
-      }
+    for (const int threads : {1, 3, 4}) computes.push_back(std::make_unique<Compute>(isa, threads));
+  }
+  for (const Precision precision : {Precision::kF32, Precision::kBf16}) {
+    for (int flags = 0; flags < 16; ++flags) {
+      const auto with = [&](int64_t m, int64_t n, int64_t k) {
+        Compare(computes, {m, n, k, precision, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0});
+      };
+      with(1, 1, 1);
+      with(3, 5, 2);
+      with(14, 32, 8);
+      with(15, 33, 7);
+      with(28, 64, 256);
+      with(31, 50, 257);
+      with(64, 64, 64);
     }
+    Compare(computes, {170, 97, 515, precision, false, false, false, true});
+    Compare(computes, {200, 130, 64, precision, false, true, true, false});
+    Compare(computes, {5, 2100, 33, precision, true, false, false, false});
+    Compare(computes, {1, 1000, 801, precision, false, false, false, true});
+    Compare(computes, {3, 470, 400, precision, false, false, true, true});
+    Compare(computes, {20, 40, 512, precision, false, false, false, false});
+    // Cells across the columns, down the rows, and both; blocks of columns and of k.
+    Compare(computes, {30, 500, 40, precision, true, false, true, false});
+    Compare(computes, {500, 30, 40, precision, false, true, false, true});
+    Compare(computes, {300, 310, 20, precision, true, false, false, false});
+    Compare(computes, {15, 2100, 790, precision, true, false, false, true});
+    Compare(computes, {13, 70, 1601, precision, true, true, true, true});
   }
 }
 
