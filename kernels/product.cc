@@ -24,7 +24,8 @@ namespace {
 constexpr int64_t kBlockSteps = 384;        // a strip of A is half the inner cache
 constexpr int64_t kCellFloats = 160 << 10;  // of a cell's B, packed
 constexpr int64_t kInPlaceSize = 1 << 20;   // of A's rows times B's; beyond, a packed B pays
-constexpr int64_t kPieceRows = 16;          // of B, packed together
+constexpr int64_t kPieceRows = 16;          // of an operand, packed together
+constexpr int64_t kStripsTogether = 8;      // at most, packed as panels
 constexpr size_t kAlignment = 64;
 // Products of fewer multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
@@ -33,7 +34,7 @@ constexpr int64_t kPiecesOfCell = 8;  // at least, if it has so many panels
 // Of an element of A or B that a thread reads and packs, in multiply-adds.
 constexpr int64_t kOperandCost = 32;
 
-thread_local Scratch strip_of_a;
+thread_local Scratch strips_of_a;
 thread_local Scratch panels_of_b;
 
 // A block of k of a block of columns.
@@ -59,6 +60,19 @@ struct Block {
   int64_t RowOf(int64_t strip) const { return strip * product.m / strips(); }
 };
 
+// Rows at such a distance fall on each other in the inner cache.
+bool Collides(int64_t row_stride) { return row_stride % 512 == 0; }
+
+// How the tile takes strips of A.
+enum class Rows { kApart, kAsPanel, kPackedApart, kPackedAsPanel };
+
+Rows RowsOf(const Block& block, int64_t panels) {
+  const Operand& a = block.product.a;
+  const bool plain = block.packer.packing == Packing::kPlain;
+  if (a.column_stride == 1) return plain && !Collides(a.row_stride) ? Rows::kApart : Rows::kPackedApart;
+  return plain && panels <= block.tile.panels_in_place ? Rows::kAsPanel : Rows::kPackedAsPanel;
+}
+
 // What one thread begins with: some strips of some panels, and these panels of B packed for it alone. What one core
 // writes and another reads takes its time on the way between them; where they share no cache, more than to pack it
 // twice.
@@ -66,14 +80,17 @@ struct alignas(kAlignment) Cell {
   int64_t first_strip = 0, past_strip = 0;
   int64_t first_panel = 0, past_panel = 0;
   float* b = nullptr;  // packed
-  // Its pieces of work: strips, few of them cut across the panels, so that no thread waits long for the last one.
+  Rows form = Rows::kApart;
+  // Its pieces of work: so many strips, few of them cut across the panels, so that no thread waits long for the last
+  // one.
+  int64_t together = 1;
   int64_t cuts = 1;
   enum State { kFree, kTaken, kPacked };
   std::atomic<State> state = kFree;
   std::atomic<int64_t> next = 0;
 
   int64_t panels() const { return past_panel - first_panel; }
-  int64_t pieces() const { return (past_strip - first_strip) * cuts; }
+  int64_t pieces() const { return (past_strip - first_strip + together - 1) / together * cuts; }
 };
 
 // Packs the cell's panels but for those that the tile takes where they lie. Where rows lie side by side, some rows of
@@ -95,56 +112,60 @@ void PackB(const Block& block, const Cell& cell) {
   }
 }
 
-// A strip of A's rows as the tile takes it.
-struct Strip {
+// Strips of A as the tile takes them, `size` units from one to the next.
+struct Strips {
   const float* units;
   int64_t stride;
   bool panel;
+  int64_t size;
 };
 
-// Rows at such a distance fall on each other in the inner cache.
-bool Collides(int64_t row_stride) { return row_stride % 512 == 0; }
-
-Strip TakeStrip(const Block& block, int64_t row, int64_t rows, int64_t panels) {
+// The strips [first, past): one, but for those packed as panels, for which memory is read in its order.
+Strips TakeStrips(const Block& block, Rows form, int64_t first, int64_t past) {
   const Operand& a = block.product.a;
-  const float* const source = a.data + row * a.row_stride + block.k_begin * a.column_stride;
-  if (a.column_stride == 1) {
-    if (block.packer.packing == Packing::kPlain && !Collides(a.row_stride)) return {source, a.row_stride, false};
+  const auto source = [&](int64_t row, int64_t k) {
+    return a.data + row * a.row_stride + (block.k_begin + k) * a.column_stride;
+  };
+  const int64_t row = block.RowOf(first);
+  if (form == Rows::kApart) return {source(row, 0), a.row_stride, false, 0};
+  if (form == Rows::kAsPanel) return {source(row, 0), a.column_stride, true, 0};
+  if (form == Rows::kPackedApart) {
+    const int64_t rows = block.RowOf(past) - row;
     const int64_t stride = RoundUp(block.steps, 16) + (Collides(RoundUp(block.steps, 16)) ? 16 : 0);
-    float* const packed = strip_of_a.Get(rows * stride);
-    block.packer.rows(source, a.row_stride, rows, block.k_size, packed, stride);
-    return {packed, stride, false};
+    float* const packed = strips_of_a.Get(rows * stride);
+    block.packer.rows(source(row, 0), a.row_stride, rows, block.k_size, packed, stride);
+    return {packed, stride, false, 0};
   }
-  if (block.packer.packing == Packing::kPlain && panels <= block.tile.panels_in_place) {
-    return {source, a.column_stride, true};
+  const int64_t width = RoundUp(block.tile.rows, 8), size = block.steps * width;
+  float* const packed = strips_of_a.Get((past - first) * size);
+  for (int64_t k = 0; k < block.k_size; k += kPieceRows) {
+    for (int64_t strip = first; strip < past; ++strip) {
+      block.packer.panel(source(block.RowOf(strip), k), a.row_stride, a.column_stride,
+                         block.RowOf(strip + 1) - block.RowOf(strip), width, std::min(kPieceRows, block.k_size - k),
+                         packed + (strip - first) * size + UnitsOf(block.packer.packing, k) * width);
+    }
   }
-  const int64_t width = RoundUp(rows, 8);
-  float* const packed = strip_of_a.Get(block.steps * width);
-  block.packer.panel(source, a.row_stride, a.column_stride, rows, width, block.k_size, packed);
-  return {packed, width, true};
+  return {packed, width, true, size};
 }
 
-// Computes one of the cell's pieces.
-void ComputePiece(const Block& block, const Cell& cell, int64_t piece) {
+// Computes a strip of the panels [begin, end) of the cell.
+void ComputeStrip(const Block& block, const Cell& cell, int64_t strip, const float* units, const Strips& strips,
+                  int64_t begin, int64_t end) {
   const Product& product = block.product;
-  const int64_t strip_index = cell.first_strip + piece / cell.cuts, cut = piece % cell.cuts;
-  const int64_t row = block.RowOf(strip_index), rows = block.RowOf(strip_index + 1) - row;
-  const int64_t begin = cell.first_panel + cut * cell.panels() / cell.cuts;
-  const int64_t end = cell.first_panel + (cut + 1) * cell.panels() / cell.cuts;
+  const int64_t row = block.RowOf(strip), rows = block.RowOf(strip + 1) - row;
   const Tile& tile = block.tile;
   alignas(kAlignment) float edge[14 * 32];
-  const Strip strip = TakeStrip(block, row, rows, end - begin);
   const int64_t half = tile.columns / 2;
   float* const c = product.c + row * product.c_stride + block.n_begin;
   TileWork work;
   work.steps = block.steps;
-  work.a = strip.units;
-  work.a_stride = strip.stride;
+  work.a = units;
+  work.a_stride = strips.stride;
   work.zero = block.first;
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t column = panel * tile.columns;
     const int64_t columns = std::min<int64_t>(tile.columns, block.n_size - column);
-    const TileFunction compute = tile.Find(strip.panel, columns <= half, rows);
+    const TileFunction compute = tile.Find(strips.panel, columns <= half, rows);
     if (block.InPlace(panel)) {
       const Operand& b = product.b;
       work.b = b.data + block.k_begin * b.row_stride + block.n_begin + column;
@@ -175,6 +196,19 @@ void ComputePiece(const Block& block, const Cell& cell, int64_t piece) {
   for (int64_t i = 0; i < rows; ++i) {
     float* const to = c + i * product.c_stride;
     for (int64_t j = first; j < past; ++j) to[j] += bias[j];
+  }
+}
+
+// Computes one of the cell's pieces.
+void ComputePiece(const Block& block, const Cell& cell, int64_t piece) {
+  const int64_t group = piece / cell.cuts, cut = piece % cell.cuts;
+  const int64_t begin = cell.first_panel + cut * cell.panels() / cell.cuts;
+  const int64_t end = cell.first_panel + (cut + 1) * cell.panels() / cell.cuts;
+  const int64_t first = cell.first_strip + group * cell.together;
+  const int64_t past = std::min(first + cell.together, cell.past_strip);
+  const Strips strips = TakeStrips(block, cell.form, first, past);
+  for (int64_t strip = first; strip < past; ++strip) {
+    ComputeStrip(block, cell, strip, strips.units + (strip - first) * strips.size, strips, begin, end);
   }
 }
 
@@ -249,6 +283,11 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
       cell.first_panel = j * panels / columns;
       cell.past_panel = (j + 1) * panels / columns;
       cell.b = b + (i * panels + cell.first_panel) * block.b_unit;
+      cell.form = RowsOf(block, cell.panels());
+      if (cell.form == Rows::kPackedAsPanel) {
+        const int64_t own = cell.past_strip - cell.first_strip, groups = (own + kStripsTogether - 1) / kStripsTogether;
+        cell.together = (own + groups - 1) / groups;
+      }
       if (cells.size() > 1) {
         cell.cuts = std::clamp<int64_t>(kPiecesOfCell / (cell.past_strip - cell.first_strip), 1, cell.panels());
       }
