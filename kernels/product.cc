@@ -25,6 +25,7 @@ constexpr int64_t kBlockSteps = 384;        // a strip of A is half the inner ca
 constexpr int64_t kCellFloats = 160 << 10;  // of a cell's B, packed
 constexpr int64_t kInPlaceSize = 1 << 20;   // of A's rows times B's; beyond, a packed B pays
 constexpr int64_t kPieceRows = 16;          // of an operand, packed together
+constexpr int64_t kInnerFloats = 8 << 10;   // in the inner cache the order does not matter
 constexpr int64_t kStripsTogether = 8;      // at most, packed as panels
 constexpr size_t kAlignment = 64;
 // Products of fewer multiply-adds stay on one thread.
@@ -138,10 +139,11 @@ Strips TakeStrips(const Block& block, Rows form, int64_t first, int64_t past) {
   }
   const int64_t width = RoundUp(block.tile.rows, 8), size = block.steps * width;
   float* const packed = strips_of_a.Get((past - first) * size);
-  for (int64_t k = 0; k < block.k_size; k += kPieceRows) {
+  const int64_t piece = past - first > 1 && block.product.m * block.k_size > kInnerFloats ? kPieceRows : block.k_size;
+  for (int64_t k = 0; k < block.k_size; k += piece) {
     for (int64_t strip = first; strip < past; ++strip) {
       block.packer.panel(source(block.RowOf(strip), k), a.row_stride, a.column_stride,
-                         block.RowOf(strip + 1) - block.RowOf(strip), width, std::min(kPieceRows, block.k_size - k),
+                         block.RowOf(strip + 1) - block.RowOf(strip), width, std::min(piece, block.k_size - k),
                          packed + (strip - first) * size + UnitsOf(block.packer.packing, k) * width);
     }
   }
