@@ -10,17 +10,17 @@
 namespace millrace::kernels {
 namespace {
 
-// RoundToBf16 of eight, widened.
+// RoundToBf16 of eight, widened. Requires that denormals are flushed.
 __m256i RoundedEight(__m256i bits) {
-  const __m256i lowest = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), lowest);
-  const __m256i denormal =
-      _mm256_cmpeq_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7F800000)), _mm256_setzero_si256());
-  const __m256i sign = _mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0x80000000)));
-  const __m256i nan =
-      _mm256_cmpgt_epi32(_mm256_and_si256(bits, _mm256_set1_epi32(0x7FFFFFFF)), _mm256_set1_epi32(0x7F800000));
-  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-  const __m256i result = _mm256_blendv_epi8(_mm256_blendv_epi8(rounded, sign, denormal), quiet, nan);
+  // Times one: denormals are flushed, and NaN quieted. The compiler is not to know that it is one.
+  __m256 one = _mm256_set1_ps(1);
+  __asm__("" : "+x"(one));
+  const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(bits), one);
+  const __m256i flushed = _mm256_castps_si256(value);
+  const __m256i lowest = _mm256_and_si256(_mm256_srli_epi32(flushed, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(flushed, _mm256_set1_epi32(0x7FFF)), lowest);
+  const __m256 nan = _mm256_cmp_ps(value, value, _CMP_UNORD_Q);
+  const __m256i result = _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(rounded), value, nan));
   return _mm256_and_si256(result, _mm256_set1_epi32(static_cast<int>(0xFFFF0000)));
 }
 

@@ -1,5 +1,6 @@
 #include "kernels/product.h"
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -89,6 +90,44 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
     Compare(computes, {300, 310, 20, precision, true, false, false, false});
     Compare(computes, {15, 2100, 790, precision, true, false, false, true});
     Compare(computes, {13, 70, 1601, precision, true, true, true, true});
+  }
+}
+
+TEST(Product, OperandsAreRoundedAsDefinedUpToTheEdges) {
+  // Every exponent and sign, at and beside ties, and the edges of denormals, infinities and NaNs.
+  std::vector<float> edges;
+  for (uint32_t high = 0; high < 512; ++high) {
+    for (const uint32_t low : {0x0u, 0x1u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu, 0x10000u, 0x17FFFu, 0x18000u, 0x18001u,
+                               0x3FFFFFu, 0x400000u, 0x7F7FFFu, 0x7F8000u, 0x7FFFFFu}) {
+      edges.push_back(std::bit_cast<float>(high << 23 | low));
+    }
+  }
+  const auto size = static_cast<int64_t>(edges.size());
+  const float one = 1;
+  const Operand by_one = {&one, 1, 1};
+  const struct {
+    const char* name;
+    int64_t m, n;
+    Operand a, b;
+  } forms[] = {{"rows of A", size, 1, {edges.data(), 1, 1}, by_one},
+               {"a column of A", size, 1, {edges.data(), 1, size}, by_one},
+               {"a row of B", 1, size, by_one, {edges.data(), size, 1}}};
+  std::vector<float> result(edges.size()), defined(edges.size());
+  for (const Isa isa : testing::IsasHere()) {
+    const Compute compute(isa, 1);
+    for (const auto& form : forms) {
+      Product product = {.m = form.m, .n = form.n, .k = 1, .a = form.a, .b = form.b};
+      product.c_stride = form.n;
+      product.precision = Precision::kBf16;
+      product.c = defined.data();
+      MultiplyAsDefined(product);
+      product.c = result.data();
+      Multiply(compute, product);
+      for (size_t i = 0; i < edges.size(); ++i) {
+        ASSERT_EQ(std::bit_cast<uint32_t>(result[i]), std::bit_cast<uint32_t>(defined[i]))
+            << IsaName(isa) << ", " << form.name << ", of bits " << std::bit_cast<uint32_t>(edges[i]);
+      }
+    }
   }
 }
 
