@@ -144,14 +144,11 @@ class ShardGroup::Attachment {
     absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane = blocks::SharedPlane::Create();
     if (!plane.ok()) return absl::NotFoundError(plane.status().message());
     auto made = std::make_shared<Attachment>(shard, *std::move(plane));
-    MILLRACE_RETURN_IF_ERROR(made->Agree());
+    MILLRACE_RETURN_IF_ERROR(made->Agree(shard->threads));
     return made;
   }
   Attachment(Shard* shard, std::unique_ptr<blocks::SharedPlane> plane)
-      : threads_(shard->threads),
-        plane_(std::move(plane)),
-        call_(shard),
-        stream_(shard->stub->Attach(call_.context())) {}
+      : plane_(std::move(plane)), call_(shard), stream_(shard->stub->Attach(call_.context())) {}
   ~Attachment() { call_.Cancel(); }
 
   const std::string& id() const { return id_; }
@@ -184,14 +181,14 @@ class ShardGroup::Attachment {
   }
 
  private:
-  absl::Status Agree() {
+  absl::Status Agree(ThreadCache* threads) {
     v1::AttachRequest request;
     request.set_memory(plane_->name());
     request.set_workers_digest(plane_->WorkersDigest());
     v1::AttachReply reply;
     const bool answered = stream_->Write(request) && stream_->Read(&reply);
     id_ = reply.attachment();
-    end_.emplace(threads_, [this] { return ReadOut<v1::AttachReply>(stream_.get()); });
+    end_.emplace(threads, [this] { return ReadOut<v1::AttachReply>(stream_.get()); });
     if (!answered) return FromGrpc(end_->Await());
     if (id_.empty() || reply.shards_digest() != plane_->ShardsDigest()) {
       return absl::NotFoundError("the shard does not see this process' memory");
@@ -200,7 +197,6 @@ class ShardGroup::Attachment {
     return absl::OkStatus();
   }
 
-  ThreadCache* const threads_;
   const std::unique_ptr<blocks::SharedPlane> plane_;
   Shard::Call call_;
   const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream_;

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/bfloat16.h"
+#include "kernels/busy_wait.h"
 #include "kernels/pack.h"
 #include "kernels/tile.h"
 
@@ -21,8 +22,6 @@ namespace {
 constexpr unsigned int kFlush = 0x8040;  // FTZ and DAZ of MXCSR
 // An idle helper sleeps after so long, some 0.2 ms: work mostly comes in quick succession.
 constexpr uint64_t kWatchfulCycles = 600'000;
-// A thread that waits for the others' last chunks gives its core away after so many looks.
-constexpr int kLooks = 2000;
 constexpr int kChunks = 16;
 
 thread_local int thread_index = 0;
@@ -91,7 +90,7 @@ struct Compute::Pool {
   }
 
   void Run(int64_t size, int64_t chunk_size, absl::FunctionRef<void(int64_t, int64_t)> task) {
-    const int64_t chunks = (size + chunk_size - 1) / chunk_size;
+    const int64_t chunks = DivideUp(size, chunk_size);
     const auto threads = static_cast<int64_t>(shares.size());
     part = &task;
     n = size;
@@ -108,13 +107,7 @@ struct Compute::Pool {
       changed.SignalAll();
     }
     TakeChunks();
-    for (int looks = 0; done.load(std::memory_order_acquire) < chunks; ++looks) {
-      if (looks < kLooks) {
-        _mm_pause();
-      } else {
-        std::this_thread::yield();
-      }
-    }
+    BusyWait([&] { return done.load(std::memory_order_acquire) >= chunks; });
   }
 
   void TakeChunks() {
@@ -184,7 +177,7 @@ void Compute::ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64
     return;
   }
   // Many chunks a thread, so that a slow one does not keep the others waiting, nor the last one.
-  pool_->Run(n, std::max(grain, (n + kChunks * threads_ - 1) / (kChunks * threads_)), part);
+  pool_->Run(n, std::max(grain, DivideUp(n, kChunks * threads_)), part);
 }
 
 }  // namespace millrace::kernels

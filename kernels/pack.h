@@ -12,7 +12,8 @@ enum class Packing {
   kPairs,    // two bfloat16, the even k in the lower half; an odd k is filled up with a zero
 };
 
-constexpr int64_t RoundUp(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int64_t DivideUp(int64_t value, int64_t by) { return (value + by - 1) / by; }
+constexpr int64_t RoundUp(int64_t value, int64_t multiple) { return DivideUp(value, multiple) * multiple; }
 
 constexpr int64_t ElementsOfUnit(Packing packing) { return packing == Packing::kPairs ? 2 : 1; }
 // Units of k elements.

@@ -3,17 +3,15 @@
 // stored.
 #include "kernels/product.h"
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
-#include <thread>
 
 #include "absl/container/fixed_array.h"
 #include "absl/types/span.h"
 #include "kernels/bfloat16.h"
+#include "kernels/busy_wait.h"
 #include "kernels/pack.h"
 #include "kernels/scratch.h"
 #include "kernels/tile.h"
@@ -30,7 +28,6 @@ constexpr int64_t kStripsTogether = 8;      // at most, packed as panels
 constexpr size_t kAlignment = 64;
 // Products of fewer multiply-adds stay on one thread.
 constexpr int64_t kParallelWork = 1 << 18;
-constexpr int kLooks = 2000;          // before a thread that waits for another gives its core away
 constexpr int64_t kPiecesOfCell = 8;  // at least, if it has so many panels
 // Of an element of A or B that a thread reads and packs, in multiply-adds.
 constexpr int64_t kOperandCost = 32;
@@ -55,9 +52,9 @@ struct Block {
     return packer.packing == Packing::kPlain && product.b.column_stride == 1 &&
            product.m * product.b.row_stride <= kInPlaceSize && (panel + 1) * tile.columns <= n_size;
   }
-  int64_t panels() const { return (n_size + tile.columns - 1) / tile.columns; }
+  int64_t panels() const { return DivideUp(n_size, tile.columns); }
   // Strips as even as can be.
-  int64_t strips() const { return (product.m + tile.rows - 1) / tile.rows; }
+  int64_t strips() const { return DivideUp(product.m, tile.rows); }
   int64_t RowOf(int64_t strip) const { return strip * product.m / strips(); }
 };
 
@@ -91,7 +88,7 @@ struct alignas(kAlignment) Cell {
   std::atomic<int64_t> next = 0;
 
   int64_t panels() const { return past_panel - first_panel; }
-  int64_t pieces() const { return (past_strip - first_strip + together - 1) / together * cuts; }
+  int64_t pieces() const { return DivideUp(past_strip - first_strip, together) * cuts; }
 };
 
 // Packs the cell's panels but for those that the tile takes where they lie. Where rows lie side by side, some rows of
@@ -222,14 +219,14 @@ struct Grid {
 // The grid whose threads are done first: with cells as large as that of the others, and with little of A and B to read
 // and to pack for each.
 Grid ChooseGrid(const Product& product, const Tile& tile, int64_t threads) {
-  const int64_t strips = (product.m + tile.rows - 1) / tile.rows;
-  const int64_t panels = (product.n + tile.columns - 1) / tile.columns;
+  const int64_t strips = DivideUp(product.m, tile.rows);
+  const int64_t panels = DivideUp(product.n, tile.columns);
   Grid best;
   int64_t least = std::numeric_limits<int64_t>::max();
   for (int64_t rows = 1; rows <= std::min(threads, strips); ++rows) {
     const Grid grid = {rows, std::min(threads / rows, panels)};
-    const int64_t m = std::min((strips + grid.rows - 1) / grid.rows * tile.rows, product.m);
-    const int64_t n = std::min((panels + grid.columns - 1) / grid.columns * tile.columns, product.n);
+    const int64_t m = std::min(DivideUp(strips, grid.rows) * tile.rows, product.m);
+    const int64_t n = std::min(DivideUp(panels, grid.columns) * tile.columns, product.n);
     const int64_t cost = m * n + kOperandCost * (m + n);
     if (cost < least) {
       least = cost;
@@ -260,13 +257,7 @@ void RunCells(const Block& block, absl::Span<Cell> cells) {
   });
   each([&](Cell& cell) {
     if (cell.next.load(std::memory_order_relaxed) >= cell.pieces()) return;
-    for (int looks = 0; cell.state.load(std::memory_order_acquire) != Cell::kPacked; ++looks) {
-      if (looks < kLooks) {
-        _mm_pause();
-      } else {
-        std::this_thread::yield();  // the thread that packs may have no core
-      }
-    }
+    BusyWait([&] { return cell.state.load(std::memory_order_acquire) == Cell::kPacked; });
     compute(cell);
   });
 }
@@ -287,8 +278,8 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
       cell.b = b + (i * panels + cell.first_panel) * block.b_unit;
       cell.form = RowsOf(block, cell.panels());
       if (cell.form == Rows::kPackedAsPanel) {
-        const int64_t own = cell.past_strip - cell.first_strip, groups = (own + kStripsTogether - 1) / kStripsTogether;
-        cell.together = (own + groups - 1) / groups;
+        const int64_t own = cell.past_strip - cell.first_strip, groups = DivideUp(own, kStripsTogether);
+        cell.together = DivideUp(own, groups);
       }
       if (cells.size() > 1) {
         cell.cuts = std::clamp<int64_t>(kPiecesOfCell / (cell.past_strip - cell.first_strip), 1, cell.panels());
@@ -317,12 +308,12 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
   const Grid grid = parallel ? ChooseGrid(product, tile, compute.threads()) : Grid();
   // Blocks as even as can be; those of k even, so that pairs stay together.
   const int64_t k_most = kBlockSteps * ElementsOfUnit(packing);
-  const int64_t k_blocks = (product.k + k_most - 1) / k_most;
-  const int64_t k_block = RoundUp((product.k + k_blocks - 1) / k_blocks, 2);
+  const int64_t k_blocks = DivideUp(product.k, k_most);
+  const int64_t k_block = RoundUp(DivideUp(product.k, k_blocks), 2);
   const int64_t cell_most = std::max<int64_t>(kCellFloats / UnitsOf(packing, k_block) / tile.columns, 1) * tile.columns;
   const int64_t n_most = cell_most * grid.columns;
-  const int64_t n_blocks = (product.n + n_most - 1) / n_most;
-  const int64_t n_block = RoundUp((product.n + n_blocks - 1) / n_blocks, tile.columns);
+  const int64_t n_blocks = DivideUp(product.n, n_most);
+  const int64_t n_block = RoundUp(DivideUp(product.n, n_blocks), tile.columns);
   for (int64_t n = 0; n < product.n; n += n_block) {
     for (int64_t k = 0; k < product.k; k += k_block) {
       const int64_t n_size = std::min(n_block, product.n - n), k_size = std::min(k_block, product.k - k);

@@ -39,8 +39,7 @@ std::string Coded(const std::vector<float>& values, const Coding& coding, uint64
 
 std::vector<int64_t> Sums(const std::vector<float>& values, const Coding& coding, uint64_t clipped = 0) {
   std::vector<int64_t> sums(values.size(), 0);
-  const absl::Status added = AddTo(Coded(values, coding, clipped), coding, absl::MakeSpan(sums));
-  EXPECT_OK(added);
+  EXPECT_OK(AddTo(Coded(values, coding, clipped), coding, absl::MakeSpan(sums)));
   return sums;
 }
 

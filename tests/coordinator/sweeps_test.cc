@@ -25,8 +25,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 v1::SweepSpec Parsed(const std::string& yaml) {
   v1::SweepSpec sweep;
-  const absl::Status parsed = ParseYaml(yaml, {"sweep.yaml", "sweep"}, &sweep);
-  EXPECT_OK(parsed);
+  EXPECT_OK(ParseYaml(yaml, {"sweep.yaml", "sweep"}, &sweep));
   FillRuleDefaults(&sweep);
   return sweep;
 }

@@ -2,6 +2,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "testing/status.h"
 #include "text/temporary_folder.h"
 
 namespace millrace::evaluation {
@@ -83,8 +84,8 @@ TEST(Report, RecordsAreWrittenOnce) {
   const std::vector<ModelResults> models = {Model("runs/a", {1, 0}, 2), Model("runs/b", {1, 1}, 2)};
   const Json report = MakeReport(Tasks(), models);
   const std::string out = folder / "new/report";
-  EXPECT_EQ(CheckNewReport(out), absl::OkStatus());
-  ASSERT_EQ(WriteReport(out, report, Tasks(), models), absl::OkStatus());
+  EXPECT_OK(CheckNewReport(out));
+  ASSERT_OK(WriteReport(out, report, Tasks(), models));
   EXPECT_EQ(folder.Read("new/report/2/weather.jsonl"), "{\"example\":\"w.jsonl:1\"}\n{\"example\":\"w.jsonl:2\"}\n");
   EXPECT_EQ(folder.Read("new/report/1/text.jsonl"), "{\"example\":\"t.jsonl:1\"}\n");
   EXPECT_EQ(Json::parse(folder.Read("new/report/report.json")), report);

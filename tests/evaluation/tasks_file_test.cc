@@ -70,7 +70,7 @@ TEST(TasksFile, EveryDefaultKeepsItsOwnRule) {
     task.GetReflection()->SetString(&task, descriptor.FindFieldByName(field), field[0] == 'n' ? "a" : "choice");
   }
   task.add_data("x.jsonl");
-  EXPECT_EQ(CheckRules(task), absl::OkStatus());
+  EXPECT_OK(CheckRules(task));
   EXPECT_THAT(task.pass_at(), ElementsAre(1));
   EXPECT_EQ(task.source(), "{{ generated }}");
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "testing/bfloat16_edges.h"
 
 namespace millrace::kernels {
 namespace {
@@ -24,16 +25,7 @@ TEST(BFloat16, RoundsToNearestEven) {
 }
 
 TEST(BFloat16, ArraysAreRoundedAsSingleNumbers) {
-  // Every exponent and sign, at and beside ties, and the edges of denormals, infinities and NaNs.
-  std::vector<float> values;
-  for (uint32_t upper = 0; upper < 0x10000; upper += 37) {
-    for (const uint32_t lower : {0x0000u, 0x0001u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu}) {
-      const uint32_t bits = upper << 16 | lower;
-      float value;
-      std::memcpy(&value, &bits, sizeof(value));
-      values.push_back(value);
-    }
-  }
+  const std::vector<float> values = testing::Bfloat16Edges();
   const auto n = static_cast<int64_t>(values.size());
   std::vector<uint16_t> rounded(values.size());
   std::vector<float> widened(values.size()), kept = values;

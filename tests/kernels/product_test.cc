@@ -9,6 +9,7 @@
 
 #include "common/philox.h"
 #include "gtest/gtest.h"
+#include "testing/bfloat16_edges.h"
 #include "testing/isas.h"
 
 namespace millrace::kernels {
@@ -94,14 +95,7 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
 }
 
 TEST(Product, OperandsAreRoundedAsDefinedUpToTheEdges) {
-  // Every exponent and sign, at and beside ties, and the edges of denormals, infinities and NaNs.
-  std::vector<float> edges;
-  for (uint32_t high = 0; high < 512; ++high) {
-    for (const uint32_t low : {0x0u, 0x1u, 0x7FFFu, 0x8000u, 0x8001u, 0xFFFFu, 0x10000u, 0x17FFFu, 0x18000u, 0x18001u,
-                               0x3FFFFFu, 0x400000u, 0x7F7FFFu, 0x7F8000u, 0x7FFFFFu}) {
-      edges.push_back(std::bit_cast<float>(high << 23 | low));
-    }
-  }
+  const std::vector<float> edges = testing::Bfloat16Edges();
   const auto size = static_cast<int64_t>(edges.size());
   const float one = 1;
   const Operand by_one = {&one, 1, 1};

@@ -464,8 +464,7 @@ TEST_F(Weights, ComeBackAsTheyWereWritten) {
     configuration.vocab_size = kVocab;
     configuration.end_of_text = 1;
     ASSERT_OK(WriteModel(folder_.path(), configuration, network_->tensors(), weights_.data()));
-    const absl::Status read = Read();
-    EXPECT_OK(read);
+    EXPECT_OK(Read());
     ExpectSame();
     const auto again = ReadConfig(folder_.path());
     ASSERT_OK(again);
@@ -494,8 +493,7 @@ TEST_F(Weights, OfHalfPrecisionAreWidenedExactly) {
     for (int64_t i = 0; i < 24; ++i) {
       gain.bytes.append(reinterpret_cast<const char*>(&halves[static_cast<size_t>(i) % halves.size()].bits), 2);
     }
-    const absl::Status read = ReadBack();
-    ASSERT_OK(read);
+    ASSERT_OK(ReadBack());
     const TensorSpec& spec = network_->tensors()[network_->tensors().Find("transformer.ln_f.weight")];
     for (int64_t i = 0; i < 24; ++i) {
       EXPECT_EQ(memory_[static_cast<size_t>(spec.offset + i)], halves[static_cast<size_t>(i) % halves.size()].value)
@@ -514,8 +512,7 @@ TEST_F(Weights, MayLieInSeveralFiles) {
   folder_.Write("model-1-of-2.safetensors", parts[0].Bytes());
   folder_.Write("model-2-of-2.safetensors", parts[1].Bytes());
   folder_.Write("model.safetensors.index.json", index.dump());
-  const absl::Status read = Read();
-  EXPECT_OK(read);
+  EXPECT_OK(Read());
   ExpectSame();
   // In another file than the index says, in none that it says, twice in one, and gone.
   index["weight_map"]["transformer.wte.weight"] = "model-2-of-2.safetensors";
@@ -575,8 +572,7 @@ TEST_F(Weights, MayLackTheModelsPrefix) {
     for (File::Tensor& tensor : file_.tensors) {
       if (tensor.name.rfind(prefix, 0) == 0) tensor.name.erase(0, prefix.size());
     }
-    const absl::Status read = ReadBack();
-    EXPECT_OK(read);
+    EXPECT_OK(ReadBack());
     ExpectSame();
     // With and without is one too many.
     file_.tensors.push_back(file_.tensors[0]);
@@ -652,8 +648,7 @@ TEST_F(Weights, AreSplitIntoFilesOfSoManyBytes) {
     EXPECT_EQ(names.size() == tensors, most == 1);
     EXPECT_FALSE(std::filesystem::exists(folder / "model.safetensors"));
     memory_.assign(weights_.size(), 0.0f);
-    const absl::Status read = ReadWeights(folder.path(), network_->tensors(), memory_.data());
-    EXPECT_OK(read);
+    EXPECT_OK(ReadWeights(folder.path(), network_->tensors(), memory_.data()));
     ExpectSame();
   }
 }
@@ -694,8 +689,7 @@ TEST_F(Weights, MayComeWithBuffers) {
   file_.tensors.back().name = "lm_head.weight";
   file_.Add("transformer.h.0.attn.bias", {1, 1, 80, 80});
   file_.Add("h.1.attn.masked_bias", {1});
-  const absl::Status read = ReadBack();
-  EXPECT_OK(read);
+  EXPECT_OK(ReadBack());
   ExpectSame();
   Use(TinySpec("llama"));
   file_.Add("model.layers.0.self_attn.rotary_emb.inv_freq", {3});

@@ -47,8 +47,7 @@ Golden Load(const std::string& family) {
   EXPECT_OK(configuration);
   golden.network = *CreateNetwork(configuration->spec, configuration->vocab_size);
   golden.weights.resize(static_cast<size_t>(golden.network->tensors().floats()));
-  const absl::Status read = ReadWeights(folder, golden.network->tensors(), golden.weights.data());
-  EXPECT_OK(read);
+  EXPECT_OK(ReadWeights(folder, golden.network->tensors(), golden.weights.data()));
   golden.answers = *SafetensorsFile::Open(folder + "/answers.safetensors");
   const std::vector<int64_t> shape = golden.answers->header().Find("tokens")->shape;
   golden.rows = shape[0];

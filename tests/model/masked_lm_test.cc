@@ -129,8 +129,7 @@ Golden LoadGolden() {
   EXPECT_OK(configuration);
   golden.network = NewNetwork(configuration->spec, configuration->vocab_size);
   golden.weights.resize(static_cast<size_t>(golden.network->tensors().floats()));
-  const absl::Status read = ReadWeights(folder, golden.network->tensors(), golden.weights.data());
-  EXPECT_OK(read);
+  EXPECT_OK(ReadWeights(folder, golden.network->tensors(), golden.weights.data()));
   golden.answers = *SafetensorsFile::Open(folder + "/answers.safetensors");
   golden.lengths = Answer<int64_t>(*golden.answers, "lengths");
   OwnedBatch& batch = golden.batch;

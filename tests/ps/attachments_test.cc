@@ -275,8 +275,7 @@ TEST_F(AttachmentsTest, AShardThatProvesNothingGetsMessages) {
   for (int round = 0; round < 3; ++round) {
     const std::unique_ptr<client::GradientPush> push = group.Push(0, 0);
     ASSERT_OK(Add(push.get(), 0, 0));
-    const absl::Status finished = push->Finish();
-    EXPECT_OK(finished);
+    EXPECT_OK(push->Finish());
   }
   EXPECT_EQ(service.attaches, 1);
 }

@@ -32,8 +32,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
       request.set_block(block.index);
       request.set_weights(Bytes(Numbers(1, block.index, block.size, 0.1f)));
       request.set_crc32c(Crc32c(request.weights().data(), request.weights().size()));
-      const absl::Status loaded = store_->Load(request);
-      EXPECT_OK(loaded);
+      EXPECT_OK(store_->Load(request));
     }
   }
 
@@ -71,8 +70,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   }
   void Step(uint64_t version) {
     Push(version);
-    const absl::Status committed = Commit(version);
-    ASSERT_OK(committed);
+    ASSERT_OK(Commit(version));
   }
   std::unique_ptr<Cuts::Cut> Hold(uint64_t version) {
     auto cut = store_->Hold(version);
@@ -81,8 +79,7 @@ class BlockStoreTest : public ::testing::TestWithParam<const char*> {
   }
   std::string Read(Cuts::Cut* cut, uint32_t block) {
     v1::SnapshotReply reply;
-    const absl::Status read = store_->Read(cut, block, &reply);
-    EXPECT_OK(read);
+    EXPECT_OK(store_->Read(cut, block, &reply));
     return reply.SerializeAsString();
   }
   std::vector<std::string> ReadAll(Cuts::Cut* cut) {
@@ -124,8 +121,7 @@ TEST_P(BlockStoreTest, ALoadAgainCountsUntilSomethingIsPushed) {
     request.set_again(again);
     request.set_weights(Bytes(Numbers(key, block, table_.blocks()[block].size, 0.1f)));
     request.set_crc32c(Crc32c(request.weights().data(), request.weights().size()));
-    const absl::Status loaded = store_->Load(request);
-    EXPECT_OK(loaded);
+    EXPECT_OK(store_->Load(request));
   };
   const auto weights = [this](uint32_t block, uint64_t version) {
     const std::unique_ptr<Cuts::Cut> cut = Hold(version);

@@ -158,8 +158,7 @@ class Course {
     *request.mutable_optimizer() = optimizer_;
     request.set_max_steps(100);
     request.set_units_per_step(kUnits);
-    const absl::Status configured = group_->Configure(request);
-    ASSERT_OK(configured);
+    ASSERT_OK(group_->Configure(request));
   }
 
   std::vector<float> InitialWeights(uint32_t block) const {
@@ -211,11 +210,9 @@ class Course {
       std::string values;
       const auto saturated = blocks::Encode(Gradient(version, unit, block), codings[block], &values);
       ASSERT_OK(saturated);
-      const absl::Status added = push->Add(block, codings[block], std::move(values), *saturated);
-      ASSERT_OK(added);
+      ASSERT_OK(push->Add(block, codings[block], std::move(values), *saturated));
     }
-    const absl::Status finished = push->Finish();
-    ASSERT_OK(finished);
+    ASSERT_OK(push->Finish());
   }
 
   // Takes one step with every unit.

@@ -215,8 +215,7 @@ class PhaseSeatTest : public ::testing::Test {
     v1::WorkUnit unit = Unit(v1::WorkUnit::PLAN);
     unit.mutable_context()->clear_table();
     unit.mutable_context()->clear_shard_addresses();
-    const absl::Status planned = seat.Do(unit, &plan_);
-    ASSERT_OK(planned);
+    ASSERT_OK(seat.Do(unit, &plan_));
     auto table = blocks::BlockTable::Create(plan_.table());
     ASSERT_OK(table);
     blocks_ = std::make_unique<blocks::BlockTable>(*std::move(table));
@@ -353,8 +352,7 @@ TEST_F(PhaseSeatTest, APlanIsTheModelsTableAndItsFiles) {
 
 TEST_F(PhaseSeatTest, InitializeLoadsEveryBlockWithItsStartValues) {
   PhaseSeat seat(&compute_);
-  const absl::Status done = seat.Do(Unit(v1::WorkUnit::INITIALIZE), &result_);
-  ASSERT_OK(done);
+  ASSERT_OK(seat.Do(Unit(v1::WorkUnit::INITIALIZE), &result_));
   std::set<uint32_t> loaded;
   for (const auto& shard : shards_) {
     for (const v1::LoadRequest& load : shard->loads()) {
@@ -399,8 +397,7 @@ TEST_F(PhaseSeatTest, TrainingPushesTheSumOfItsMicrobatches) {
 
   PhaseSeat seat(&compute_);
   const v1::WorkUnit unit = TrainUnit(12);
-  const absl::Status done = seat.Do(unit, &result_);
-  ASSERT_OK(done);
+  ASSERT_OK(seat.Do(unit, &result_));
   std::vector<float> gradients;
   const double loss = Direct(unit, &gradients);
   EXPECT_EQ(result_.loss_sum(), loss);
@@ -475,8 +472,7 @@ TEST_F(PhaseSeatTest, GradientsDependOnSeedPhaseStepAndMicrobatchAlone) {
   Plan(spec);
   UseWeights(1);
   const auto values = [&](const v1::WorkUnit& unit, PhaseSeat* seat) {
-    const absl::Status done = seat->Do(unit, &result_);
-    EXPECT_OK(done);
+    EXPECT_OK(seat->Do(unit, &result_));
     std::map<uint32_t, std::string> values;
     for (const v1::PushRequest& push : TakePushes()) values[push.block()] = push.values();
     EXPECT_EQ(values.size(), blocks_->blocks().size());
@@ -519,8 +515,7 @@ TEST_F(PhaseSeatTest, FetchesAVersionOnce) {
   PhaseSeat seat(&compute_);
   std::vector<float> gradients;
   for (int i = 0; i < 3; ++i) {
-    const absl::Status done = seat.Do(TrainUnit(), &result_);
-    ASSERT_OK(done);
+    ASSERT_OK(seat.Do(TrainUnit(), &result_));
   }
   EXPECT_EQ(shards_[0]->pulls(), 1);
   const double before = result_.loss_sum();
@@ -583,8 +578,7 @@ TEST_F(PhaseSeatTest, EvaluationIsTheLossOfWhatIsScored) {
   }
   // Before and after a training unit, whose memory serves evaluation too; dropout has no part in it.
   for (int i = 0; i < 2; ++i) {
-    const absl::Status done = seat.Do(unit, &result_);
-    ASSERT_OK(done);
+    ASSERT_OK(seat.Do(unit, &result_));
     EXPECT_NEAR(result_.loss_sum(), expected, 1e-9);
     EXPECT_EQ(result_.predictions(), 2u * 10 + 3 * (7 - 4) + 1);
     EXPECT_TRUE(TakePushes().empty());
@@ -603,8 +597,7 @@ TEST_F(PhaseSeatTest, AUnitInWhichNothingCountsGivesTheShardsItsZeros) {
   for (v1::Microbatch& microbatch : *unit.mutable_microbatches()) {
     microbatch.set_scored(std::string(size_t{microbatch.rows()} * microbatch.columns(), '\0'));
   }
-  const absl::Status done = seat.Do(unit, &result_);
-  ASSERT_OK(done);
+  ASSERT_OK(seat.Do(unit, &result_));
   EXPECT_EQ(result_.predictions(), 0u);
   EXPECT_EQ(result_.loss_sum(), 0);
   const std::vector<v1::PushRequest> pushes = TakePushes();
@@ -640,8 +633,7 @@ TEST_F(PhaseSeatTest, ALaterEpochEndsAUnitThatWaits) {
     v1::WorkUnit next = TrainUnit();
     next.set_epoch(kEpoch + 1);
     *next.mutable_context() = Context(kEpoch + 1);
-    const absl::Status next_done = seat.Do(next, &result_);
-    EXPECT_OK(next_done);
+    EXPECT_OK(seat.Do(next, &result_));
     for (const v1::PushRequest& push : TakePushes()) EXPECT_EQ(push.epoch(), kEpoch + 1);
     // An older announcement that comes late changes nothing.
     seat.Announce(kEpoch - 1);
@@ -696,8 +688,7 @@ TEST_F(PhaseSeatTest, WhatIsFrozenAndKnownIsFetchedOnce) {
     for (const std::string& address : addresses_) context.add_shard_addresses(address);
     unit.set_kind(v1::WorkUnit::EVALUATE);
     AddMicrobatch(0, 1, 8, &unit);
-    const absl::Status done = seat.Do(unit, &result_);
-    EXPECT_OK(done);
+    EXPECT_OK(seat.Do(unit, &result_));
     std::set<uint32_t> blocks = shards_[0]->TakePulled();
     blocks.merge(shards_[1]->TakePulled());
     return blocks.size();
@@ -913,14 +904,12 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
   *configure.mutable_optimizer() = optimizer_;
   configure.set_max_steps(10);
   configure.set_units_per_step(2);
-  const absl::Status configured = group.Configure(configure);
-  ASSERT_OK(configured);
+  ASSERT_OK(group.Configure(configure));
 
   PhaseSeat seats[2] = {PhaseSeat(&compute_), PhaseSeat(&compute_)};
   // A second initialisation does no harm.
   for (PhaseSeat& seat : seats) {
-    const absl::Status done = seat.Do(Unit(v1::WorkUnit::INITIALIZE), &result_);
-    ASSERT_OK(done);
+    ASSERT_OK(seat.Do(Unit(v1::WorkUnit::INITIALIZE), &result_));
   }
   model::StartWeights(network_->tensors(), kSeed, weights_.data());
   if (GetParam() == 16) kernels::KeepBf16(weights_.data(), network_->tensors().floats());
@@ -940,8 +929,7 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
       unit.set_unit(i);
       unit.set_loss_denominator(40);
       AddMicrobatch(i, 2, 11, &unit);
-      const absl::Status done = seats[i].Do(unit, &result_);
-      ASSERT_OK(done);
+      ASSERT_OK(seats[i].Do(unit, &result_));
       EXPECT_EQ(result_.loss_sum(), Direct(unit, &gradients));
       for (size_t at = 0; at < sum.size(); ++at) sum[at] += static_cast<double>(gradients[at]);
     }
@@ -962,8 +950,7 @@ TEST_P(TrainsAgainstShards, AsWithoutThem) {
     evaluation.set_version(version + 1);
     double losses[2];
     for (int i = 0; i < 2; ++i) {
-      const absl::Status done = seats[i].Do(evaluation, &result_);
-      ASSERT_OK(done);
+      ASSERT_OK(seats[i].Do(evaluation, &result_));
       losses[i] = result_.loss_sum();
     }
     EXPECT_EQ(losses[0], losses[1]);
