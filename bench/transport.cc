@@ -130,13 +130,13 @@ class SharedBlocks {
     const auto always = [] { return true; };
     std::thread sender([&] {
       for (size_t sent = 0; sent < kBytes; sent += kBlockBytes) {
-        std::memcpy(*worker_->push()->Reserve(kBlockBytes, always), from_.data() + sent, kBlockBytes);
-        worker_->push()->Commit("a block");
+        std::memcpy(*worker_->to_shard()->Reserve(kBlockBytes, always), from_.data() + sent, kBlockBytes);
+        worker_->to_shard()->Commit("a block");
       }
     });
     for (size_t received = 0; received < kBytes; received += kBlockBytes) {
-      std::memcpy(to_.data() + received, shard_->push()->Next(always)->values.data(), kBlockBytes);
-      shard_->push()->Release();
+      std::memcpy(to_.data() + received, shard_->to_shard()->Next(always)->values.data(), kBlockBytes);
+      shard_->to_shard()->Release();
     }
     sender.join();
   }

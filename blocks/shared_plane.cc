@@ -13,8 +13,8 @@ namespace millrace::blocks {
 
 SharedPlane::SharedPlane(std::unique_ptr<SharedMemory> memory)
     : memory_(std::move(memory)),
-      pull_(memory_->data() + 2 * kSecretBytes),
-      push_(memory_->data() + 2 * kSecretBytes + SharedRing::kBytes) {}
+      to_shard_(memory_->data() + 2 * kSecretBytes),
+      to_worker_(memory_->data() + 2 * kSecretBytes + SharedRing::kBytes) {}
 
 absl::StatusOr<std::unique_ptr<SharedPlane>> SharedPlane::Create() {
   MILLRACE_ASSIGN_OR_RETURN(std::unique_ptr<SharedMemory> memory, SharedMemory::Create(kBytes));
@@ -30,6 +30,11 @@ absl::StatusOr<std::unique_ptr<SharedPlane>> SharedPlane::Open(const std::string
   if (plane->WorkersDigest() != workers_digest) return absl::NotFoundError("it is another's memory");
   MILLRACE_RETURN_IF_ERROR(plane->WriteSecret(kSecretBytes));
   return plane;
+}
+
+void SharedPlane::Interrupt() {
+  to_shard_.Interrupt();
+  to_worker_.Interrupt();
 }
 
 std::string SharedPlane::DigestOf(size_t bytes) const { return Sha256Hex(absl::string_view(memory_->data(), bytes)); }

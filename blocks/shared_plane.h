@@ -27,8 +27,10 @@ class SharedPlane {
   // Of both secrets, so that it takes the worker's to know it.
   std::string ShardsDigest() const { return DigestOf(2 * kSecretBytes); }
 
-  SharedRing* pull() { return &pull_; }  // written by the shard
-  SharedRing* push() { return &push_; }  // written by the worker
+  SharedRing* to_shard() { return &to_shard_; }
+  SharedRing* to_worker() { return &to_worker_; }
+  // Has whoever waits for the other end ask whether to go on.
+  void Interrupt();
 
  private:
   static constexpr size_t kSecretBytes = 64;
@@ -39,7 +41,7 @@ class SharedPlane {
   absl::Status WriteSecret(size_t offset);
 
   const std::unique_ptr<SharedMemory> memory_;
-  SharedRing pull_, push_;
+  SharedRing to_shard_, to_worker_;
 };
 
 }  // namespace millrace::blocks

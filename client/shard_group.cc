@@ -60,15 +60,24 @@ struct ShardGroup::Shard {
     void SetDeadline() {
       context_.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(kCallDeadline));
     }
-    void Cancel() { context_.TryCancel(); }
-    // From now on only a Cancel for good reaches it.
-    void Keep() {
+    void Cancel() {
+      cancelled_ = true;
+      context_.TryCancel();
+    }
+    bool cancelled() const { return cancelled_; }
+    // While it is kept, only a Cancel for good reaches it.
+    void Keep(bool kept) {
       absl::MutexLock lock(&shard_->mutex);
-      shard_->kept.insert(this);
+      if (kept) {
+        shard_->kept.insert(this);
+      } else {
+        shard_->kept.erase(this);
+      }
     }
 
    private:
     Shard* const shard_;
+    std::atomic<bool> cancelled_ = false;
     grpc::ClientContext context_;
   };
 
@@ -97,8 +106,6 @@ struct ShardGroup::Shard {
 
   // Memory shared with the shard, made when first asked for; null if there is none.
   std::shared_ptr<Attachment> Attached();
-  // After a call that did not end well: what it left in the memory is nobody's.
-  void Detach(const std::shared_ptr<Attachment>& attachment);
 };
 
 namespace {
@@ -111,28 +118,6 @@ grpc::Status ReadOut(Stream* stream) {
   }
   return stream->Finish();
 }
-
-// Waits for the end of a call whose blocks go through memory, so that whoever waits there can look for it.
-class End {
- public:
-  // `finish` returns at the call's end.
-  End(ThreadCache* threads, std::function<grpc::Status()> finish)
-      : finishing_(threads->Start([this, finish = std::move(finish)] {
-          status_ = finish();
-          come_ = true;
-        })) {}
-  bool come() const { return come_; }
-  // The call's status, once it has ended.
-  const grpc::Status& Await() {
-    finishing_.Join();
-    return status_;
-  }
-
- private:
-  grpc::Status status_;
-  std::atomic<bool> come_ = false;
-  ThreadCache::Work finishing_;
-};
 
 }  // namespace
 
@@ -147,62 +132,98 @@ class ShardGroup::Attachment {
     MILLRACE_RETURN_IF_ERROR(made->Agree(shard->threads));
     return made;
   }
-  Attachment(Shard* shard, std::unique_ptr<blocks::SharedPlane> plane)
-      : plane_(std::move(plane)), call_(shard), stream_(shard->stub->Attach(call_.context())) {}
-  ~Attachment() { call_.Cancel(); }
-
-  const std::string& id() const { return id_; }
-  // False once the shard is gone, or the call was cancelled.
-  bool alive() const { return !end_->come(); }
-
-  // One direction, for one call at a time; null while another has it.
-  class Use {
-   public:
-    Use(std::shared_ptr<Attachment> of, std::atomic<bool>* busy, SharedRing* ring)
-        : of_(std::move(of)), busy_(busy), ring_(ring) {}
-    ~Use() { *busy_ = false; }
-    SharedRing* ring() const { return ring_; }
-    const std::shared_ptr<Attachment>& attachment() const { return of_; }
-
-   private:
-    const std::shared_ptr<Attachment> of_;
-    std::atomic<bool>* const busy_;
-    SharedRing* const ring_;
-  };
-  static std::unique_ptr<Use> Pull(std::shared_ptr<Attachment> attachment) {
-    if (attachment == nullptr || attachment->pulling_.exchange(true)) return nullptr;
-    Attachment& it = *attachment;
-    return std::make_unique<Use>(std::move(attachment), &it.pulling_, it.plane_->pull());
-  }
-  static std::unique_ptr<Use> Push(std::shared_ptr<Attachment> attachment) {
-    if (attachment == nullptr || attachment->pushing_.exchange(true)) return nullptr;
-    Attachment& it = *attachment;
-    return std::make_unique<Use>(std::move(attachment), &it.pushing_, it.plane_->push());
-  }
-
- private:
-  absl::Status Agree(ThreadCache* threads) {
+  Attachment(Shard* shard, std::unique_ptr<blocks::SharedPlane> plane) : plane_(std::move(plane)), call_(shard) {
     v1::AttachRequest request;
     request.set_memory(plane_->name());
     request.set_workers_digest(plane_->WorkersDigest());
+    stream_ = shard->stub->Attach(call_.context(), request);
+  }
+  ~Attachment() { call_.Cancel(); }
+
+  // False once the shard is gone, or the call was cancelled.
+  bool alive() const { return !ended_ && !call_.cancelled(); }
+
+ private:
+  friend class Use;
+
+  absl::Status Agree(ThreadCache* threads) {
     v1::AttachReply reply;
-    const bool answered = stream_->Write(request) && stream_->Read(&reply);
-    id_ = reply.attachment();
-    end_.emplace(threads, [this] { return ReadOut<v1::AttachReply>(stream_.get()); });
-    if (!answered) return FromGrpc(end_->Await());
-    if (id_.empty() || reply.shards_digest() != plane_->ShardsDigest()) {
+    const bool answered = stream_->Read(&reply);
+    watching_ = threads->Start([this] {
+      status_ = ReadOut<v1::AttachReply>(stream_.get());
+      ended_ = true;
+      plane_->Interrupt();
+    });
+    if (!answered) return FromGrpc(Await());
+    if (reply.shards_digest() != plane_->ShardsDigest()) {
       return absl::NotFoundError("the shard does not see this process' memory");
     }
-    call_.Keep();
+    call_.Keep(true);
     return absl::OkStatus();
+  }
+  const grpc::Status& Await() {
+    watching_.Join();
+    return status_;
   }
 
   const std::unique_ptr<blocks::SharedPlane> plane_;
   Shard::Call call_;
-  const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream_;
-  std::string id_;
-  std::atomic<bool> pulling_ = false, pushing_ = false;
-  std::optional<End> end_;  // from Agree on; waits for it when destroyed
+  std::unique_ptr<grpc::ClientReader<v1::AttachReply>> stream_;
+  std::atomic<bool> busy_ = false;
+  std::atomic<bool> ended_ = false;
+  grpc::Status status_;         // once it has ended
+  ThreadCache::Work watching_;  // for the end; waited for when destroyed
+};
+
+// One pull or push through memory that is shared with a shard; there is one at a time.
+class ShardGroup::Use {
+ public:
+  // Null while there is another.
+  static std::unique_ptr<Use> Begin(std::shared_ptr<Attachment> of) {
+    if (of == nullptr || of->busy_.exchange(true)) return nullptr;
+    return std::unique_ptr<Use>(new Use(std::move(of)));
+  }
+  // Unless it came to its end, what is left in the memory is nobody's.
+  ~Use() {
+    if (!done_) Cancel();
+    of_->call_.Keep(true);
+    of_->busy_ = false;
+  }
+  Use(const Use&) = delete;
+  Use& operator=(const Use&) = delete;
+
+  // False if the attachment has ended.
+  bool Write(const v1::SharedRequest& request, const void* values, size_t size, bool more) {
+    SharedRing* const ring = of_->plane_->to_shard();
+    const absl::StatusOr<char*> room = ring->Reserve(size, goes_on_);
+    if (!room.ok() || of_->ended_) return false;
+    if (size > 0) std::memcpy(*room, values, size);
+    ring->Commit(request.SerializeAsString(), more);
+    return true;
+  }
+  // The values of the next frame, good until Release, and what is said of them. CANCELLED if the attachment has ended.
+  template <typename Reply>
+  absl::StatusOr<absl::string_view> Read(Reply* reply) {
+    MILLRACE_ASSIGN_OR_RETURN(const SharedRing::Frame frame, of_->plane_->to_worker()->Next(goes_on_));
+    if (!reply->ParseFromArray(frame.about.data(), static_cast<int>(frame.about.size()))) {
+      return absl::DataLossError(absl::StrCat("a frame in shared memory is no ", reply->GetTypeName()));
+    }
+    return frame.values;
+  }
+  void Release() { of_->plane_->to_worker()->Release(); }
+  // It came to its end.
+  void Done() { done_ = true; }
+  // Ends the attachment, from any thread.
+  void Cancel() { of_->call_.Cancel(); }
+  // Why the attachment ended, once it has.
+  const grpc::Status& Why() { return of_->Await(); }
+
+ private:
+  explicit Use(std::shared_ptr<Attachment> of) : of_(std::move(of)) { of_->call_.Keep(false); }
+
+  const std::shared_ptr<Attachment> of_;
+  const std::function<bool()> goes_on_ = [this] { return !of_->ended_; };
+  bool done_ = false;
 };
 
 std::shared_ptr<ShardGroup::Attachment> ShardGroup::Shard::Attached() {
@@ -215,12 +236,6 @@ std::shared_ptr<ShardGroup::Attachment> ShardGroup::Shard::Attached() {
     apart = absl::IsNotFound(made.status()) || absl::IsUnimplemented(made.status());
   }
   return attachment;
-}
-
-void ShardGroup::Shard::Detach(const std::shared_ptr<Attachment>& of) {
-  std::shared_ptr<Attachment> dropped;
-  absl::MutexLock lock(&attach_mutex);
-  if (attachment == of) dropped = std::move(attachment);
 }
 
 ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool share_memory,
@@ -236,6 +251,10 @@ ShardGroup::ShardGroup(uint64_t epoch, std::vector<std::string> addresses, bool 
 }
 
 ShardGroup::~ShardGroup() = default;
+
+std::unique_ptr<ShardGroup::Use> ShardGroup::BeginUse(Shard* shard) const {
+  return Use::Begin(share_memory_ ? shard->Attached() : nullptr);
+}
 
 void ShardGroup::Place(const blocks::BlockTable* blocks, const v1::OptimizerSpec& optimizer) {
   blocks_ = blocks;
@@ -301,48 +320,61 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink, Which which) {
     v1::PullRequest request;
     request.set_epoch(epoch_);
     request.set_version(version);
-    if (wanted.size() < shard.blocks.size()) request.mutable_blocks()->Add(wanted.begin(), wanted.end());
-    const std::unique_ptr<Attachment::Use> use = Attachment::Pull(share_memory_ ? shard.Attached() : nullptr);
-    if (use != nullptr) request.set_attachment(use->attachment()->id());
-    Shard::Call call(&shard);
-    const std::unique_ptr<grpc::ClientReader<v1::PullReply>> stream = shard.stub->Pull(call.context(), request);
-    v1::PullReply reply;
+    // None stand for all.
+    const absl::Span<const uint32_t> named =
+        wanted.size() < shard.blocks.size() ? wanted : absl::Span<const uint32_t>();
+    std::unique_ptr<Use> use;
+    if (named.size() * sizeof(uint32_t) <= SharedRing::kMostValues) use = BeginUse(&shard);
     size_t next = 0;
-    absl::Status status, finished;
+    absl::Status status;
     if (use == nullptr) {
-      while (status.ok() && stream->Read(&reply)) {
-        const std::string& weights = reply.weights();
-        status = Crc32c(weights.data(), weights.size()) == reply.crc32c()
-                     ? Take(shard, wanted, reply, weights, &next, sink)
-                     : shard.Damaged("the weights were damaged", reply.block());
-      }
-      if (!status.ok()) call.Cancel();
-      finished = shard.Status(ReadOut<v1::PullReply>(stream.get()));
+      request.mutable_blocks()->Add(named.begin(), named.end());
+      status = PullMessages(shard, request, wanted, &next, sink);
     } else {
-      End end(&threads_, [&stream] { return ReadOut<v1::PullReply>(stream.get()); });
-      while (status.ok() && next < wanted.size()) {
-        const absl::StatusOr<SharedRing::Frame> frame = use->ring()->Next([&end] { return !end.come(); });
-        if (absl::IsCancelled(frame.status())) break;  // the call's status says why
-        if (!frame.ok()) {
-          status = shard.Named(frame.status());
-        } else if (!reply.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))) {
-          status = shard.Named(absl::DataLossError("a frame in shared memory is no PullReply"));
-        } else {
-          status = Take(shard, wanted, reply, frame->values, &next, sink);
-          use->ring()->Release();
-        }
-      }
-      if (!status.ok()) call.Cancel();
-      finished = shard.Status(end.Await());
+      status = PullShared(shard, request, named, wanted, &next, use.get(), sink);
     }
-    if (status.ok()) status = finished;
     if (status.ok() && next != wanted.size()) {
       status =
           absl::InternalError(absl::StrCat("shard ", shard.address, " sent ", next, " of ", wanted.size(), " blocks"));
     }
-    if (use != nullptr && !status.ok()) shard.Detach(use->attachment());
     return status;
   });
+}
+
+absl::Status ShardGroup::PullMessages(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> wanted,
+                                      size_t* next, Sink sink) const {
+  Shard::Call call(&shard);
+  const std::unique_ptr<grpc::ClientReader<v1::PullReply>> stream = shard.stub->Pull(call.context(), request);
+  v1::PullReply reply;
+  absl::Status status;
+  while (status.ok() && stream->Read(&reply)) {
+    const std::string& weights = reply.weights();
+    status = Crc32c(weights.data(), weights.size()) == reply.crc32c()
+                 ? Take(shard, wanted, reply, weights, next, sink)
+                 : shard.Damaged("the weights were damaged", reply.block());
+  }
+  if (!status.ok()) call.Cancel();
+  const absl::Status finished = shard.Status(ReadOut<v1::PullReply>(stream.get()));
+  return status.ok() ? finished : status;
+}
+
+absl::Status ShardGroup::PullShared(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> named,
+                                    absl::Span<const uint32_t> wanted, size_t* next, Use* use, Sink sink) const {
+  v1::SharedRequest shared;
+  *shared.mutable_pull() = request;
+  bool goes_on = use->Write(shared, named.data(), named.size() * sizeof(uint32_t), /*more=*/false);
+  v1::PullReply reply;
+  while (goes_on && *next < wanted.size()) {
+    const absl::StatusOr<absl::string_view> weights = use->Read(&reply);
+    goes_on = !absl::IsCancelled(weights.status());
+    if (!goes_on) break;
+    if (!weights.ok()) return shard.Named(weights.status());
+    MILLRACE_RETURN_IF_ERROR(Take(shard, wanted, reply, *weights, next, sink));
+    use->Release();
+  }
+  if (!goes_on) return shard.Status(use->Why());
+  use->Done();
+  return absl::OkStatus();
 }
 
 class ShardGroup::Pusher : public GradientPush {
@@ -359,7 +391,7 @@ class ShardGroup::Pusher : public GradientPush {
     }
     for (const auto& lane : lanes_) {
       if (lane == nullptr || !lane->sending.joinable()) continue;
-      lane->call.Cancel();
+      lane->Cancel();
       lane->sending.Join();
     }
   }
@@ -367,7 +399,8 @@ class ShardGroup::Pusher : public GradientPush {
   absl::Status Add(uint32_t block, const blocks::Coding& coding, std::string values, uint64_t saturated) override {
     const uint32_t index = group_->shard_of_[block];
     if (lanes_[index] == nullptr) {
-      lanes_[index] = std::make_unique<Lane>(group_->shards_[index].get());
+      Shard* const shard = group_->shards_[index].get();
+      lanes_[index] = std::make_unique<Lane>(shard, group_->BeginUse(shard));
       lanes_[index]->sending = group_->threads_.Start([this, lane = lanes_[index].get()] { Send(lane); });
     }
     Lane& lane = *lanes_[index];
@@ -407,9 +440,15 @@ class ShardGroup::Pusher : public GradientPush {
 
  private:
   struct Lane {
-    explicit Lane(Shard* shard) : shard(shard), call(shard) {}
+    Lane(Shard* shard, std::unique_ptr<Use> use) : shard(shard), call(shard), use(std::move(use)) {}
+    void Cancel() {
+      call.Cancel();
+      if (use != nullptr) use->Cancel();
+    }
+
     Shard* const shard;
-    Shard::Call call;
+    Shard::Call call;                // unless there is memory to use
+    const std::unique_ptr<Use> use;  // null if not
     ThreadCache::Work sending;
     // Guarded by mutex_.
     std::deque<v1::PushRequest> waiting;
@@ -434,57 +473,54 @@ class ShardGroup::Pusher : public GradientPush {
     return request;
   }
 
-  // False if the call has ended.
-  static bool Write(SharedRing* ring, const End& end, absl::string_view about, absl::string_view values) {
+  // Until no more are to be sent. How the call ended, or what the shard said.
+  absl::Status SendMessages(Lane* lane, uint64_t* sent, v1::PushReply* reply) {
+    const std::unique_ptr<grpc::ClientWriter<v1::PushRequest>> stream =
+        lane->shard->stub->Push(lane->call.context(), reply);
+    while (std::optional<v1::PushRequest> request = Next(lane)) {
+      ++*sent;
+      request->set_crc32c(Crc32c(request->values().data(), request->values().size()));
+      if (!stream->Write(*request)) break;  // Finish says why
+    }
+    stream->WritesDone();
+    return lane->shard->Status(stream->Finish());
+  }
+
+  absl::Status SendShared(Lane* lane, uint64_t* sent, v1::PushReply* reply) {
     static_assert(blocks::kMaxBlockElements * sizeof(int64_t) <= SharedRing::kMostValues);
-    if (end.come()) return false;
-    const absl::StatusOr<char*> room = ring->Reserve(values.size(), [&end] { return !end.come(); });
-    if (!room.ok()) return false;
-    std::memcpy(*room, values.data(), values.size());
-    // An empty frame is the last.
-    ring->Commit(about, /*more=*/!about.empty());
-    return true;
+    v1::SharedRequest shared;
+    bool goes_on = true;
+    while (goes_on) {
+      std::optional<v1::PushRequest> request = Next(lane);
+      if (!request.has_value()) break;
+      ++*sent;
+      const std::string values = std::move(*request->mutable_values());
+      request->clear_values();
+      *shared.mutable_push() = *std::move(request);
+      goes_on = lane->use->Write(shared, values.data(), values.size(), /*more=*/true);
+    }
+    shared.set_pushed(true);
+    goes_on = goes_on && lane->use->Write(shared, nullptr, 0, /*more=*/false);
+    if (goes_on) {
+      const absl::Status read = lane->use->Read(reply).status();
+      goes_on = !absl::IsCancelled(read);
+      if (goes_on && !read.ok()) return lane->shard->Named(read);
+    }
+    if (!goes_on) return lane->shard->Status(lane->use->Why());
+    lane->use->Release();
+    lane->use->Done();
+    return absl::OkStatus();
   }
 
   void Send(Lane* lane) {
-    Shard& shard = *lane->shard;
-    const std::unique_ptr<Attachment::Use> use = Attachment::Push(group_->share_memory_ ? shard.Attached() : nullptr);
     v1::PushReply reply;
-    const std::unique_ptr<grpc::ClientWriter<v1::PushRequest>> stream = shard.stub->Push(lane->call.context(), &reply);
     uint64_t sent = 0;
-    grpc::Status finished;
-    if (use == nullptr) {
-      while (std::optional<v1::PushRequest> request = Next(lane)) {
-        ++sent;
-        request->set_crc32c(Crc32c(request->values().data(), request->values().size()));
-        if (!stream->Write(*request)) break;  // Finish says why
-      }
-      stream->WritesDone();
-      finished = stream->Finish();
-    } else {
-      v1::PushRequest through;
-      through.set_attachment(use->attachment()->id());
-      stream->Write(through);
-      stream->WritesDone();
-      End end(&group_->threads_, [&stream] { return stream->Finish(); });
-      bool goes_on = true;
-      while (goes_on) {
-        std::optional<v1::PushRequest> request = Next(lane);
-        if (!request.has_value()) break;
-        ++sent;
-        const std::string values = std::move(*request->mutable_values());
-        request->clear_values();
-        goes_on = Write(use->ring(), end, request->SerializeAsString(), values);
-      }
-      if (goes_on) Write(use->ring(), end, "", "");
-      finished = end.Await();
-    }
-    absl::Status status = shard.Status(finished);
+    absl::Status status = lane->use == nullptr ? SendMessages(lane, &sent, &reply) : SendShared(lane, &sent, &reply);
     if (status.ok() && reply.blocks_added() + reply.blocks_repeated() != sent) {
-      status = absl::InternalError(absl::StrCat(
-          "shard ", shard.address, " took ", reply.blocks_added() + reply.blocks_repeated(), " of ", sent, " blocks"));
+      status =
+          absl::InternalError(absl::StrCat("shard ", lane->shard->address, " took ",
+                                           reply.blocks_added() + reply.blocks_repeated(), " of ", sent, " blocks"));
     }
-    if (use != nullptr && !status.ok()) shard.Detach(use->attachment());
     absl::MutexLock lock(&mutex_);
     if (status_.ok() && !status.ok()) status_ = status;
     changed_.SignalAll();

@@ -107,6 +107,7 @@ class ShardGroup {
  private:
   struct Shard;
   class Attachment;
+  class Use;
   class Pusher;
   class Cut;
 
@@ -114,6 +115,13 @@ class ShardGroup {
   using Sink = absl::FunctionRef<absl::Status(uint32_t block, absl::string_view weights, const blocks::Coding& coding)>;
   absl::Status Take(Shard& shard, absl::Span<const uint32_t> wanted, const v1::PullReply& reply,
                     absl::string_view weights, size_t* next, Sink sink) const;
+  absl::Status PullMessages(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> wanted,
+                            size_t* next, Sink sink) const;
+  // `named`: the blocks as the request names them; `use` is not null.
+  absl::Status PullShared(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> named,
+                          absl::Span<const uint32_t> wanted, size_t* next, Use* use, Sink sink) const;
+  // The memory that is shared with a shard, for one pull or push; null if there is none, or it is in use.
+  std::unique_ptr<Use> BeginUse(Shard* shard) const;
 
   // Calls each shard on a thread of its own and returns the first error, after cancelling the others.
   absl::Status OnEach(absl::FunctionRef<absl::Status(Shard&)> call);

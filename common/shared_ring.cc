@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <ctime>
 #include <new>
@@ -14,7 +15,9 @@ namespace {
 
 constexpr size_t kLine = 64;
 constexpr int kLooks = 200;
-constexpr int64_t kSleepNanoseconds = 20'000'000;
+// A sleeper looks around after that time, and then after ever longer ones: it may be waited for in vain for long.
+constexpr int64_t kFirstSleepNanoseconds = 20'000'000;
+constexpr int64_t kLongestSleepNanoseconds = 640'000'000;
 // A sleeper is woken for as much as this: frames may be small, and waking costs more than moving them.
 constexpr uint64_t kWorthWaking = 256 << 10;
 // In place of a size: the rest of the room is left empty.
@@ -54,25 +57,32 @@ absl::Status SharedRing::Await(std::atomic<uint32_t>* changes, std::atomic<uint3
     if (look()) return absl::OkStatus();
     _mm_pause();
   }
-  while (keep_waiting()) {
+  int64_t nanoseconds = kFirstSleepNanoseconds;
+  for (bool goes_on = true; goes_on;) {
     // Announced before the last look: either this sees the change, or the other end sees the sleeper.
     const uint32_t seen = changes->load();
     sleeps->store(1);
+    goes_on = keep_waiting();
     const bool there = look();
-    if (!there) {
-      const timespec most = {0, kSleepNanoseconds};
+    if (goes_on && !there) {
+      const timespec most = {0, nanoseconds};
       syscall(SYS_futex, changes, FUTEX_WAIT, seen, &most, nullptr, 0);
+      nanoseconds = std::min(2 * nanoseconds, kLongestSleepNanoseconds);
     }
     sleeps->store(0);
     if (there || look()) return absl::OkStatus();
   }
-  // The other end may have done its last before it was not to be waited for any more.
-  return look() ? absl::OkStatus() : absl::CancelledError("the other end was waited for in vain");
+  return absl::CancelledError("the other end was waited for in vain");
 }
 
 void SharedRing::Wake(std::atomic<uint32_t>* changes, std::atomic<uint32_t>* sleeps) {
   changes->fetch_add(1);
   if (sleeps->load() != 0) syscall(SYS_futex, changes, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+}
+
+void SharedRing::Interrupt() {
+  Wake(&positions_->writes, &positions_->reader_sleeps);
+  Wake(&positions_->reads, &positions_->writer_sleeps);
 }
 
 absl::StatusOr<char*> SharedRing::Reserve(size_t size, KeepWaiting keep_waiting) {

@@ -15,7 +15,7 @@
 
 namespace millrace {
 
-// Whether it is worth waiting on; asked some 50 times a second. What came before it said no is not lost.
+// Whether it is worth waiting on; asked after an Interrupt, and now and then. What came before it said no is not lost.
 using KeepWaiting = absl::FunctionRef<bool()>;
 
 // Both ends' view of one ring; the same bytes at each. Not thread-safe: each end is one thread's at a time.
@@ -46,6 +46,9 @@ class SharedRing {
   // The next frame, good until Release. CANCELLED if waiting for it was given up; DATA_LOSS for nonsense.
   absl::StatusOr<Frame> Next(KeepWaiting keep_waiting);
   void Release();
+
+  // Has whoever waits at this ring ask whether to go on. From any thread.
+  void Interrupt();
 
  private:
   struct Positions;

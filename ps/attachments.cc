@@ -1,82 +1,51 @@
 #include "ps/attachments.h"
 
-#include <utility>
+#include <memory>
 
-#include "absl/status/status.h"
-#include "common/status.h"
+#include "absl/cleanup/cleanup.h"
+#include "absl/status/statusor.h"
 
 namespace millrace::ps {
 
-void Attachments::Serve(grpc::ServerContext* context,
-                        grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) {
-  v1::AttachRequest request;
-  if (!stream->Read(&request)) return;
+absl::Status Attachments::Serve(
+    grpc::ServerContext* context, const v1::AttachRequest& request, grpc::ServerWriter<v1::AttachReply>* stream,
+    absl::FunctionRef<absl::Status(blocks::SharedPlane* plane, KeepWaiting goes_on)> serve) {
   v1::AttachReply reply;
-  absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane =
+  const absl::StatusOr<std::unique_ptr<blocks::SharedPlane>> plane =
       blocks::SharedPlane::Open(request.memory(), request.workers_digest());
-  if (plane.ok()) {
-    const std::string digest = (*plane)->ShardsDigest();
-    // Nobody can guess what only the two ends have seen.
-    const std::string id = request.workers_digest() + digest;
-    if (Enter(id, *std::move(plane), context)) {
-      reply.set_attachment(id);
-      reply.set_shards_digest(digest);
-    }
+  if (!plane.ok() || !Enter(plane->get())) {
+    stream->Write(reply);
+    return absl::OkStatus();
   }
-  const bool written = stream->Write(reply);
-  if (reply.attachment().empty()) return;
-  // On a thread of the server, as a pull waits for its version.
-  while (written && stream->Read(&request)) {
-  }
-  Leave(reply.attachment(), context);
+  const absl::Cleanup leave = [&] { Leave(plane->get()); };
+  reply.set_shards_digest((*plane)->ShardsDigest());
+  if (!stream->Write(reply)) return absl::OkStatus();
+  return serve(plane->get(), [&] { return !closed() && !context->IsCancelled(); });
 }
 
-bool Attachments::Enter(const std::string& id, std::shared_ptr<blocks::SharedPlane> plane,
-                        grpc::ServerContext* context) {
+bool Attachments::Enter(blocks::SharedPlane* plane) {
   absl::MutexLock lock(&mutex_);
   if (closed_ || attached_.size() == kMost) return false;
-  attached_[id] = {std::move(plane), std::make_shared<std::atomic<bool>>(false),
-                   std::make_shared<std::atomic<bool>>(false)};
-  calls_.insert(context);
+  attached_.insert(plane);
   count_->Set(static_cast<double>(attached_.size()));
   return true;
 }
 
-void Attachments::Leave(const std::string& id, grpc::ServerContext* context) {
+void Attachments::Leave(blocks::SharedPlane* plane) {
   absl::MutexLock lock(&mutex_);
-  attached_.erase(id);
-  calls_.erase(context);
+  attached_.erase(plane);
   count_->Set(static_cast<double>(attached_.size()));
 }
 
-absl::StatusOr<Attachments::Attachment> Attachments::Find(const std::string& id) {
+bool Attachments::closed() {
   absl::MutexLock lock(&mutex_);
-  const auto found = attached_.find(id);
-  if (found == attached_.end()) return absl::FailedPreconditionError("there is no such attachment (any more)");
-  return found->second;
-}
-
-absl::StatusOr<std::unique_ptr<Attachments::Use>> Attachments::UseOf(std::shared_ptr<blocks::SharedPlane> plane,
-                                                                     std::shared_ptr<std::atomic<bool>> busy,
-                                                                     SharedRing* ring) {
-  if (busy->exchange(true)) return absl::FailedPreconditionError("another call uses the attachment");
-  return std::make_unique<Use>(std::move(plane), std::move(busy), ring);
-}
-
-absl::StatusOr<std::unique_ptr<Attachments::Use>> Attachments::Pull(const std::string& id) {
-  MILLRACE_ASSIGN_OR_RETURN(const Attachment found, Find(id));
-  return UseOf(found.plane, found.pulling, found.plane->pull());
-}
-
-absl::StatusOr<std::unique_ptr<Attachments::Use>> Attachments::Push(const std::string& id) {
-  MILLRACE_ASSIGN_OR_RETURN(const Attachment found, Find(id));
-  return UseOf(found.plane, found.pushing, found.plane->push());
+  return closed_;
 }
 
 void Attachments::Close() {
   absl::MutexLock lock(&mutex_);
   closed_ = true;
-  for (grpc::ServerContext* const call : calls_) call->TryCancel();
+  for (blocks::SharedPlane* const plane : attached_) plane->Interrupt();
 }
 
 }  // namespace millrace::ps

@@ -4,14 +4,11 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/support/sync_stream.h>
 
-#include <atomic>
-#include <map>
-#include <memory>
 #include <set>
-#include <string>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/status/statusor.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "blocks/shared_plane.h"
 #include "common/metrics.h"
@@ -28,48 +25,24 @@ class Attachments {
   // `count` follows how many there are.
   explicit Attachments(prometheus::Gauge* count) : count_(count) {}
 
-  // One direction of an attachment, for one call at a time.
-  class Use {
-   public:
-    Use(std::shared_ptr<blocks::SharedPlane> plane, std::shared_ptr<std::atomic<bool>> busy, SharedRing* ring)
-        : plane_(std::move(plane)), busy_(std::move(busy)), ring_(ring) {}
-    ~Use() { *busy_ = false; }
-    Use(const Use&) = delete;
-    Use& operator=(const Use&) = delete;
-
-    SharedRing* ring() const { return ring_; }
-
-   private:
-    const std::shared_ptr<blocks::SharedPlane> plane_;
-    const std::shared_ptr<std::atomic<bool>> busy_;
-    SharedRing* const ring_;
-  };
-
-  // Serves a worker's offer until the worker ends the call.
-  void Serve(grpc::ServerContext* context, grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream);
-  // FAILED_PRECONDITION: there is no such attachment (any more), or another call uses it.
-  absl::StatusOr<std::unique_ptr<Use>> Pull(const std::string& id);
-  absl::StatusOr<std::unique_ptr<Use>> Push(const std::string& id);
+  // Answers a worker's offer. If the memory is shared, `serve` has it until the worker is gone, or Close, which
+  // `goes_on` tells; returns what `serve` returns.
+  absl::Status Serve(grpc::ServerContext* context, const v1::AttachRequest& request,
+                     grpc::ServerWriter<v1::AttachReply>* stream,
+                     absl::FunctionRef<absl::Status(blocks::SharedPlane* plane, KeepWaiting goes_on)> serve);
   // Ends all, and refuses what comes later.
   void Close();
 
  private:
-  struct Attachment {
-    std::shared_ptr<blocks::SharedPlane> plane;
-    std::shared_ptr<std::atomic<bool>> pulling, pushing;
-  };
-  static absl::StatusOr<std::unique_ptr<Use>> UseOf(std::shared_ptr<blocks::SharedPlane> plane,
-                                                    std::shared_ptr<std::atomic<bool>> busy, SharedRing* ring);
-  absl::StatusOr<Attachment> Find(const std::string& id);
   // False if there may be no more.
-  bool Enter(const std::string& id, std::shared_ptr<blocks::SharedPlane> plane, grpc::ServerContext* context);
-  void Leave(const std::string& id, grpc::ServerContext* context);
+  bool Enter(blocks::SharedPlane* plane);
+  void Leave(blocks::SharedPlane* plane);
+  bool closed();
 
   prometheus::Gauge* const count_;
   absl::Mutex mutex_;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
-  std::map<std::string, Attachment> attached_ ABSL_GUARDED_BY(mutex_);
-  std::set<grpc::ServerContext*> calls_ ABSL_GUARDED_BY(mutex_);
+  std::set<blocks::SharedPlane*> attached_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace millrace::ps

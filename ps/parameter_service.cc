@@ -1,5 +1,7 @@
 #include "ps/parameter_service.h"
 
+#include <cstring>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -18,6 +20,8 @@ namespace {
 absl::Status Superseded(uint64_t epoch) {
   return absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " has begun: what belongs to older ones is gone"));
 }
+
+absl::Status Closed() { return absl::UnavailableError("the shard is shutting down"); }
 
 absl::Status Gone() { return absl::CancelledError("the caller gave up"); }
 
@@ -50,7 +54,7 @@ void ParameterService::Close() {
     closed_ = true;
     store = std::move(store_);
   }
-  if (store != nullptr) store->Close(absl::UnavailableError("the shard is shutting down"));
+  if (store != nullptr) store->Close(Closed());
   attachments_.Close();
 }
 
@@ -84,7 +88,7 @@ absl::StatusOr<ParameterService::Store> ParameterService::Find(uint64_t epoch) c
 }
 
 absl::StatusOr<ParameterService::Store> ParameterService::FindLocked(uint64_t epoch) const {
-  if (closed_) return absl::UnavailableError("the shard is shutting down");
+  if (closed_) return Closed();
   if (epoch != epoch_) {
     return absl::FailedPreconditionError(
         epoch_ == 0 ? absl::StrCat("a call of epoch ", epoch, ": the shard has not been configured yet")
@@ -119,7 +123,7 @@ absl::Status ParameterService::DoConfigure(const v1::ConfigureRequest& request, 
   Store old;
   {
     absl::MutexLock lock(&mutex_);
-    if (closed_) return absl::UnavailableError("the shard is shutting down");
+    if (closed_) return Closed();
     if (epoch < epoch_) {
       return absl::FailedPreconditionError(absl::StrCat("epoch ", epoch, " is over: epoch ", epoch_,
                                                         " has begun; start the shard anew for a coordinator "
@@ -141,7 +145,7 @@ absl::Status ParameterService::DoConfigure(const v1::ConfigureRequest& request, 
   old.reset();
   MILLRACE_ASSIGN_OR_RETURN(Store made, BlockStore::Create(request, &compute_));
   absl::MutexLock lock(&mutex_);
-  if (closed_) return absl::UnavailableError("the shard is shutting down");
+  if (closed_) return Closed();
   if (epoch_ != epoch) return Superseded(epoch_);
   reply->set_blocks(made->blocks());
   reply->set_parameters(made->parameters());
@@ -191,23 +195,24 @@ grpc::Status ParameterService::Pull(grpc::ServerContext* context, const v1::Pull
   return Ended("Pull", DoPull(context, *request, stream));
 }
 
-absl::StatusOr<ParameterService::Store> ParameterService::AwaitVersion(grpc::ServerContext* context,
-                                                                       const v1::PullRequest& request,
+absl::StatusOr<ParameterService::Store> ParameterService::AwaitVersion(const v1::PullRequest& request,
+                                                                       absl::FunctionRef<bool()> cancelled,
                                                                        std::vector<uint32_t>* blocks) {
   MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
   blocks->assign(request.blocks().begin(), request.blocks().end());
   MILLRACE_RETURN_IF_ERROR(store->CheckHeld(*blocks));
   if (blocks->empty()) *blocks = store->held();
   const Waiting waiting(metrics_->waiting_pulls);
-  MILLRACE_RETURN_IF_ERROR(store->AwaitVersion(request.version(), [context] { return context->IsCancelled(); }));
+  MILLRACE_RETURN_IF_ERROR(store->AwaitVersion(request.version(), cancelled));
   return store;
 }
 
 absl::Status ParameterService::DoPull(grpc::ServerContext* context, const v1::PullRequest& request,
                                       grpc::ServerWriter<v1::PullReply>* stream) {
-  if (!request.attachment().empty()) return PullShared(context, request);
+  const absl::Time begun = absl::Now();
   std::vector<uint32_t> blocks;
-  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
+  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(
+                                                   request, [context] { return context->IsCancelled(); }, &blocks));
   v1::PullReply reply;
   for (const uint32_t block : blocks) {
     reply.set_block(block);
@@ -218,30 +223,13 @@ absl::Status ParameterService::DoPull(grpc::ServerContext* context, const v1::Pu
     if (!stream->Write(reply)) return Gone();
     Count(metrics_->pull, weights->size());
   }
-  return absl::OkStatus();
-}
-
-absl::Status ParameterService::PullShared(grpc::ServerContext* context, const v1::PullRequest& request) {
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Use> use, attachments_.Pull(request.attachment()));
-  std::vector<uint32_t> blocks;
-  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(context, request, &blocks));
-  v1::PullReply reply;
-  for (size_t i = 0; i < blocks.size(); ++i) {
-    const uint32_t block = blocks[i];
-    reply.set_block(block);
-    const size_t size = store->PulledBytes(block);
-    MILLRACE_ASSIGN_OR_RETURN(char* const weights,
-                              use->ring()->Reserve(size, [context] { return !context->IsCancelled(); }));
-    MILLRACE_RETURN_IF_ERROR(store->Pull(block, request.version(), weights, reply.mutable_coding()));
-    use->ring()->Commit(reply.SerializeAsString(), /*more=*/i + 1 < blocks.size());
-    Count(metrics_->pull, size);
-  }
+  metrics_->pull_duration->Observe(absl::ToDoubleSeconds(absl::Now() - begun));
   return absl::OkStatus();
 }
 
 grpc::Status ParameterService::Push(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream,
                                     v1::PushReply* reply) {
-  return Ended("Push", DoPush(context, stream, reply));
+  return Ended("Push", DoPush(stream, reply));
 }
 
 void ParameterService::CountPush(const v1::PushRequest& request, size_t bytes, bool added, v1::PushReply* reply) {
@@ -255,11 +243,9 @@ void ParameterService::CountPush(const v1::PushRequest& request, size_t bytes, b
   }
 }
 
-absl::Status ParameterService::DoPush(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream,
-                                      v1::PushReply* reply) {
+absl::Status ParameterService::DoPush(grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply) {
   v1::PushRequest request;
   while (stream->Read(&request)) {
-    if (!request.attachment().empty()) return PushShared(context, request.attachment(), reply);
     MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
     MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request));
     CountPush(request, request.values().size(), added, reply);
@@ -267,23 +253,73 @@ absl::Status ParameterService::DoPush(grpc::ServerContext* context, grpc::Server
   return absl::OkStatus();
 }
 
-absl::Status ParameterService::PushShared(grpc::ServerContext* context, const std::string& attachment,
-                                          v1::PushReply* reply) {
-  MILLRACE_ASSIGN_OR_RETURN(const std::unique_ptr<Attachments::Use> use, attachments_.Push(attachment));
-  v1::PushRequest request;
+// ---- through shared memory ----
+
+grpc::Status ParameterService::Attach(grpc::ServerContext* context, const v1::AttachRequest* request,
+                                      grpc::ServerWriter<v1::AttachReply>* stream) {
+  const auto serve = [this](blocks::SharedPlane* plane, KeepWaiting goes_on) { return ServeShared(plane, goes_on); };
+  return Ended("Attach", attachments_.Serve(context, *request, stream, serve));
+}
+
+absl::Status ParameterService::ServeShared(blocks::SharedPlane* plane, KeepWaiting goes_on) {
+  v1::SharedRequest request;
+  v1::PushReply pushed;
   for (;;) {
-    MILLRACE_ASSIGN_OR_RETURN(const SharedRing::Frame frame,
-                              use->ring()->Next([context] { return !context->IsCancelled(); }));
-    if (frame.about.empty()) break;
-    if (!request.ParseFromArray(frame.about.data(), static_cast<int>(frame.about.size()))) {
-      return absl::InvalidArgumentError("a frame in shared memory is no PushRequest");
+    const absl::StatusOr<SharedRing::Frame> frame = plane->to_shard()->Next(goes_on);
+    if (absl::IsCancelled(frame.status())) {
+      absl::ReaderMutexLock lock(&mutex_);
+      return closed_ ? Closed() : Gone();
     }
-    MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.epoch()));
-    MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request, frame.values));
-    CountPush(request, frame.values.size(), added, reply);
-    use->ring()->Release();
+    MILLRACE_RETURN_IF_ERROR(frame.status());
+    if (!request.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))) {
+      return absl::InvalidArgumentError("a frame in shared memory is no SharedRequest");
+    }
+    switch (request.request_case()) {
+      case v1::SharedRequest::kPull: {
+        v1::PullRequest pull = request.pull();
+        pull.mutable_blocks()->Resize(static_cast<int>(frame->values.size() / sizeof(uint32_t)), 0);
+        std::memcpy(pull.mutable_blocks()->mutable_data(), frame->values.data(),
+                    static_cast<size_t>(pull.blocks_size()) * sizeof(uint32_t));
+        plane->to_shard()->Release();
+        MILLRACE_RETURN_IF_ERROR(PullShared(pull, plane, goes_on));
+        break;
+      }
+      case v1::SharedRequest::kPush: {
+        MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.push().epoch()));
+        MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request.push(), frame->values));
+        CountPush(request.push(), frame->values.size(), added, &pushed);
+        plane->to_shard()->Release();
+        break;
+      }
+      case v1::SharedRequest::kPushed:
+        plane->to_shard()->Release();
+        if (!plane->to_worker()->Reserve(0, goes_on).ok()) return Gone();
+        plane->to_worker()->Commit(pushed.SerializeAsString());
+        pushed.Clear();
+        break;
+      default:
+        return absl::InvalidArgumentError("a SharedRequest without a request");
+    }
   }
-  use->ring()->Release();
+}
+
+absl::Status ParameterService::PullShared(const v1::PullRequest& request, blocks::SharedPlane* plane,
+                                          KeepWaiting goes_on) {
+  const absl::Time begun = absl::Now();
+  std::vector<uint32_t> blocks;
+  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(
+                                                   request, [&] { return !goes_on(); }, &blocks));
+  v1::PullReply reply;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    reply.set_block(blocks[i]);
+    const size_t size = store->PulledBytes(blocks[i]);
+    const absl::StatusOr<char*> weights = plane->to_worker()->Reserve(size, goes_on);
+    if (!weights.ok()) return Gone();
+    MILLRACE_RETURN_IF_ERROR(store->Pull(blocks[i], request.version(), *weights, reply.mutable_coding()));
+    plane->to_worker()->Commit(reply.SerializeAsString(), /*more=*/i + 1 < blocks.size());
+    Count(metrics_->pull, size);
+  }
+  metrics_->pull_duration->Observe(absl::ToDoubleSeconds(absl::Now() - begun));
   return absl::OkStatus();
 }
 
@@ -344,12 +380,6 @@ absl::Status ParameterService::DoSnapshot(const v1::SnapshotRequest& request,
   }
   metrics_->snapshot_duration->Observe(absl::ToDoubleSeconds(absl::Now() - begun));
   return absl::OkStatus();
-}
-
-grpc::Status ParameterService::Attach(grpc::ServerContext* context,
-                                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) {
-  attachments_.Serve(context, stream);
-  return grpc::Status::OK;
 }
 
 grpc::Status ParameterService::GetStatus(grpc::ServerContext*, const v1::ShardStatusRequest*, v1::ShardStatus* reply) {

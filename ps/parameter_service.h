@@ -45,8 +45,8 @@ class ParameterService final : public v1::ParameterServer::Service {
   grpc::Status Commit(grpc::ServerContext* context, const v1::CommitRequest* request, v1::CommitReply* reply) override;
   grpc::Status Snapshot(grpc::ServerContext* context, const v1::SnapshotRequest* request,
                         grpc::ServerWriter<v1::SnapshotReply>* stream) override;
-  grpc::Status Attach(grpc::ServerContext* context,
-                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) override;
+  grpc::Status Attach(grpc::ServerContext* context, const v1::AttachRequest* request,
+                      grpc::ServerWriter<v1::AttachReply>* stream) override;
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::ShardStatusRequest* request,
                          v1::ShardStatus* reply) override;
 
@@ -57,12 +57,12 @@ class ParameterService final : public v1::ParameterServer::Service {
   absl::Status DoLoad(grpc::ServerReader<v1::LoadRequest>* stream, v1::LoadReply* reply);
   absl::Status DoPull(grpc::ServerContext* context, const v1::PullRequest& request,
                       grpc::ServerWriter<v1::PullReply>* stream);
-  // The blocks through the memory of an attachment. After an error nobody uses it any more.
-  absl::Status PullShared(grpc::ServerContext* context, const v1::PullRequest& request);
-  absl::Status DoPush(grpc::ServerContext* context, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply);
-  absl::Status PushShared(grpc::ServerContext* context, const std::string& attachment, v1::PushReply* reply);
+  absl::Status DoPush(grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply);
+  // What a worker asks for through memory that it shares, until `goes_on` says otherwise or something fails.
+  absl::Status ServeShared(blocks::SharedPlane* plane, KeepWaiting goes_on);
+  absl::Status PullShared(const v1::PullRequest& request, blocks::SharedPlane* plane, KeepWaiting goes_on);
   // The store at the version that is asked for, and the blocks.
-  absl::StatusOr<Store> AwaitVersion(grpc::ServerContext* context, const v1::PullRequest& request,
+  absl::StatusOr<Store> AwaitVersion(const v1::PullRequest& request, absl::FunctionRef<bool()> cancelled,
                                      std::vector<uint32_t>* blocks);
   // Counts a block that was pushed.
   void CountPush(const v1::PushRequest& request, size_t bytes, bool added, v1::PushReply* reply);

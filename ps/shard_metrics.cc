@@ -27,6 +27,9 @@ ShardMetrics::ShardMetrics(Metrics* metrics)
           metrics->Counter("millrace_shard_saturated_values_total", "Gradient values that did not fit their coding.")),
       refused(metrics->Counter("millrace_shard_refused_calls_total",
                                "Calls that ended in an error, cancelled ones not counted.")),
+      pull_duration(metrics->Histogram("millrace_shard_pull_duration_seconds",
+                                       "Time of a pull, that for which it waited for its version included.",
+                                       DurationBounds())),
       norms_duration(
           metrics->Histogram("millrace_shard_norms_duration_seconds", "Time to compute norms.", DurationBounds())),
       commit_duration(

@@ -27,6 +27,7 @@ struct ShardMetrics {
   prometheus::Counter* repeated;
   prometheus::Counter* saturated;
   prometheus::Counter* refused;
+  prometheus::Histogram* pull_duration;
   prometheus::Histogram* norms_duration;
   prometheus::Histogram* commit_duration;
   prometheus::Histogram* snapshot_duration;

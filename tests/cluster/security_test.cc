@@ -254,8 +254,7 @@ TEST_F(SecurityTest, AShardDoesForEachWhatItsRoleMay) {
     }
     {
       grpc::ClientContext context;
-      const auto stream = stub->Attach(&context);
-      stream->WritesDone();
+      const auto stream = stub->Attach(&context, v1::AttachRequest());
       v1::AttachReply reply;
       while (stream->Read(&reply)) {
       }

@@ -119,6 +119,35 @@ TEST_F(SharedRingTest, WaitingEndsWhenItIsGivenUp) {
 }
 
 // A call may end right after its last frame.
+// Soon, however long it has waited.
+TEST_F(SharedRingTest, AnInterruptHasWhoeverWaitsAskWhetherToGoOn) {
+  SharedRing writer(memory_->data()), reader(memory_->data());
+  for (int i = 0; i < 2; ++i) {
+    ASSERT_OK(writer.Reserve(SharedRing::kMostValues, &Always));
+    writer.Commit("");
+  }
+  SharedRing elsewhere(memory_->data());
+  absl::Duration shortest = absl::InfiniteDuration();
+  for (int round = 0; round < 3; ++round) {
+    std::atomic<int> asked = 0;
+    std::atomic<bool> goes_on = true;
+    std::thread waits([&] {
+      const auto ask = [&] {
+        ++asked;
+        return goes_on.load();
+      };
+      EXPECT_TRUE(absl::IsCancelled(writer.Reserve(1, ask).status()));
+    });
+    while (asked < 4) std::this_thread::yield();  // it sleeps 160 ms now
+    const absl::Time begun = absl::Now();
+    goes_on = false;
+    elsewhere.Interrupt();
+    waits.join();
+    shortest = std::min(shortest, absl::Now() - begun);
+  }
+  EXPECT_LT(shortest, absl::Milliseconds(80));
+}
+
 TEST_F(SharedRingTest, WhatCameBeforeItWasGivenUpIsThere) {
   SharedRing writer(memory_->data()), reader(memory_->data());
   const auto frame = reader.Next([&] {

@@ -58,23 +58,38 @@ TEST_F(AttachmentsTest, LastsAsLongAsTheWorkersGroup) {
 
 // An attachment made by hand.
 struct Attached {
-  Attached(v1::ParameterServer::Stub* stub, const std::string& memory, const std::string& digest)
-      : stream(stub->Attach(&context)) {
+  Attached(v1::ParameterServer::Stub* stub, const std::string& memory, const std::string& digest) {
     v1::AttachRequest request;
     request.set_memory(memory);
     request.set_workers_digest(digest);
-    EXPECT_TRUE(stream->Write(request));
+    stream = stub->Attach(&context, request);
     EXPECT_TRUE(stream->Read(&reply));
   }
+  bool shared() const { return !reply.shards_digest().empty(); }
+  // As when the worker is killed.
   grpc::Status End() {
-    stream->WritesDone();
+    context.TryCancel();
+    return Await();
+  }
+  grpc::Status Await() {
+    EXPECT_FALSE(stream->Read(&reply));
     return stream->Finish();
   }
 
   grpc::ClientContext context;
-  const std::unique_ptr<grpc::ClientReaderWriter<v1::AttachRequest, v1::AttachReply>> stream;
+  std::unique_ptr<grpc::ClientReader<v1::AttachReply>> stream;
   v1::AttachReply reply;
 };
+
+bool Always() { return true; }
+
+// Writes a frame to the shard.
+void Say(blocks::SharedPlane* plane, absl::string_view about, absl::string_view values) {
+  const auto room = plane->to_shard()->Reserve(values.size(), &Always);
+  ASSERT_OK(room);
+  std::memcpy(*room, values.data(), values.size());
+  plane->to_shard()->Commit(about);
+}
 
 TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
   const auto plane = blocks::SharedPlane::Create();
@@ -84,9 +99,8 @@ TEST_F(AttachmentsTest, AWorkerWithOtherMemoryIsTold) {
   for (const std::string& memory :
        {std::string("1/1"), std::string("../../etc/passwd"), std::string(), (*plane)->name()}) {
     Attached attached(&course_.shard(0).stub(), memory, std::string(64, '0'));
-    EXPECT_EQ(attached.reply.attachment(), "") << memory;
-    EXPECT_EQ(attached.reply.shards_digest(), "") << memory;
-    EXPECT_OK(attached.End());
+    EXPECT_FALSE(attached.shared()) << memory;
+    EXPECT_OK(attached.Await());
   }
   EXPECT_EQ((*plane)->ShardsDigest(), before);
   AwaitCount(0);
@@ -97,11 +111,10 @@ TEST_F(AttachmentsTest, TheShardProvesThatItSeesTheMemory) {
   ASSERT_OK(plane);
   const std::string before = (*plane)->ShardsDigest();
   Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
-  EXPECT_NE(attached.reply.attachment(), "");
   EXPECT_EQ(attached.reply.shards_digest(), (*plane)->ShardsDigest());
   EXPECT_NE(attached.reply.shards_digest(), before);
   AwaitCount(1);
-  EXPECT_OK(attached.End());
+  EXPECT_EQ(attached.End().error_code(), grpc::StatusCode::CANCELLED);
   AwaitCount(0);
 }
 
@@ -111,56 +124,101 @@ TEST_F(AttachmentsTest, ThereMayBeOnlySoMany) {
   std::vector<std::unique_ptr<Attached>> all;
   for (size_t i = 0; i <= Attachments::kMost; ++i) {
     all.push_back(std::make_unique<Attached>(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest()));
-    EXPECT_EQ(all.back()->reply.attachment().empty(), i == Attachments::kMost) << i;
+    EXPECT_EQ(all.back()->shared(), i < Attachments::kMost) << i;
   }
   course_.Step(0);  // by messages
   for (const auto& attached : all) attached->End();
   AwaitCount(0);
 }
 
-// As when it is killed: its connection ends in the middle of a pull for which the memory is too small, and of a push.
+// In the middle of a pull for which the memory is too small, and of a push.
 TEST_F(AttachmentsTest, AWorkerThatGoesTakesNothingWithIt) {
-  const auto plane = blocks::SharedPlane::Create();
-  ASSERT_OK(plane);
-  Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
-  grpc::ClientContext pulling, pushing;
-  v1::PullRequest pull;
-  pull.set_epoch(1);
-  pull.set_attachment(attached.reply.attachment());
-  const auto puller = course_.shard(0).stub().Pull(&pulling, pull);
-  v1::PushReply pushed;
-  const auto pusher = course_.shard(0).stub().Push(&pushing, &pushed);
-  v1::PushRequest push;
-  push.set_attachment(attached.reply.attachment());
-  ASSERT_TRUE(pusher->Write(push));
-  const auto always = [] { return true; };
-  ASSERT_OK((*plane)->pull()->Next(always));  // and it waits for room
   std::string values;
-  const auto saturated = blocks::Encode(course_.Gradient(0, 0, 0), {}, &values);
-  ASSERT_OK(saturated);
-  const auto room = (*plane)->push()->Reserve(values.size(), always);
-  ASSERT_OK(room);
-  std::memcpy(*room, values.data(), values.size());
-  v1::PushRequest about;
-  about.set_epoch(1);
-  *about.mutable_coding() = blocks::CodingToProto({});
-  (*plane)->push()->Commit(about.SerializeAsString());
-  ASSERT_OK((*plane)->push()->Reserve(SharedRing::kMostValues, always));  // nothing comes of it
-  pulling.TryCancel();
-  pushing.TryCancel();
-  attached.context.TryCancel();
-  v1::PullReply none;
-  EXPECT_FALSE(puller->Read(&none));
-  EXPECT_FALSE(puller->Finish().ok());
-  EXPECT_FALSE(pusher->Finish().ok());
-  EXPECT_FALSE(attached.stream->Finish().ok());
-  AwaitCount(0);
+  ASSERT_OK(blocks::Encode(course_.Gradient(0, 0, 0), {}, &values));
+  v1::SharedRequest pull, push;
+  pull.mutable_pull()->set_epoch(1);
+  push.mutable_push()->set_epoch(1);
+  *push.mutable_push()->mutable_coding() = blocks::CodingToProto({});
+  for (const bool pulls : {true, false}) {
+    const auto plane = blocks::SharedPlane::Create();
+    ASSERT_OK(plane);
+    Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
+    ASSERT_TRUE(attached.shared());
+    Say(plane->get(), (pulls ? pull : push).SerializeAsString(), pulls ? "" : values);
+    if (pulls) {
+      ASSERT_OK((*plane)->to_worker()->Next(&Always));  // and it waits for room
+    } else {
+      ASSERT_OK((*plane)->to_shard()->Reserve(SharedRing::kMostValues, &Always));  // nothing comes of it
+    }
+    EXPECT_EQ(attached.End().error_code(), grpc::StatusCode::CANCELLED);
+    AwaitCount(0);
+  }
   // What it had pushed counts, once.
   course_.Step(0);
   Course plain(LittleTable(), OptimizerOf("adamw"), 1);
   plain.LoadInitial();
   plain.Step(0);
   EXPECT_TRUE(course_.ReadAt(1) == plain.ReadAt(1));
+}
+
+// A pull of a few blocks, in the order asked for; and one in which some are not there.
+TEST_F(AttachmentsTest, ThoseBlocksComeThatAreAskedFor) {
+  const Held held = course_.ReadAt(0);
+  const auto plane = blocks::SharedPlane::Create();
+  ASSERT_OK(plane);
+  Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
+  ASSERT_TRUE(attached.shared());
+  v1::SharedRequest pull;
+  pull.mutable_pull()->set_epoch(1);
+  const auto ask = [&](std::vector<uint32_t> blocks) {
+    Say(plane->get(), pull.SerializeAsString(),
+        {reinterpret_cast<const char*>(blocks.data()), blocks.size() * sizeof(uint32_t)});
+  };
+  for (int round = 0; round < 2; ++round) {
+    ask({2, 0});
+    for (const uint32_t block : {2u, 0u}) {
+      const auto frame = (*plane)->to_worker()->Next(&Always);
+      ASSERT_OK(frame);
+      v1::PullReply reply;
+      ASSERT_TRUE(reply.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size())));
+      EXPECT_EQ(reply.block(), block);
+      EXPECT_TRUE(frame->values == held.weights[block]) << block;
+      (*plane)->to_worker()->Release();
+    }
+  }
+  ask({0, 12345});
+  const grpc::Status ended = attached.Await();
+  EXPECT_EQ(ended.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(ended.error_message(), HasSubstr("there is no block 12345"));
+  AwaitCount(0);
+}
+
+TEST_F(AttachmentsTest, NonsenseEndsTheAttachment) {
+  const std::string empty;
+  v1::SharedRequest push;
+  push.mutable_push()->set_epoch(1);
+  v1::SharedRequest elsewhere = push;
+  elsewhere.mutable_push()->set_block(12345);
+  v1::SharedRequest older;
+  older.mutable_pull()->set_epoch(7);
+  const std::pair<std::string, grpc::StatusCode> cases[] = {
+      {"no message", grpc::StatusCode::INVALID_ARGUMENT},
+      {empty, grpc::StatusCode::INVALID_ARGUMENT},
+      {push.SerializeAsString(), grpc::StatusCode::INVALID_ARGUMENT},
+      {elsewhere.SerializeAsString(), grpc::StatusCode::INVALID_ARGUMENT},
+      {older.SerializeAsString(), grpc::StatusCode::FAILED_PRECONDITION},
+  };
+  for (const auto& [about, code] : cases) {
+    const auto plane = blocks::SharedPlane::Create();
+    ASSERT_OK(plane);
+    Attached attached(&course_.shard(0).stub(), (*plane)->name(), (*plane)->WorkersDigest());
+    ASSERT_TRUE(attached.shared());
+    Say(plane->get(), about, "123");
+    const grpc::Status ended = attached.Await();
+    EXPECT_EQ(ended.error_code(), code) << about << ": " << ended.error_message();
+  }
+  AwaitCount(0);
+  course_.Step(0);
 }
 
 // Each call has the memory to itself; another goes by messages.
@@ -186,27 +244,6 @@ TEST_F(AttachmentsTest, PullsAtOnceBringTheSame) {
   AwaitCount(1);
 }
 
-TEST_F(AttachmentsTest, CallsThatNameNoneAreRefused) {
-  {
-    grpc::ClientContext context;
-    v1::PullRequest request;
-    request.set_epoch(1);
-    request.set_attachment("none");
-    const auto stream = course_.shard(0).stub().Pull(&context, request);
-    v1::PullReply reply;
-    EXPECT_FALSE(stream->Read(&reply));
-    EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-  }
-  grpc::ClientContext context;
-  v1::PushReply reply;
-  const auto stream = course_.shard(0).stub().Push(&context, &reply);
-  v1::PushRequest request;
-  request.set_attachment("none");
-  stream->Write(request);
-  stream->WritesDone();
-  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
-}
-
 TEST_F(AttachmentsTest, AnErrorEndsAPushOfMoreThanTheMemoryHolds) {
   const std::unique_ptr<client::GradientPush> push = course_.group().Push(/*version=*/7, 0);
   absl::Status status;
@@ -230,28 +267,17 @@ TEST_F(AttachmentsTest, WhatAnAbandonedPushLeftDoesNoHarm) {
   EXPECT_TRUE(course_.ReadAt(1) == plain.ReadAt(1));
 }
 
-// Answers an attaching worker with that digest, and keeps the attachment until the worker ends it.
-grpc::Status HoldAttachment(const std::string& shards_digest,
-                            grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) {
-  v1::AttachReply reply;
-  reply.set_attachment("any");
-  reply.set_shards_digest(shards_digest);
-  stream->Write(reply);
-  v1::AttachRequest request;
-  while (stream->Read(&request)) {
-  }
-  return grpc::Status::OK;
-}
-
 // Served in place of a shard: says that it sees the memory of another machine, and takes all that comes by messages.
 class Boastful final : public v1::ParameterServer::Service {
  public:
-  grpc::Status Attach(grpc::ServerContext*,
-                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) override {
-    v1::AttachRequest request;
+  grpc::Status Attach(grpc::ServerContext* context, const v1::AttachRequest* request,
+                      grpc::ServerWriter<v1::AttachReply>* stream) override {
     ++attaches;
-    if (!stream->Read(&request)) return grpc::Status::OK;
-    return HoldAttachment(request.workers_digest(), stream);
+    v1::AttachReply reply;
+    reply.set_shards_digest(request->workers_digest());
+    stream->Write(reply);
+    while (!context->IsCancelled()) std::this_thread::yield();
+    return grpc::Status::CANCELLED;
   }
   grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>* stream, v1::PushReply* reply) override {
     v1::PushRequest request;
@@ -280,21 +306,17 @@ TEST_F(AttachmentsTest, AShardThatProvesNothingGetsMessages) {
   EXPECT_EQ(service.attaches, 1);
 }
 
-// Served in place of a shard: has its own say about the calls through memory.
+// Served in place of a shard: attaches, and ends the call once something is asked for.
 class Stubborn final : public v1::ParameterServer::Service {
  public:
-  grpc::Status Attach(grpc::ServerContext*,
-                      grpc::ServerReaderWriter<v1::AttachReply, v1::AttachRequest>* stream) override {
-    v1::AttachRequest request;
-    if (!stream->Read(&request)) return grpc::Status::OK;
-    const auto plane = blocks::SharedPlane::Open(request.memory(), request.workers_digest());
+  grpc::Status Attach(grpc::ServerContext* context, const v1::AttachRequest* request,
+                      grpc::ServerWriter<v1::AttachReply>* stream) override {
+    const auto plane = blocks::SharedPlane::Open(request->memory(), request->workers_digest());
     if (!plane.ok()) return ToGrpc(plane.status());
-    return HoldAttachment((*plane)->ShardsDigest(), stream);
-  }
-  grpc::Status Push(grpc::ServerContext*, grpc::ServerReader<v1::PushRequest>*, v1::PushReply*) override {
-    return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many calls"};
-  }
-  grpc::Status Pull(grpc::ServerContext*, const v1::PullRequest*, grpc::ServerWriter<v1::PullReply>*) override {
+    v1::AttachReply reply;
+    reply.set_shards_digest((*plane)->ShardsDigest());
+    stream->Write(reply);
+    if (!(*plane)->to_shard()->Next([context] { return !context->IsCancelled(); }).ok()) return grpc::Status::CANCELLED;
     return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many calls"};
   }
 };
