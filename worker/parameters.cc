@@ -16,10 +16,6 @@ Parameters::Parameters(const std::vector<int64_t>* offsets, const blocks::BlockT
       codings_(blocks->blocks().size()),
       holds_frozen_(holds_frozen) {}
 
-Parameters::~Parameters() {
-  if (fetching_.joinable()) fetching_.join();
-}
-
 void Parameters::Fetch(uint64_t version) {
   if (version == version_) return;
   version_ = version;
@@ -34,7 +30,7 @@ void Parameters::Fetch(uint64_t version) {
     ended_ = false;
     status_ = absl::OkStatus();
   }
-  fetching_ = std::thread([this, version, which] {
+  fetching_ = threads_.Start([this, version, which] {
     const absl::Status pulled = group_->Pull(
         version,
         [this](uint32_t block, absl::string_view bytes, const blocks::Coding& coding) {
@@ -72,7 +68,7 @@ absl::Status Parameters::Await(uint32_t group) {
 
 absl::Status Parameters::Settle() {
   if (!fetching_.joinable()) return absl::OkStatus();
-  fetching_.join();
+  fetching_.Join();
   absl::MutexLock lock(&mutex_);
   if (status_.ok()) {
     holds_frozen_ = true;

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -12,6 +11,7 @@
 #include "blocks/block_table.h"
 #include "blocks/fixed_point.h"
 #include "client/shard_group.h"
+#include "common/thread_cache.h"
 
 namespace millrace::worker {
 
@@ -21,7 +21,6 @@ class Parameters {
   // pulled.
   Parameters(const std::vector<int64_t>* offsets, const blocks::BlockTable* blocks, client::ShardGroup* group,
              uint32_t weight_bits, bool holds_frozen, float* weights);
-  ~Parameters();
 
   // Starts to fetch `version`, unless it is held. Then Await, then Settle. Frozen tensors are fetched the first time,
   // unless they are in `weights` from the start.
@@ -50,13 +49,14 @@ class Parameters {
   std::vector<blocks::Coding> codings_;  // by block; each written once a fetch, before its group counts as there
   uint64_t version_ = kNone;             // own thread only
   bool holds_frozen_;                    // likewise
-  std::thread fetching_;
-
   absl::Mutex mutex_;
   absl::CondVar arrived_ ABSL_GUARDED_BY(mutex_);
   std::vector<size_t> missing_ ABSL_GUARDED_BY(mutex_);  // blocks, by group
   bool ended_ ABSL_GUARDED_BY(mutex_) = true;
   absl::Status status_ ABSL_GUARDED_BY(mutex_);
+
+  ThreadCache threads_;
+  ThreadCache::Work fetching_;  // uses all of the above until it is done
 };
 
 }  // namespace millrace::worker
