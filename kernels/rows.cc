@@ -208,4 +208,14 @@ void Add(const Compute& compute, const float* x, int64_t n, float* y) {
   });
 }
 
+void Add(const Compute& compute, const float* a, const float* b, int64_t n, float* y) {
+  compute.ParallelFor(n, kGrainElements, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) y[i] = a[i] + b[i];
+  });
+}
+
+void Copy(const Compute& compute, const float* x, int64_t n, float* y) {
+  compute.ParallelFor(n, kGrainElements, [&](int64_t begin, int64_t end) { std::copy(x + begin, x + end, y + begin); });
+}
+
 }  // namespace millrace::kernels

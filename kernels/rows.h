@@ -48,5 +48,9 @@ void RmsNormRowsBackward(const Compute& compute, const float* x, const float* ga
 void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, int64_t stride, float* y);
 // y += x.
 void Add(const Compute& compute, const float* x, int64_t n, float* y);
+// y = a + b, apart from both.
+void Add(const Compute& compute, const float* a, const float* b, int64_t n, float* y);
+// y = x, apart from it.
+void Copy(const Compute& compute, const float* x, int64_t n, float* y);
 
 }  // namespace millrace::kernels

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <utility>
 
-#include "Eigen/Core"
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -26,23 +25,6 @@ constexpr uint64_t kAdapterDropout = 0x41444150;  // "ADAP"
 
 // Places of dropout in a layer; the embeddings' is that of layer 0.
 enum Place : uint64_t { kAttention, kAttentionOutput, kMlpOutput, kEmbeddings, kPlaces };
-
-using Values = Eigen::Map<Eigen::ArrayXf>;
-using ConstValues = Eigen::Map<const Eigen::ArrayXf>;
-
-// out = a + b.
-void AddInto(const kernels::Compute& compute, const float* a, const float* b, int64_t n, float* out) {
-  compute.ParallelFor(n, kGrain, [&](int64_t begin, int64_t end) {
-    const int64_t size = end - begin;
-    Values(out + begin, size) = ConstValues(a + begin, size) + ConstValues(b + begin, size);
-  });
-}
-
-void Copy(const kernels::Compute& compute, const float* from, int64_t n, float* to) {
-  compute.ParallelFor(n, kGrain, [&](int64_t begin, int64_t end) {
-    Values(to + begin, end - begin) = ConstValues(from + begin, end - begin);
-  });
-}
 
 absl::Status CheckSpec(const v1::ModelSpec& spec) {
   const auto wrong = [](absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("model: ", what)); };
@@ -559,14 +541,14 @@ void Decoder::ForwardLayer(const Pass& pass, size_t index, const AttentionShape&
   ApplyLinear(pass, index, Module::kAttentionOutput, memory.attended, rows, branch, hidden_size_);
   if (gpt2()) AttendToPrompt(pass, index, shape, q, shape.tokens(), branch);
   ApplyDropout(compute, DropoutAt(pass.noise, index, kAttentionOutput), hidden, branch);
-  AddInto(compute, memory.input, branch, hidden, memory.middle);
+  kernels::Add(compute, memory.input, branch, hidden, memory.middle);
 
   NormForward(compute, norm_kind_, memory.middle, TensorAt(tensors_, weights, layer.mlp_norm.gain),
               TensorAt(tensors_, weights, layer.mlp_norm.bias), epsilon_, rows, hidden_size_, memory.mlp_normed,
               memory.mlp_mean, memory.mlp_rstd);
   ForwardMlp(pass, index, rows, memory, branch);
   ApplyDropout(compute, DropoutAt(pass.noise, index, kMlpOutput), hidden, branch);
-  AddInto(compute, memory.middle, branch, hidden, output);
+  kernels::Add(compute, memory.middle, branch, hidden, output);
 }
 
 // memory.d_residual: the gradient of the layer's output becomes that of its input, if a tensor below is trained.
@@ -592,7 +574,7 @@ void Decoder::BackwardLayer(const Pass& pass, size_t index, const AttentionShape
   const auto d_branch = [&](Place place) {
     const Dropout dropout = DropoutAt(pass.noise, index, place);
     if (dropout.rate == 0.0f && pass.weights.adapters.empty()) return memory.d_residual;
-    Copy(compute, memory.d_residual, hidden, memory.branch);
+    kernels::Copy(compute, memory.d_residual, hidden, memory.branch);
     ApplyDropout(compute, dropout, hidden, memory.branch);
     return memory.branch;
   };
@@ -623,7 +605,7 @@ void Decoder::BackwardLayer(const Pass& pass, size_t index, const AttentionShape
   // GPT-2's attention to a prompt stands beside the projection, which destroys its output's gradient.
   const bool prompted = !pass.weights.adapters.empty() && pass.weights.adapters[0].adapter->prompt_tokens() > 0;
   float* const d_beside = memory.d_activated;
-  if (gpt2() && prompted) Copy(compute, d_attention, hidden, d_beside);
+  if (gpt2() && prompted) kernels::Copy(compute, d_attention, hidden, d_beside);
   backward(Module::kAttentionOutput, kept.attended, d_attention, hidden_size_,
            lowest < layer.attention_output.weight ? memory.d_attended : nullptr, false);
   if (lowest >= layer.attention_output.weight) return;
@@ -979,12 +961,12 @@ const float* Decoder::ExtendLayers(
     if (!gpt2()) AttendToPrompt(pass, i, shape, q, count, kept.attended);
     ApplyLinear(pass, i, Module::kAttentionOutput, kept.attended, count, memory.branch, hidden_size_);
     if (gpt2()) AttendToPrompt(pass, i, shape, q, count, memory.branch);
-    AddInto(compute, x, memory.branch, hidden, kept.middle);
+    kernels::Add(compute, x, memory.branch, hidden, kept.middle);
     NormForward(compute, norm_kind_, kept.middle, TensorAt(tensors_, weights, layer.mlp_norm.gain),
                 TensorAt(tensors_, weights, layer.mlp_norm.bias), epsilon_, count, hidden_size_, kept.mlp_normed,
                 kept.mlp_mean, kept.mlp_rstd);
     ForwardMlp(pass, i, count, kept, memory.branch);
-    AddInto(compute, kept.middle, memory.branch, hidden, x);
+    kernels::Add(compute, kept.middle, memory.branch, hidden, x);
   }
   NormForward(compute, norm_kind_, x, TensorAt(tensors_, weights, last_norm_.gain),
               TensorAt(tensors_, weights, last_norm_.bias), epsilon_, count, hidden_size_, memory.outputs,

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "Eigen/Core"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 #include "kernels/functions.h"
@@ -20,15 +19,6 @@ constexpr int64_t kTypes = 2;
 
 // Places of dropout in a layer; the embeddings' is that of layer 0.
 enum Place : uint64_t { kAttention, kAttentionOutput, kMlpOutput, kEmbeddings, kPlaces };
-
-using Values = Eigen::Map<Eigen::ArrayXf>;
-using ConstValues = Eigen::Map<const Eigen::ArrayXf>;
-
-void Copy(const kernels::Compute& compute, const float* from, int64_t n, float* to) {
-  compute.ParallelFor(n, kGrain, [&](int64_t begin, int64_t end) {
-    Values(to + begin, end - begin) = ConstValues(from + begin, end - begin);
-  });
-}
 
 absl::Status CheckSpec(const v1::ModelSpec& spec, Head head) {
   const auto wrong = [](absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat("model: ", what)); };
@@ -295,7 +285,7 @@ void Encoder::BackwardLayer(const Pass& pass, size_t index, Trainable trainable,
   const auto d_branch = [&](Place place, float* d_sum) {
     const Dropout dropout = DropoutAt(pass.noise, index, place);
     if (dropout.rate == 0.0f) return d_sum;
-    Copy(compute, d_sum, hidden, memory.branch);
+    kernels::Copy(compute, d_sum, hidden, memory.branch);
     ApplyDropout(compute, dropout, hidden, memory.branch);
     return memory.branch;
   };
@@ -374,7 +364,7 @@ absl::Status Encoder::Backward(const kernels::Compute& compute, const NetworkWei
   const int lowest = LowestTrained(weights, trainable);
   const auto gradient_of = [&](int tensor) { return GradientAt(tensors_, gradients, tensor, trainable); };
   MILLRACE_RETURN_IF_ERROR(final(last_group()));
-  if (NeedsOutputGradient(weights, trainable)) Copy(compute, memory->d_outputs, hidden, memory->d_residual);
+  if (NeedsOutputGradient(weights, trainable)) kernels::Copy(compute, memory->d_outputs, hidden, memory->d_residual);
   for (size_t i = layers_.size(); i-- > 0;) {
     const int first_above = i + 1 < layers_.size() ? layers_[i + 1].query.weight : masked_head_->pooler.weight;
     if (lowest < first_above) BackwardLayer(pass, i, trainable, lowest, gradients);
