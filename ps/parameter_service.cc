@@ -277,9 +277,8 @@ absl::Status ParameterService::ServeShared(blocks::SharedPlane* plane, KeepWaiti
     switch (request.request_case()) {
       case v1::SharedRequest::kPull: {
         v1::PullRequest pull = request.pull();
-        pull.mutable_blocks()->Resize(static_cast<int>(frame->values.size() / sizeof(uint32_t)), 0);
-        std::memcpy(pull.mutable_blocks()->mutable_data(), frame->values.data(),
-                    static_cast<size_t>(pull.blocks_size()) * sizeof(uint32_t));
+        const auto* const blocks = reinterpret_cast<const uint32_t*>(frame->values.data());
+        pull.mutable_blocks()->Add(blocks, blocks + frame->values.size() / sizeof(uint32_t));
         plane->to_shard()->Release();
         MILLRACE_RETURN_IF_ERROR(PullShared(pull, plane, goes_on));
         break;
