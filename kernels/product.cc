@@ -266,8 +266,10 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
   const int64_t strips = block.strips(), panels = block.panels();
   const int64_t columns = std::min(grid.columns, panels);
   absl::FixedArray<Cell, 4> cells(static_cast<size_t>(grid.rows * columns));
-  // Each row of cells has its own B.
-  float* const b = panels_of_b.Get(grid.rows * panels * block.b_unit);
+  // Each cell's B has its place, whatever the product: else one thread would write where another has written before,
+  // and wait for the lines.
+  const int64_t room = std::max(kCellFloats, block.b_unit);
+  float* const b = panels_of_b.Get(grid.rows * columns * room);
   for (int64_t i = 0; i < grid.rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
       Cell& cell = cells[static_cast<size_t>(i * columns + j)];
@@ -275,7 +277,7 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
       cell.past_strip = (i + 1) * strips / grid.rows;
       cell.first_panel = j * panels / columns;
       cell.past_panel = (j + 1) * panels / columns;
-      cell.b = b + (i * panels + cell.first_panel) * block.b_unit;
+      cell.b = b + (i * columns + j) * room;
       cell.form = RowsOf(block, cell.panels());
       if (cell.form == Rows::kPackedAsPanel) {
         const int64_t own = cell.past_strip - cell.first_strip, groups = DivideUp(own, kStripsTogether);
