@@ -119,12 +119,13 @@ absl::StatusOr<Trained> TrainAt(int bits, const Machine& machine) {
   const std::string after = Scrape(port);
   // Loading brings every block once, 4 bytes a parameter.
   const double loaded = Moved("bytes", "load", after) / Moved("blocks", "load", after);
-  const auto bytes = [&](const char* rpc) {
-    const auto moved = [&](const char* what) { return Moved(what, rpc, after) - Moved(what, rpc, before); };
+  const auto bytes = [&](const char* rpc, const std::string& since) {
+    const auto moved = [&](const char* what) { return Moved(what, rpc, after) - Moved(what, rpc, since); };
     return 4 * moved("bytes") / moved("blocks") / loaded;
   };
-  trained.up = bytes("push");
-  trained.down = bytes("pull");
+  trained.up = bytes("push", before);
+  // From the beginning: in whole pulls, where `before` may be within one, whose blocks are not of one size.
+  trained.down = bytes("pull", /*since=*/"");
   return trained;
 }
 
