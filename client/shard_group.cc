@@ -320,19 +320,14 @@ absl::Status ShardGroup::Pull(uint64_t version, Sink sink, Which which) {
     v1::PullRequest request;
     request.set_epoch(epoch_);
     request.set_version(version);
-    // None stand for all.
-    const absl::Span<const uint32_t> named =
-        wanted.size() < shard.blocks.size() ? wanted : absl::Span<const uint32_t>();
+    if (wanted.size() < shard.blocks.size()) request.mutable_blocks()->Add(wanted.begin(), wanted.end());
     std::unique_ptr<Use> use;
-    if (named.size() * sizeof(uint32_t) <= SharedRing::kMostValues) use = BeginUse(&shard);
-    size_t next = 0;
-    absl::Status status;
-    if (use == nullptr) {
-      request.mutable_blocks()->Add(named.begin(), named.end());
-      status = PullMessages(shard, request, wanted, &next, sink);
-    } else {
-      status = PullShared(shard, request, named, wanted, &next, use.get(), sink);
+    if (static_cast<size_t>(request.blocks_size()) * sizeof(uint32_t) <= SharedRing::kMostValues) {
+      use = BeginUse(&shard);
     }
+    size_t next = 0;
+    absl::Status status = use == nullptr ? PullMessages(shard, request, wanted, &next, sink)
+                                         : PullShared(shard, std::move(request), wanted, &next, use.get(), sink);
     if (status.ok() && next != wanted.size()) {
       status =
           absl::InternalError(absl::StrCat("shard ", shard.address, " sent ", next, " of ", wanted.size(), " blocks"));
@@ -358,11 +353,15 @@ absl::Status ShardGroup::PullMessages(Shard& shard, const v1::PullRequest& reque
   return status.ok() ? finished : status;
 }
 
-absl::Status ShardGroup::PullShared(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> named,
-                                    absl::Span<const uint32_t> wanted, size_t* next, Use* use, Sink sink) const {
+absl::Status ShardGroup::PullShared(Shard& shard, v1::PullRequest request, absl::Span<const uint32_t> wanted,
+                                    size_t* next, Use* use, Sink sink) const {
+  // There may be more blocks than what is said of a frame has room for.
+  google::protobuf::RepeatedField<uint32_t> blocks;
+  blocks.Swap(request.mutable_blocks());
   v1::SharedRequest shared;
-  *shared.mutable_pull() = request;
-  bool goes_on = use->Write(shared, named.data(), named.size() * sizeof(uint32_t), /*more=*/false);
+  *shared.mutable_pull() = std::move(request);
+  bool goes_on =
+      use->Write(shared, blocks.data(), static_cast<size_t>(blocks.size()) * sizeof(uint32_t), /*more=*/false);
   v1::PullReply reply;
   while (goes_on && *next < wanted.size()) {
     const absl::StatusOr<absl::string_view> weights = use->Read(&reply);

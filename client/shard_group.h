@@ -117,9 +117,8 @@ class ShardGroup {
                     absl::string_view weights, size_t* next, Sink sink) const;
   absl::Status PullMessages(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> wanted,
                             size_t* next, Sink sink) const;
-  // `named`: the blocks as the request names them; `use` is not null.
-  absl::Status PullShared(Shard& shard, const v1::PullRequest& request, absl::Span<const uint32_t> named,
-                          absl::Span<const uint32_t> wanted, size_t* next, Use* use, Sink sink) const;
+  absl::Status PullShared(Shard& shard, v1::PullRequest request, absl::Span<const uint32_t> wanted, size_t* next,
+                          Use* use, Sink sink) const;
   // The memory that is shared with a shard, for one pull or push; null if there is none, or it is in use.
   std::unique_ptr<Use> BeginUse(Shard* shard) const;
 

@@ -269,15 +269,16 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
   // Each cell's B has its place, whatever the product: else one thread would write where another has written before,
   // and wait for the lines.
   const int64_t room = std::max(kCellFloats, block.b_unit);
-  float* const b = panels_of_b.Get(grid.rows * columns * room);
+  float* const b = panels_of_b.Get(static_cast<int64_t>(cells.size()) * room);
   for (int64_t i = 0; i < grid.rows; ++i) {
     for (int64_t j = 0; j < columns; ++j) {
-      Cell& cell = cells[static_cast<size_t>(i * columns + j)];
+      const int64_t index = i * columns + j;
+      Cell& cell = cells[static_cast<size_t>(index)];
       cell.first_strip = i * strips / grid.rows;
       cell.past_strip = (i + 1) * strips / grid.rows;
       cell.first_panel = j * panels / columns;
       cell.past_panel = (j + 1) * panels / columns;
-      cell.b = b + (i * columns + j) * room;
+      cell.b = b + index * room;
       cell.form = RowsOf(block, cell.panels());
       if (cell.form == Rows::kPackedAsPanel) {
         const int64_t own = cell.past_strip - cell.first_strip, groups = DivideUp(own, kStripsTogether);

@@ -255,7 +255,7 @@ absl::Status BlockStore::AwaitVersion(uint64_t version, absl::FunctionRef<bool()
   absl::MutexLock lock(&mutex_);
   while (closed_.ok() && (!ready_ || version > version_)) {
     changed_.WaitWithTimeout(&mutex_, kLook);
-    if (closed_.ok() && cancelled()) return absl::CancelledError("the caller gave up");
+    if (cancelled()) return absl::CancelledError("the caller gave up");
   }
   return CheckAtLocked(version);
 }

@@ -1,7 +1,5 @@
 #include "ps/parameter_service.h"
 
-#include <cstring>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -258,41 +256,42 @@ absl::Status ParameterService::DoPush(grpc::ServerReader<v1::PushRequest>* strea
 grpc::Status ParameterService::Attach(grpc::ServerContext* context, const v1::AttachRequest* request,
                                       grpc::ServerWriter<v1::AttachReply>* stream) {
   const auto serve = [this](blocks::SharedPlane* plane, KeepWaiting goes_on) { return ServeShared(plane, goes_on); };
-  return Ended("Attach", attachments_.Serve(context, *request, stream, serve));
+  absl::Status served = attachments_.Serve(context, *request, stream, serve);
+  if (absl::IsCancelled(served)) {
+    // The worker is gone, or it was Close.
+    absl::ReaderMutexLock lock(&mutex_);
+    if (closed_) served = Closed();
+  }
+  return Ended("Attach", served);
 }
 
 absl::Status ParameterService::ServeShared(blocks::SharedPlane* plane, KeepWaiting goes_on) {
   v1::SharedRequest request;
   v1::PushReply pushed;
   for (;;) {
-    const absl::StatusOr<SharedRing::Frame> frame = plane->to_shard()->Next(goes_on);
-    if (absl::IsCancelled(frame.status())) {
-      absl::ReaderMutexLock lock(&mutex_);
-      return closed_ ? Closed() : Gone();
-    }
-    MILLRACE_RETURN_IF_ERROR(frame.status());
-    if (!request.ParseFromArray(frame->about.data(), static_cast<int>(frame->about.size()))) {
+    MILLRACE_ASSIGN_OR_RETURN(const SharedRing::Frame frame, plane->to_shard()->Next(goes_on));
+    if (!request.ParseFromArray(frame.about.data(), static_cast<int>(frame.about.size()))) {
       return absl::InvalidArgumentError("a frame in shared memory is no SharedRequest");
     }
     switch (request.request_case()) {
       case v1::SharedRequest::kPull: {
         v1::PullRequest pull = request.pull();
-        const auto* const blocks = reinterpret_cast<const uint32_t*>(frame->values.data());
-        pull.mutable_blocks()->Add(blocks, blocks + frame->values.size() / sizeof(uint32_t));
+        const auto* const blocks = reinterpret_cast<const uint32_t*>(frame.values.data());
+        pull.mutable_blocks()->Add(blocks, blocks + frame.values.size() / sizeof(uint32_t));
         plane->to_shard()->Release();
         MILLRACE_RETURN_IF_ERROR(PullShared(pull, plane, goes_on));
         break;
       }
       case v1::SharedRequest::kPush: {
         MILLRACE_ASSIGN_OR_RETURN(const Store store, Find(request.push().epoch()));
-        MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request.push(), frame->values));
-        CountPush(request.push(), frame->values.size(), added, &pushed);
+        MILLRACE_ASSIGN_OR_RETURN(const bool added, store->Push(request.push(), frame.values));
+        CountPush(request.push(), frame.values.size(), added, &pushed);
         plane->to_shard()->Release();
         break;
       }
       case v1::SharedRequest::kPushed:
         plane->to_shard()->Release();
-        if (!plane->to_worker()->Reserve(0, goes_on).ok()) return Gone();
+        MILLRACE_RETURN_IF_ERROR(plane->to_worker()->Reserve(0, goes_on).status());
         plane->to_worker()->Commit(pushed.SerializeAsString());
         pushed.Clear();
         break;
@@ -306,15 +305,14 @@ absl::Status ParameterService::PullShared(const v1::PullRequest& request, blocks
                                           KeepWaiting goes_on) {
   const absl::Time begun = absl::Now();
   std::vector<uint32_t> blocks;
-  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(
-                                                   request, [&] { return !goes_on(); }, &blocks));
+  const auto cancelled = [&] { return !goes_on(); };
+  MILLRACE_ASSIGN_OR_RETURN(const Store store, AwaitVersion(request, cancelled, &blocks));
   v1::PullReply reply;
   for (size_t i = 0; i < blocks.size(); ++i) {
     reply.set_block(blocks[i]);
     const size_t size = store->PulledBytes(blocks[i]);
-    const absl::StatusOr<char*> weights = plane->to_worker()->Reserve(size, goes_on);
-    if (!weights.ok()) return Gone();
-    MILLRACE_RETURN_IF_ERROR(store->Pull(blocks[i], request.version(), *weights, reply.mutable_coding()));
+    MILLRACE_ASSIGN_OR_RETURN(char* const weights, plane->to_worker()->Reserve(size, goes_on));
+    MILLRACE_RETURN_IF_ERROR(store->Pull(blocks[i], request.version(), weights, reply.mutable_coding()));
     plane->to_worker()->Commit(reply.SerializeAsString(), /*more=*/i + 1 < blocks.size());
     Count(metrics_->pull, size);
   }

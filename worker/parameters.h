@@ -49,6 +49,7 @@ class Parameters {
   std::vector<blocks::Coding> codings_;  // by block; each written once a fetch, before its group counts as there
   uint64_t version_ = kNone;             // own thread only
   bool holds_frozen_;                    // likewise
+
   absl::Mutex mutex_;
   absl::CondVar arrived_ ABSL_GUARDED_BY(mutex_);
   std::vector<size_t> missing_ ABSL_GUARDED_BY(mutex_);  // blocks, by group
