@@ -175,20 +175,20 @@ absl::StatusOr<std::unique_ptr<Reply>> Engine::Submit(std::vector<Task> tasks) {
   absl::MutexLock lock(&mutex_);
   if (ending_) return absl::UnavailableError(kEnded);
   DropCancelledWaiting();
-  if (waiting_ >= options_.waiting) {
+  if (const int64_t waiting = CountWaiting(); waiting >= options_.waiting) {
     return absl::ResourceExhaustedError(
-        absl::StrCat(waiting_, " sequences wait already where ", options_.waiting, " may; try again later"));
+        absl::StrCat(waiting, " sequences wait already where ", options_.waiting, " may; try again later"));
   }
   for (size_t i = 0; i < tasks.size(); ++i) {
     auto job = std::make_shared<Job>();
+    job->waiting = tasks[i].samples;
     job->task = std::move(tasks[i]);
     job->index = static_cast<int64_t>(i);
     job->channel = channel;
     job->submitted = now;
     queue_.push_back(std::move(job));
   }
-  waiting_ += samples;
-  counts_->waiting->Set(static_cast<double>(waiting_));
+  CountWaiting();
   more_.Signal();
   return reply;
 }
@@ -216,29 +216,36 @@ bool Engine::Admit() {
     int64_t taken = 0;
     for (size_t i = 0; i < seats_.size(); ++i) {
       Seat& seat = seats_[i];
-      if (seat.job == nullptr && !queue_.empty()) {
+      if (seat.job == nullptr) {
+        const auto next = std::find_if(queue_.begin(), queue_.end(), [](const auto& job) { return !job->reading; });
+        if (next == queue_.end()) continue;
         seat = Seat();
-        seat.job = std::move(queue_.front());
-        queue_.pop_front();
-        waiting_ -= seat.job->task.samples - seat.job->begun;
+        seat.job = *next;
+        seat.job->reading = true;
+        if (--seat.job->waiting == 0) queue_.erase(next);
         model_.network->ClearSequence(static_cast<int64_t>(i), cache_.get());
         reading_.push_back(i);
       }
-      if (seat.job != nullptr) ++taken;
+      ++taken;
     }
-    counts_->waiting->Set(static_cast<double>(waiting_));
+    CountWaiting();
     counts_->taken->Set(static_cast<double>(taken));
     if (taken > 0) return true;
     more_.Wait(&mutex_);
   }
 }
 
+int64_t Engine::CountWaiting() {
+  int64_t waiting = 0;
+  for (const std::shared_ptr<Job>& job : queue_) waiting += job->waiting;
+  counts_->waiting->Set(static_cast<double>(waiting));
+  return waiting;
+}
+
 void Engine::DropCancelledWaiting() {
-  std::erase_if(queue_, [this](const std::shared_ptr<Job>& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  std::erase_if(queue_, [this](const std::shared_ptr<Job>& job) {
     if (!job->channel->cancelled) return false;
-    const int64_t left = job->task.samples - job->begun;
-    waiting_ -= left;
-    counts_->cancelled->Increment(static_cast<double>(left));
+    counts_->cancelled->Increment(static_cast<double>(job->waiting));
     return true;
   });
 }
@@ -246,8 +253,7 @@ void Engine::DropCancelledWaiting() {
 void Engine::DropCancelled() {
   for (size_t i = 0; i < seats_.size(); ++i) {
     if (seats_[i].job == nullptr || !seats_[i].job->channel->cancelled) continue;
-    const Seat& seat = seats_[i];
-    counts_->cancelled->Increment(static_cast<double>(seat.sample < 0 ? seat.job->task.samples - seat.job->begun : 1));
+    counts_->cancelled->Increment();
     Leave(i);
   }
 }
@@ -327,6 +333,7 @@ void Engine::BeginSamples(size_t seat, int64_t output, std::vector<Row>* rows) {
     for (; job->begun < task.samples; ++job->begun) {
       job->channel->Send({.task = job->index, .sample = job->begun, .ending = Ending::kLength});
     }
+    HasRead(job);
     Leave(seat);
     return;
   }
@@ -338,12 +345,15 @@ void Engine::BeginSamples(size_t seat, int64_t output, std::vector<Row>* rows) {
   }
   BeginSample(seat, job);
   rows->push_back({seat, output});
-  const int64_t left = task.samples - job->begun;
-  if (left == 0) return;
-  // There were too few seats. The prompt is read again when there are some: to keep it would keep a seat.
+  HasRead(job);
+}
+
+void Engine::HasRead(const std::shared_ptr<Job>& job) {
   absl::MutexLock lock(&mutex_);
-  queue_.push_front(job);
-  waiting_ += left;
+  job->reading = false;
+  job->waiting = job->task.samples - job->begun;
+  if (job->waiting == 0) std::erase(queue_, job);
+  CountWaiting();
 }
 
 void Engine::BeginSample(size_t seat, const std::shared_ptr<Job>& job) {

@@ -128,6 +128,9 @@ class Engine {
     absl::Time submitted;
     int64_t begun = 0;         // samples
     bool prompt_told = false;  // its piece is sent
+    // Under the engine's mutex_:
+    int64_t waiting = 0;   // samples without a seat
+    bool reading = false;  // a seat reads the prompt
   };
 
   // A sequence of the cache and what is made of it.
@@ -160,17 +163,22 @@ class Engine {
 
   Engine(const ServedModel& model, const EngineOptions& options, Metrics* metrics);
   void Run();
+  // Samples in the queue; tells the metric.
+  int64_t CountWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Give up what nobody waits for any more: in the queue, and in seats.
   void DropCancelledWaiting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropCancelled();
-  // Seats the front of the queue where seats are free. Returns false if the engine is to end; waits if there is nothing
-  // to do.
+  // Where seats are free, lets them read the first prompts of the queue. Returns false if the engine is to end; waits if
+  // there is nothing to do.
   bool Admit() ABSL_LOCKS_EXCLUDED(mutex_);
   void Step();
   // The prompt in `seat` has been read; `output` is that of its last token. Tells of it and begins samples, whose rows
   // are added.
   void BeginSamples(size_t seat, int64_t output, std::vector<Row>* rows);
   void BeginSample(size_t seat, const std::shared_ptr<Job>& job);
+  // The job's prompt has been read. If there were too few seats for its samples, it is read again when there are some:
+  // to keep it would keep a seat.
+  void HasRead(const std::shared_ptr<Job>& job) ABSL_LOCKS_EXCLUDED(mutex_);
   // Scores what is to be scored and draws what is to be drawn, one row after another.
   void UseLogits(const float* outputs, absl::Span<const Row> rows);
   void Draw(size_t seat, Token token);
@@ -187,8 +195,7 @@ class Engine {
 
   absl::Mutex mutex_;
   absl::CondVar more_;
-  std::deque<std::shared_ptr<Job>> queue_ ABSL_GUARDED_BY(mutex_);
-  int64_t waiting_ ABSL_GUARDED_BY(mutex_) = 0;  // samples in the queue
+  std::deque<std::shared_ptr<Job>> queue_ ABSL_GUARDED_BY(mutex_);  // those with samples that wait
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;
 };
