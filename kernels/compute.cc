@@ -99,6 +99,7 @@ struct Compute::Pool {
     for (int64_t i = 0; i < threads; ++i) {
       Share& share = shares[static_cast<size_t>(i)];
       share.first = i * chunks / threads;
+      share.begun.store(false, std::memory_order_relaxed);
       share.left.store((i + 1) * chunks / threads - share.first, std::memory_order_release);
     }
     round.fetch_add(1);
@@ -113,16 +114,21 @@ struct Compute::Pool {
   void TakeChunks() {
     const FlushDenormals flush;
     const auto own = static_cast<size_t>(thread_index);
+    int64_t taken = 0;
     for (size_t i = 0; i < shares.size(); ++i) {
       Share& share = shares[(own + i) % shares.size()];
       // Whoever holds a chunk keeps the round from ending, and so what is written of it from changing.
-      for (int64_t mine; (mine = share.left.load(std::memory_order_relaxed)) > 0;) {
+      for (int64_t mine; (mine = share.left.load(std::memory_order_acquire)) > 0;) {
+        // The last one is left to whom it belongs, who is about to be there: it is not worth its way to another core.
+        if (i > 0 && mine == 1 && share.begun.load(std::memory_order_relaxed)) break;
         if (!share.left.compare_exchange_weak(mine, mine - 1, std::memory_order_acquire)) continue;
+        if (i == 0) share.begun.store(true, std::memory_order_relaxed);
         const int64_t begin = (share.first + mine - 1) * chunk;
         (*part)(begin, std::min(n, begin + chunk));
-        done.fetch_add(1, std::memory_order_release);
+        ++taken;
       }
     }
+    if (taken > 0) done.fetch_add(taken, std::memory_order_release);
   }
 
   void Help(int index) {
@@ -141,9 +147,11 @@ struct Compute::Pool {
     }
   }
 
-  // A thread's chunks that nobody has taken: the first of its part, and how many; taken from the last one down.
+  // A thread's chunks: the first of them, whether the thread has begun, and how many nobody has taken, which are taken
+  // from the last one down.
   struct alignas(64) Share {
     int64_t first = 0;
+    std::atomic<bool> begun = false;
     std::atomic<int64_t> left = 0;
   };
 

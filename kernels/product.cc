@@ -13,6 +13,7 @@
 #include "kernels/bfloat16.h"
 #include "kernels/busy_wait.h"
 #include "kernels/pack.h"
+#include "kernels/relay.h"
 #include "kernels/scratch.h"
 #include "kernels/tile.h"
 
@@ -31,6 +32,10 @@ constexpr int64_t kParallelWork = 1 << 18;
 constexpr int64_t kPiecesOfCell = 8;  // at least, if it has so many panels
 // Of an element of A or B that a thread reads and packs, in multiply-adds.
 constexpr int64_t kOperandCost = 32;
+// Of an element of A or C in a row that otherwise is another thread's, in multiply-adds: 100 where cores share no
+// cache, a few where they do.
+constexpr int64_t kForeignCost = 16;
+constexpr int64_t kLeastOfLeg = 192;  // of k
 
 thread_local Scratch strips_of_a;
 thread_local Scratch panels_of_b;
@@ -53,9 +58,6 @@ struct Block {
            product.m * product.b.row_stride <= kInPlaceSize && (panel + 1) * tile.columns <= n_size;
   }
   int64_t panels() const { return DivideUp(n_size, tile.columns); }
-  // Strips as even as can be.
-  int64_t strips() const { return DivideUp(product.m, tile.rows); }
-  int64_t RowOf(int64_t strip) const { return strip * product.m / strips(); }
 };
 
 // Rows at such a distance fall on each other in the inner cache.
@@ -75,7 +77,8 @@ Rows RowsOf(const Block& block, int64_t panels) {
 // writes and another reads takes its time on the way between them; where they share no cache, more than to pack it
 // twice.
 struct alignas(kAlignment) Cell {
-  int64_t first_strip = 0, past_strip = 0;
+  int64_t first_row = 0, past_row = 0;
+  int64_t strips = 0;  // of these rows
   int64_t first_panel = 0, past_panel = 0;
   float* b = nullptr;  // packed
   Rows form = Rows::kApart;
@@ -87,8 +90,15 @@ struct alignas(kAlignment) Cell {
   std::atomic<State> state = kFree;
   std::atomic<int64_t> next = 0;
 
+  // The `index`th of `count` parts of a product's rows. Strips are as even as can be.
+  void TakeRows(const Product& product, const Tile& tile, int64_t index, int64_t count) {
+    first_row = index * product.m / count;
+    past_row = (index + 1) * product.m / count;
+    strips = DivideUp(past_row - first_row, tile.rows);
+  }
+  int64_t RowOf(int64_t strip) const { return first_row + strip * (past_row - first_row) / strips; }
   int64_t panels() const { return past_panel - first_panel; }
-  int64_t pieces() const { return DivideUp(past_strip - first_strip, together) * cuts; }
+  int64_t pieces() const { return DivideUp(strips, together) * cuts; }
 };
 
 // Packs the cell's panels but for those that the tile takes where they lie. Where rows lie side by side, some rows of
@@ -119,16 +129,17 @@ struct Strips {
 };
 
 // The strips [first, past): one, but for those packed as panels, for which memory is read in its order.
-Strips TakeStrips(const Block& block, Rows form, int64_t first, int64_t past) {
+Strips TakeStrips(const Block& block, const Cell& cell, int64_t first, int64_t past) {
+  const Rows form = cell.form;
   const Operand& a = block.product.a;
   const auto source = [&](int64_t row, int64_t k) {
     return a.data + row * a.row_stride + (block.k_begin + k) * a.column_stride;
   };
-  const int64_t row = block.RowOf(first);
+  const int64_t row = cell.RowOf(first);
   if (form == Rows::kApart) return {source(row, 0), a.row_stride, false, 0};
   if (form == Rows::kAsPanel) return {source(row, 0), a.column_stride, true, 0};
   if (form == Rows::kPackedApart) {
-    const int64_t rows = block.RowOf(past) - row;
+    const int64_t rows = cell.RowOf(past) - row;
     const int64_t stride = RoundUp(block.steps, 16) + (Collides(RoundUp(block.steps, 16)) ? 16 : 0);
     float* const packed = strips_of_a.Get(rows * stride);
     block.packer.rows(source(row, 0), a.row_stride, rows, block.k_size, packed, stride);
@@ -139,8 +150,8 @@ Strips TakeStrips(const Block& block, Rows form, int64_t first, int64_t past) {
   const int64_t piece = past - first > 1 && block.product.m * block.k_size > kInnerFloats ? kPieceRows : block.k_size;
   for (int64_t k = 0; k < block.k_size; k += piece) {
     for (int64_t strip = first; strip < past; ++strip) {
-      block.packer.panel(source(block.RowOf(strip), k), a.row_stride, a.column_stride,
-                         block.RowOf(strip + 1) - block.RowOf(strip), width, std::min(piece, block.k_size - k),
+      block.packer.panel(source(cell.RowOf(strip), k), a.row_stride, a.column_stride,
+                         cell.RowOf(strip + 1) - cell.RowOf(strip), width, std::min(piece, block.k_size - k),
                          packed + (strip - first) * size + UnitsOf(block.packer.packing, k) * width);
     }
   }
@@ -151,7 +162,7 @@ Strips TakeStrips(const Block& block, Rows form, int64_t first, int64_t past) {
 void ComputeStrip(const Block& block, const Cell& cell, int64_t strip, const float* units, const Strips& strips,
                   int64_t begin, int64_t end) {
   const Product& product = block.product;
-  const int64_t row = block.RowOf(strip), rows = block.RowOf(strip + 1) - row;
+  const int64_t row = cell.RowOf(strip), rows = cell.RowOf(strip + 1) - row;
   const Tile& tile = block.tile;
   alignas(kAlignment) float edge[14 * 32];
   const int64_t half = tile.columns / 2;
@@ -203,31 +214,45 @@ void ComputePiece(const Block& block, const Cell& cell, int64_t piece) {
   const int64_t group = piece / cell.cuts, cut = piece % cell.cuts;
   const int64_t begin = cell.first_panel + cut * cell.panels() / cell.cuts;
   const int64_t end = cell.first_panel + (cut + 1) * cell.panels() / cell.cuts;
-  const int64_t first = cell.first_strip + group * cell.together;
-  const int64_t past = std::min(first + cell.together, cell.past_strip);
-  const Strips strips = TakeStrips(block, cell.form, first, past);
+  const int64_t first = group * cell.together;
+  const int64_t past = std::min(first + cell.together, cell.strips);
+  const Strips strips = TakeStrips(block, cell, first, past);
   for (int64_t strip = first; strip < past; ++strip) {
     ComputeStrip(block, cell, strip, strips.units + (strip - first) * strips.size, strips, begin, end);
   }
 }
 
+// Whether both operands lie in memory as they are multiplied, a row for each k, as those of a gradient of weights.
+bool LieByK(const Product& product) { return product.a.row_stride == 1 && product.b.column_stride == 1; }
+
 // How many cells there are down the rows and across the columns.
 struct Grid {
   int64_t rows = 1, columns = 1;
+
+  int64_t cells() const { return rows * columns; }
+  // Of the largest cell.
+  int64_t RowsOf(const Product& product) const { return DivideUp(product.m, rows); }
+  int64_t ColumnsOf(const Product& product, const Tile& tile) const {
+    return std::min(DivideUp(DivideUp(product.n, tile.columns), columns) * tile.columns, product.n);
+  }
+  // What a thread does for each k, in multiply-adds: its cell, the parts of A and B that it reads and packs, and those
+  // of A, B and C that are in rows of other threads.
+  int64_t CostOf(const Product& product, const Tile& tile, int64_t threads) const {
+    const int64_t m = RowsOf(product), n = ColumnsOf(product, tile);
+    const int64_t foreign =
+        LieByK(product) ? m + n - (m + n) / threads : (m - m / columns) * (product.k + n) / product.k;
+    return m * n + kOperandCost * (m + n) + kForeignCost * foreign;
+  }
 };
 
-// The grid whose threads are done first: with cells as large as that of the others, and with little of A and B to read
-// and to pack for each.
+// The grid whose threads are done first.
 Grid ChooseGrid(const Product& product, const Tile& tile, int64_t threads) {
-  const int64_t strips = DivideUp(product.m, tile.rows);
   const int64_t panels = DivideUp(product.n, tile.columns);
   Grid best;
   int64_t least = std::numeric_limits<int64_t>::max();
-  for (int64_t rows = 1; rows <= std::min(threads, strips); ++rows) {
+  for (int64_t rows = 1; rows <= std::min(threads, DivideUp(product.m, tile.rows)); ++rows) {
     const Grid grid = {rows, std::min(threads / rows, panels)};
-    const int64_t m = std::min(DivideUp(strips, grid.rows) * tile.rows, product.m);
-    const int64_t n = std::min(DivideUp(panels, grid.columns) * tile.columns, product.n);
-    const int64_t cost = m * n + kOperandCost * (m + n);
+    const int64_t cost = grid.CostOf(product, tile, threads);
     if (cost < least) {
       least = cost;
       best = grid;
@@ -263,7 +288,7 @@ void RunCells(const Block& block, absl::Span<Cell> cells) {
 }
 
 void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
-  const int64_t strips = block.strips(), panels = block.panels();
+  const int64_t panels = block.panels();
   const int64_t columns = std::min(grid.columns, panels);
   absl::FixedArray<Cell, 4> cells(static_cast<size_t>(grid.rows * columns));
   // Each cell's B has its place, whatever the product: else one thread would write where another has written before,
@@ -274,24 +299,104 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
     for (int64_t j = 0; j < columns; ++j) {
       const int64_t index = i * columns + j;
       Cell& cell = cells[static_cast<size_t>(index)];
-      cell.first_strip = i * strips / grid.rows;
-      cell.past_strip = (i + 1) * strips / grid.rows;
+      cell.TakeRows(block.product, block.tile, i, grid.rows);
       cell.first_panel = j * panels / columns;
       cell.past_panel = (j + 1) * panels / columns;
       cell.b = b + index * room;
       cell.form = RowsOf(block, cell.panels());
       if (cell.form == Rows::kPackedAsPanel) {
-        const int64_t own = cell.past_strip - cell.first_strip, groups = DivideUp(own, kStripsTogether);
-        cell.together = DivideUp(own, groups);
+        cell.together = DivideUp(cell.strips, DivideUp(cell.strips, kStripsTogether));
       }
       if (cells.size() > 1) {
-        cell.cuts = std::clamp<int64_t>(kPiecesOfCell / (cell.past_strip - cell.first_strip), 1, cell.panels());
+        cell.cuts = std::clamp<int64_t>(kPiecesOfCell / cell.strips, 1, cell.panels());
       }
     }
   }
   const absl::Span<Cell> all = absl::MakeSpan(cells);
   compute.ParallelFor(static_cast<int64_t>(cells.size()), 1, [&](int64_t, int64_t) { RunCells(block, all); });
 }
+
+// A product whose k is cut: chains of C are begun by one thread and gone on with by the next, a tile behind it. So each
+// thread reads those rows of A and B that are its own.
+class Legs {
+ public:
+  Legs(const Compute& compute, const Product& product, const Tile& tile, const Packer& packer)
+      : product_(product),
+        tile_(tile),
+        packer_(packer),
+        relay_(compute, product.k, kLeastOfLeg),
+        grid_(ChooseGrid(product, tile, relay_.lanes())),
+        b_unit_(UnitsOf(packer.packing, DivideUp(product.k, relay_.legs()) + 2) * tile.columns) {}
+
+  // Whether threads are done sooner than with cells of `grid`: where panels of B are so long that there is room for few
+  // of them, A is read again and again.
+  bool Pay(const Grid& grid, int64_t threads) const {
+    if (relay_.legs() < 2 || b_unit_ > kCellFloats) return false;
+    const int64_t m = grid_.RowsOf(product_), n = grid_.ColumnsOf(product_, tile_);
+    const int64_t cost = (m * n + kOperandCost * (BlocksOf(DivideUp(n, tile_.columns)) * m + n)) / relay_.legs() +
+                         kForeignCost * m * n / product_.k;
+    return cost < grid.CostOf(product_, tile_, threads);
+  }
+
+  void Run() const {
+    float* const b = panels_of_b.Get(relay_.legs() * relay_.lanes() * kCellFloats);
+    relay_.Run([&](Relay::Leg& leg) {
+      if (leg.lane() < grid_.cells()) RunLeg(&leg, b + (leg.index() * relay_.lanes() + leg.lane()) * kCellFloats);
+    });
+  }
+
+ private:
+  // Of so many panels.
+  int64_t BlocksOf(int64_t panels) const { return DivideUp(panels, kCellFloats / b_unit_); }
+
+  void RunLeg(Relay::Leg* leg, float* b) const {
+    const int64_t panels = DivideUp(product_.n, tile_.columns), column = leg->lane() % grid_.columns;
+    const int64_t first = column * panels / grid_.columns, past = (column + 1) * panels / grid_.columns;
+    const int64_t k = leg->end() - leg->begin(), steps = UnitsOf(packer_.packing, k);
+    const int64_t blocks = BlocksOf(past - first);
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t begin = first + i * (past - first) / blocks, end = first + (i + 1) * (past - first) / blocks;
+      const int64_t n = begin * tile_.columns;
+      const Block block = {product_,
+                           tile_,
+                           packer_,
+                           n,
+                           std::min(end * tile_.columns, product_.n) - n,
+                           leg->begin(),
+                           k,
+                           steps,
+                           steps * tile_.columns,
+                           leg->begin() == 0 && !product_.accumulate,
+                           leg->end() == product_.k};
+      Cell cell;
+      cell.TakeRows(product_, tile_, leg->lane() / grid_.columns, grid_.rows);
+      cell.past_panel = end - begin;
+      cell.b = b;
+      cell.form = RowsOf(block, cell.panels());
+      if (cell.form == Rows::kPackedAsPanel) cell.together = kStripsTogether;
+      PackB(block, cell);
+      for (int64_t strip = 0; strip < cell.strips; strip += cell.together) {
+        const int64_t past_strip = std::min(strip + cell.together, cell.strips);
+        const Strips strips = TakeStrips(block, cell, strip, past_strip);
+        for (int64_t j = strip; j < past_strip; ++j) {
+          for (int64_t panel = 0; panel < cell.past_panel; ++panel) {
+            leg->Await(tiles++);
+            ComputeStrip(block, cell, j, strips.units + (j - strip) * strips.size, strips, panel, panel + 1);
+            leg->Pass();
+          }
+        }
+      }
+    }
+  }
+
+  const Product& product_;
+  const Tile& tile_;
+  const Packer& packer_;
+  const Relay relay_;
+  const Grid grid_;       // of a leg's cells, one a lane
+  const int64_t b_unit_;  // floats of the longest leg's panel of B
+};
 
 void Run(const Compute& compute, const Product& product, bool parallel) {
   if (product.m <= 0 || product.n <= 0) return;
@@ -309,6 +414,13 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
     return;
   }
   const Grid grid = parallel ? ChooseGrid(product, tile, compute.threads()) : Grid();
+  if (parallel && LieByK(product)) {
+    const Legs legs(compute, product, tile, packer);
+    if (legs.Pay(grid, compute.threads())) {
+      legs.Run();
+      return;
+    }
+  }
   // Blocks as even as can be; those of k even, so that pairs stay together.
   const int64_t k_most = kBlockSteps * ElementsOfUnit(packing);
   const int64_t k_blocks = DivideUp(product.k, k_most);

@@ -7,17 +7,41 @@
 #include "kernels/fetch_ahead.h"
 #include "kernels/functions.h"
 #include "kernels/reduce.h"
+#include "kernels/relay.h"
 
 namespace millrace::kernels {
 namespace {
 
-constexpr int64_t kGrainElements = 1 << 14;
+constexpr int64_t kGrainElements = 1 << 12;
+constexpr int64_t kLeastOfLeg = 64;
+constexpr int64_t kSumColumns = 32;
 
 int64_t RowGrain(int64_t columns) { return columns >= kGrainElements ? 1 : kGrainElements / (columns + 1) + 1; }
 
 // For sums over rows, which go down columns, a part of each row at a time.
-void FetchAhead(const float* row, int64_t stride, int64_t begin, int64_t end) {
-  for (int64_t c = begin; c < end; c += kCacheLine) __builtin_prefetch(row + kRowsAhead * stride + c, 0, 2);
+void FetchAhead(const float* row, int64_t stride, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += kCacheLine) __builtin_prefetch(row + kRowsAhead * stride + c, 0, 2);
+}
+
+// Adds up over rows: add(begin, end, column, columns) adds `columns` ones of those rows, from `column` on.
+template <typename Add>
+void SumRows(const Compute& compute, int64_t rows, int64_t columns, const Add& add) {
+  if (rows * columns <= kGrainElements) {
+    const FlushDenormals flush;
+    add(0, rows, 0, columns);
+    return;
+  }
+  const Relay relay(compute, rows, kLeastOfLeg);
+  relay.Run([&](Relay::Leg& leg) {
+    const int64_t pieces = (columns + kSumColumns - 1) / kSumColumns;
+    const int64_t first = leg.lane() * pieces / relay.lanes(), past = (leg.lane() + 1) * pieces / relay.lanes();
+    for (int64_t piece = first; piece < past; ++piece) {
+      const int64_t column = piece * kSumColumns;
+      leg.Await(piece - first);
+      add(leg.begin(), leg.end(), column, std::min(kSumColumns, columns - column));
+      leg.Pass();
+    }
+  });
 }
 
 // Not a number for infinity: where the squares of a row overflow, training has diverged, and zeros would hide it.
@@ -136,14 +160,15 @@ void LayerNormRowsBackward(const Compute& compute, const float* x, const float* 
   });
   if (dbias != nullptr) AddRows(compute, dy, rows, columns, columns, dbias);
   if (dgain == nullptr) return;
-  compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* const in = x + r * columns;
-      const float* const out = dy + r * columns;
-      FetchAhead(in, columns, begin, end);
-      FetchAhead(out, columns, begin, end);
+  SumRows(compute, rows, columns, [&](int64_t begin, int64_t end, int64_t column, int64_t count) {
+    float* const to = dgain + column;
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns + column;
+      const float* const out = dy + r * columns + column;
+      FetchAhead(in, columns, count);
+      FetchAhead(out, columns, count);
       const float m = mean[r], s = rstd[r];
-      for (int64_t c = begin; c < end; ++c) dgain[c] = __builtin_fmaf(out[c], (in[c] - m) * s, dgain[c]);
+      for (int64_t c = 0; c < count; ++c) to[c] = __builtin_fmaf(out[c], (in[c] - m) * s, to[c]);
     }
   });
 }
@@ -181,23 +206,26 @@ void RmsNormRowsBackward(const Compute& compute, const float* x, const float* ga
     }
   });
   if (dgain == nullptr) return;
-  compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* const in = x + r * columns;
-      const float* const out = dy + r * columns;
-      FetchAhead(in, columns, begin, end);
-      FetchAhead(out, columns, begin, end);
+  SumRows(compute, rows, columns, [&](int64_t begin, int64_t end, int64_t column, int64_t count) {
+    float* const to = dgain + column;
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns + column;
+      const float* const out = dy + r * columns + column;
+      FetchAhead(in, columns, count);
+      FetchAhead(out, columns, count);
       const float s = rstd[r];
-      for (int64_t c = begin; c < end; ++c) dgain[c] = __builtin_fmaf(out[c], in[c] * s, dgain[c]);
+      for (int64_t c = 0; c < count; ++c) to[c] = __builtin_fmaf(out[c], in[c] * s, to[c]);
     }
   });
 }
 
 void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, int64_t stride, float* y) {
-  compute.ParallelFor(columns, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t r = 0; r < rows; ++r) {
-      FetchAhead(x + r * stride, stride, begin, end);
-      for (int64_t c = begin; c < end; ++c) y[c] += x[r * stride + c];
+  SumRows(compute, rows, columns, [&](int64_t begin, int64_t end, int64_t column, int64_t count) {
+    float* const to = y + column;
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const from = x + r * stride + column;
+      FetchAhead(from, stride, count);
+      for (int64_t c = 0; c < count; ++c) to[c] += from[c];
     }
   });
 }

@@ -91,6 +91,11 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
     Compare(computes, {300, 310, 20, precision, true, false, false, false});
     Compare(computes, {15, 2100, 790, precision, true, false, false, true});
     Compare(computes, {13, 70, 1601, precision, true, true, true, true});
+    // Parts of k: of all threads, of pairs of them, and with several blocks of columns.
+    Compare(computes, {40, 70, 700, precision, true, false, true, false});
+    Compare(computes, {130, 140, 401, precision, true, false, true, true});
+    Compare(computes, {30, 300, 1201, precision, true, false, false, true});
+    Compare(computes, {16, 900, 900, precision, true, false, true, false});
   }
 }
 

@@ -208,6 +208,37 @@ TEST_P(Rows, SumsOverRows) {
   EXPECT_TRUE(std::equal(half.begin(), half.end(), y.begin()));
 }
 
+// The order in which rows are added up is defined, whatever the threads do.
+TEST_P(Rows, SumsOverManyRowsHaveTheBitsOfOneAfterAnother) {
+  constexpr int64_t kMany = 301, kWide = 70;
+  Floats x(kMany * kWide), dy(kMany * kWide), mean(kMany), rstd(kMany), gain(kWide, 1.0f);
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = std::ldexp(std::sin(static_cast<float>(i)), static_cast<int>(i % 13) - 6);
+    dy[i] = std::ldexp(std::cos(static_cast<float>(3 * i)), static_cast<int>(i % 17) - 8);
+  }
+  for (size_t r = 0; r < kMany; ++r) {
+    mean[r] = std::sin(static_cast<float>(r));
+    rstd[r] = 1.5f + std::cos(static_cast<float>(r));
+  }
+  Floats sums(kWide), layer(kWide), rms(kWide);
+  AddRows(compute_, dy.data(), kMany, kWide, kWide, sums.data());
+  LayerNormRowsBackward(compute_, x.data(), gain.data(), mean.data(), rstd.data(), dy.data(), kMany, kWide, nullptr,
+                        layer.data(), nullptr);
+  RmsNormRowsBackward(compute_, x.data(), gain.data(), rstd.data(), dy.data(), kMany, kWide, nullptr, rms.data());
+  for (size_t c = 0; c < kWide; ++c) {
+    float sum = 0, layer_sum = 0, rms_sum = 0;
+    for (size_t r = 0; r < kMany; ++r) {
+      const size_t at = r * kWide + c;
+      sum += dy[at];
+      layer_sum = std::fma(dy[at], (x[at] - mean[r]) * rstd[r], layer_sum);
+      rms_sum = std::fma(dy[at], x[at] * rstd[r], rms_sum);
+    }
+    EXPECT_EQ(sums[c], sum) << c;
+    EXPECT_EQ(layer[c], layer_sum) << c;
+    EXPECT_EQ(rms[c], rms_sum) << c;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Threads, Rows, ::testing::Values(1, 3));
 
 }  // namespace
