@@ -354,6 +354,9 @@ class Legs {
     const int64_t first = column * panels / grid_.columns, past = (column + 1) * panels / grid_.columns;
     const int64_t k = leg->end() - leg->begin(), steps = UnitsOf(packer_.packing, k);
     const int64_t blocks = BlocksOf(past - first);
+    const int64_t all = DivideUp(grid_.RowsOf(product_), tile_.rows) * (past - first);
+    // To look whether one more has come takes its time, and so does waiting for several: the sum is least at about
+    const int64_t together = std::max<int64_t>(std::lround(std::sqrt(static_cast<double>(all)) / 4), 1);
     int64_t tiles = 0;
     for (int64_t i = 0; i < blocks; ++i) {
       const int64_t begin = first + i * (past - first) / blocks, end = first + (i + 1) * (past - first) / blocks;
@@ -383,7 +386,7 @@ class Legs {
           for (int64_t panel = 0; panel < cell.past_panel; ++panel) {
             leg->Await(tiles++);
             ComputeStrip(block, cell, j, strips.units + (j - strip) * strips.size, strips, panel, panel + 1);
-            leg->Pass();
+            if (tiles % together == 0 || (j + 1 == cell.strips && panel + 1 == cell.past_panel)) leg->Pass(tiles);
           }
         }
       }

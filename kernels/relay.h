@@ -28,20 +28,20 @@ class Relay {
     int64_t lane() const { return lane_; }
     int64_t begin() const { return begin_; }  // of its rows
     int64_t end() const { return end_; }
-    // Waits until the leg before has passed on more than `sums` sums, or groups of them.
+    // Waits until the leg before has passed on more than `sums` sums.
     void Await(int64_t sums) {
       if (before_ == nullptr || seen_ > sums) return;
       BusyWait([&] { return (seen_ = before_->load(std::memory_order_acquire)) > sums; });
     }
-    // Passes one on. All legs of a lane have the same sums in the same order.
-    void Pass() { after_->store(++passed_, std::memory_order_release); }
+    // Passes on sums up to the first `sums`. All legs of a lane have the same ones in the same order.
+    void Pass(int64_t sums) { after_->store(sums, std::memory_order_release); }
 
    private:
     friend class Relay;
     int64_t index_ = 0, lane_ = 0, begin_ = 0, end_ = 0;
     const std::atomic<int64_t>* before_ = nullptr;  // null for the first one
     std::atomic<int64_t>* after_ = nullptr;
-    int64_t seen_ = 0, passed_ = 0;
+    int64_t seen_ = 0;  // passed on by it
   };
 
   // Calls `run` once for each leg of each lane, on all threads. The order in which legs begin is not defined.

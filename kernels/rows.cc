@@ -39,7 +39,7 @@ void SumRows(const Compute& compute, int64_t rows, int64_t columns, const Add& a
       const int64_t column = piece * kSumColumns;
       leg.Await(piece - first);
       add(leg.begin(), leg.end(), column, std::min(kSumColumns, columns - column));
-      leg.Pass();
+      leg.Pass(piece - first + 1);
     }
   });
 }

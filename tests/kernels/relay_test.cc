@@ -31,7 +31,7 @@ TEST(Relay, EverySumMeetsItsRowsInOrder) {
             leg.Await(column - first);
             uint64_t& chain = chains[static_cast<size_t>(column)];
             for (int64_t row = leg.begin(); row < leg.end(); ++row) chain = Next(chain, row, column);
-            leg.Pass();
+            leg.Pass(column - first + 1);
           }
         });
         for (int64_t column = 0; column < kColumns; ++column) {
