@@ -1,6 +1,6 @@
-// Pairs by VCVTNE2PS2BF16: rounded to nearest even, denormals to zero, whatever MXCSR says.
-//
-// Compiled for AVX-512 with bf16; see tile_avx512.cc.
+// Packs pairs of bfloat16. Compiled for AVX-512 with bf16; see tile_avx512.cc.
+#include "kernels/pack_avx512_bf16.h"
+
 #include <immintrin.h>
 
 #include "kernels/compute.h"
@@ -18,9 +18,6 @@ __mmask16 First(int64_t count) {
 }
 
 __m512 LoadFirst(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(First(count), from); }
-
-// 32 bfloat16: those of `low` first.
-__m512i Convert(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }
 
 // 16 units of a line of which `left` elements are left.
 __m512i Units(const float* from, int64_t left) {
@@ -58,8 +55,6 @@ void Transpose(__m512i (&rows)[16]) {
 
 // Lines side by side: two elements of all lines, interleaved. Row after row, for the sake of the prefetcher.
 void PackSideBySide(const float* source, int64_t k_stride, int64_t lines, int64_t width, int64_t k, float* panel) {
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
-                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   for (int64_t p = 0; p < k; p += 2, source += 2 * k_stride, panel += width) {
     const float* const next = p + 1 < k ? source + k_stride : nullptr;
     for (int64_t line = 0; line < width; line += kLanes) {
@@ -68,8 +63,7 @@ void PackSideBySide(const float* source, int64_t k_stride, int64_t lines, int64_
       const __mmask16 loaded = First(lines - line);
       const __m512 even = _mm512_maskz_loadu_ps(loaded, source + line);
       const __m512 odd = next != nullptr ? _mm512_maskz_loadu_ps(loaded, next + line) : _mm512_setzero_ps();
-      _mm512_mask_storeu_epi32(panel + line, First(width - line),
-                               _mm512_permutexvar_epi16(interleave, Convert(even, odd)));
+      _mm512_mask_storeu_epi32(panel + line, First(width - line), ConvertRows(even, odd));
     }
   }
 }

@@ -401,6 +401,20 @@ class Legs {
   const int64_t b_unit_;  // floats of the longest leg's panel of B
 };
 
+// One row of A times rows of B as they lie: to pack them would take longer than to multiply.
+void RunRow(const Compute& compute, const Product& product, const Tile& tile, const Packer& packer, bool parallel) {
+  const int64_t stride = RoundUp(UnitsOf(packer.packing, product.k), 16);
+  float* const a = strips_of_a.Get(stride);
+  packer.rows(product.a.data, 0, 1, product.k, a, stride);
+  const int64_t grain = parallel ? RoundUp(DivideUp(product.n, 2 * compute.threads()), 64) : product.n;
+  compute.ParallelFor(product.n, grain, [&](int64_t begin, int64_t end) {
+    float* const c = product.c;
+    if (!product.accumulate) std::fill(c + begin, c + end, 0.0f);
+    tile.row(a, product.b.data + begin, product.b.row_stride, product.k, end - begin, c + begin);
+    for (int64_t j = begin; product.bias != nullptr && j < end; ++j) c[j] += product.bias[j];
+  });
+}
+
 void Run(const Compute& compute, const Product& product, bool parallel) {
   if (product.m <= 0 || product.n <= 0) return;
   const bool bf16 = product.precision == Precision::kBf16;
@@ -414,6 +428,10 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
       if (!product.accumulate) std::fill_n(row, product.n, 0.0f);
       for (int64_t j = 0; product.bias != nullptr && j < product.n; ++j) row[j] += product.bias[j];
     }
+    return;
+  }
+  if (product.m == 1 && tile.row != nullptr && product.a.column_stride == 1 && product.b.column_stride == 1) {
+    RunRow(compute, product, tile, packer, parallel);
     return;
   }
   const Grid grid = parallel ? ChooseGrid(product, tile, compute.threads()) : Grid();

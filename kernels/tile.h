@@ -25,6 +25,10 @@ struct TileWork {
 // c[rows, columns] continues its chains over the steps.
 using TileFunction = void (*)(const TileWork& work);
 
+// c[columns] continues its chains over k: units of one row of A times rows of B as they lie in memory, f32, `b_stride`
+// apart.
+using RowFunction = void (*)(const float* a, const float* b, int64_t b_stride, int64_t k, int64_t columns, float* c);
+
 struct Tile {
   int rows = 0;     // at most
   int columns = 0;  // of a panel of B: even, and a multiple of 8
@@ -33,6 +37,7 @@ struct Tile {
   int panels_in_place = 0;
   // [panel of A][half of the columns][rows]
   const TileFunction* functions = nullptr;
+  RowFunction row = nullptr;  // null: such a product goes as all others
 
   TileFunction Find(bool panel, bool half, int64_t row_count) const {
     return functions[((panel ? 2 : 0) + (half ? 1 : 0)) * (rows + 1) + row_count];

@@ -4,6 +4,8 @@
 // Compiled for AVX-512 with bf16; see tile_avx512.cc.
 #include <immintrin.h>
 
+#include "kernels/fetch_ahead.h"
+#include "kernels/pack_avx512_bf16.h"
 #include "kernels/tile_body.h"
 
 namespace millrace::kernels {
@@ -27,6 +29,35 @@ struct Pairs {
 };
 
 constexpr auto kFunctions = TileFunctions<Pairs, kRows>();
+
+// Some rows of B at a time, from one end to the other, so that memory is read in its order.
+template <int kTogether>
+void AddRowsOfB(const int* a, const float* b, int64_t b_stride, bool odd, int64_t columns, float* c) {
+  for (int64_t j = 0; j < columns; j += Pairs::kLanes) {
+    const __mmask16 there = static_cast<__mmask16>(columns - j >= Pairs::kLanes ? 0xFFFF : (1 << (columns - j)) - 1);
+    __m512 chain = _mm512_maskz_loadu_ps(there, c + j);
+#pragma GCC unroll 4
+    for (int i = 0; i < kTogether; ++i) {
+      const float* const row = b + 2 * i * b_stride + j;
+      _mm_prefetch(row + kRowsAhead * b_stride, _MM_HINT_T1);
+      _mm_prefetch(row + (kRowsAhead + 1) * b_stride, _MM_HINT_T1);
+      const __m512 second = odd ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, row + b_stride);
+      chain = _mm512_dpbf16_ps(chain, Pairs::Broadcast(a + i),
+                               AsPairs(ConvertRows(_mm512_maskz_loadu_ps(there, row), second)));
+    }
+    _mm512_mask_storeu_ps(c + j, there, chain);
+  }
+}
+
+void MultiplyRow(const float* a, const float* b, int64_t b_stride, int64_t k, int64_t columns, float* c) {
+  constexpr int kTogether = 4;
+  const int* unit = reinterpret_cast<const int*>(a);
+  int64_t p = 0;
+  for (; p + 2 * kTogether <= k; p += 2 * kTogether, unit += kTogether) {
+    AddRowsOfB<kTogether>(unit, b + p * b_stride, b_stride, false, columns, c);
+  }
+  for (; p < k; p += 2, ++unit) AddRowsOfB<1>(unit, b + p * b_stride, b_stride, p + 1 == k, columns, c);
+}
 
 float Widen(unsigned bits) {
   float value;
@@ -56,7 +87,7 @@ unsigned Pattern(unsigned long long* state) {
 
 }  // namespace
 
-const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, kFunctions.data()};
+const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, kFunctions.data(), &MultiplyRow};
 
 bool Bf16InstructionIsAsDefined() {
   const FlushDenormals flush;

@@ -83,6 +83,8 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
     Compare(computes, {200, 130, 64, precision, false, true, true, false});
     Compare(computes, {5, 2100, 33, precision, true, false, false, false});
     Compare(computes, {1, 1000, 801, precision, false, false, false, true});
+    Compare(computes, {1, 45, 38, precision, false, false, true, true});
+    Compare(computes, {1, 2110, 333, precision, true, false, true, false});
     Compare(computes, {3, 470, 400, precision, false, false, true, true});
     Compare(computes, {20, 40, 512, precision, false, false, false, false});
     // Cells across the columns, down the rows, and both; blocks of columns and of k.
