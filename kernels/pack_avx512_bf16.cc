@@ -10,13 +10,6 @@
 namespace millrace::kernels {
 namespace {
 
-constexpr int kLanes = 16;
-
-// The first `count` of 16.
-__mmask16 First(int64_t count) {
-  return static_cast<__mmask16>(count >= kLanes ? 0xFFFF : count <= 0 ? 0 : (1 << count) - 1);
-}
-
 __m512 LoadFirst(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(First(count), from); }
 
 // 16 units of a line of which `left` elements are left.

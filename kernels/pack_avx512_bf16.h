@@ -5,8 +5,17 @@
 
 #include <immintrin.h>
 
+#include <cstdint>
+
 namespace millrace::kernels {
 namespace {  // NOLINT(google-build-namespaces)
+
+constexpr int kLanes = 16;
+
+// The first `count` of 16.
+inline __mmask16 First(int64_t count) {
+  return static_cast<__mmask16>(count >= kLanes ? 0xFFFF : count <= 0 ? 0 : (1 << count) - 1);
+}
 
 // 32 bfloat16: those of `low` first.
 inline __m512i Convert(__m512 low, __m512 high) { return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)); }

@@ -101,6 +101,13 @@ struct alignas(kAlignment) Cell {
   int64_t pieces() const { return DivideUp(strips, together) * cuts; }
 };
 
+// How the cell takes strips of A.
+void TakeForm(const Block& block, Cell* cell) {
+  cell->form = RowsOf(block, cell->panels());
+  if (cell->form != Rows::kPackedAsPanel) return;
+  cell->together = DivideUp(cell->strips, DivideUp(cell->strips, kStripsTogether));
+}
+
 // Packs the cell's panels but for those that the tile takes where they lie. Where rows lie side by side, some rows of
 // all panels after another, so that memory is read in its order.
 void PackB(const Block& block, const Cell& cell) {
@@ -158,6 +165,13 @@ Strips TakeStrips(const Block& block, const Cell& cell, int64_t first, int64_t p
   return {packed, width, true, size};
 }
 
+// To columns [begin, end) of a row of C, if there is one.
+void AddBias(const Product& product, int64_t row, int64_t begin, int64_t end) {
+  if (product.bias == nullptr) return;
+  float* const c = product.c + row * product.c_stride;
+  for (int64_t j = begin; j < end; ++j) c[j] += product.bias[j];
+}
+
 // Computes a strip of the panels [begin, end) of the cell.
 void ComputeStrip(const Block& block, const Cell& cell, int64_t strip, const float* units, const Strips& strips,
                   int64_t begin, int64_t end) {
@@ -200,13 +214,9 @@ void ComputeStrip(const Block& block, const Cell& cell, int64_t strip, const flo
     compute(work);
     copy(edge, tile.columns, c + column, product.c_stride);
   }
-  if (!block.last || product.bias == nullptr) return;
+  if (!block.last) return;
   const int64_t first = begin * tile.columns, past = std::min(block.n_size, end * tile.columns);
-  const float* const bias = product.bias + block.n_begin;
-  for (int64_t i = 0; i < rows; ++i) {
-    float* const to = c + i * product.c_stride;
-    for (int64_t j = first; j < past; ++j) to[j] += bias[j];
-  }
+  for (int64_t i = 0; i < rows; ++i) AddBias(product, row + i, block.n_begin + first, block.n_begin + past);
 }
 
 // Computes one of the cell's pieces.
@@ -303,10 +313,7 @@ void RunBlock(const Compute& compute, const Block& block, const Grid& grid) {
       cell.first_panel = j * panels / columns;
       cell.past_panel = (j + 1) * panels / columns;
       cell.b = b + index * room;
-      cell.form = RowsOf(block, cell.panels());
-      if (cell.form == Rows::kPackedAsPanel) {
-        cell.together = DivideUp(cell.strips, DivideUp(cell.strips, kStripsTogether));
-      }
+      TakeForm(block, &cell);
       if (cells.size() > 1) {
         cell.cuts = std::clamp<int64_t>(kPiecesOfCell / cell.strips, 1, cell.panels());
       }
@@ -354,8 +361,12 @@ class Legs {
     const int64_t first = column * panels / grid_.columns, past = (column + 1) * panels / grid_.columns;
     const int64_t k = leg->end() - leg->begin(), steps = UnitsOf(packer_.packing, k);
     const int64_t blocks = BlocksOf(past - first);
-    const int64_t all = DivideUp(grid_.RowsOf(product_), tile_.rows) * (past - first);
-    // To look whether one more has come takes its time, and so does waiting for several: the sum is least at about
+    Cell cell;
+    cell.TakeRows(product_, tile_, leg->lane() / grid_.columns, grid_.rows);
+    cell.b = b;
+    const int64_t all = cell.strips * (past - first);
+    // Tiles passed on together. To look whether one has come takes its time, and so does waiting for several; both are
+    // least at about the root of how many there are.
     const int64_t together = std::max<int64_t>(std::lround(std::sqrt(static_cast<double>(all)) / 4), 1);
     int64_t tiles = 0;
     for (int64_t i = 0; i < blocks; ++i) {
@@ -372,12 +383,8 @@ class Legs {
                            steps * tile_.columns,
                            leg->begin() == 0 && !product_.accumulate,
                            leg->end() == product_.k};
-      Cell cell;
-      cell.TakeRows(product_, tile_, leg->lane() / grid_.columns, grid_.rows);
       cell.past_panel = end - begin;
-      cell.b = b;
-      cell.form = RowsOf(block, cell.panels());
-      if (cell.form == Rows::kPackedAsPanel) cell.together = kStripsTogether;
+      TakeForm(block, &cell);
       PackB(block, cell);
       for (int64_t strip = 0; strip < cell.strips; strip += cell.together) {
         const int64_t past_strip = std::min(strip + cell.together, cell.strips);
@@ -386,7 +393,7 @@ class Legs {
           for (int64_t panel = 0; panel < cell.past_panel; ++panel) {
             leg->Await(tiles++);
             ComputeStrip(block, cell, j, strips.units + (j - strip) * strips.size, strips, panel, panel + 1);
-            if (tiles % together == 0 || (j + 1 == cell.strips && panel + 1 == cell.past_panel)) leg->Pass(tiles);
+            if (tiles % together == 0 || tiles == all) leg->Pass(tiles);
           }
         }
       }
@@ -411,7 +418,7 @@ void RunRow(const Compute& compute, const Product& product, const Tile& tile, co
     float* const c = product.c;
     if (!product.accumulate) std::fill(c + begin, c + end, 0.0f);
     tile.row(a, product.b.data + begin, product.b.row_stride, product.k, end - begin, c + begin);
-    for (int64_t j = begin; product.bias != nullptr && j < end; ++j) c[j] += product.bias[j];
+    AddBias(product, 0, begin, end);
   });
 }
 
@@ -426,7 +433,7 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
     for (int64_t i = 0; i < product.m; ++i) {
       float* const row = product.c + i * product.c_stride;
       if (!product.accumulate) std::fill_n(row, product.n, 0.0f);
-      for (int64_t j = 0; product.bias != nullptr && j < product.n; ++j) row[j] += product.bias[j];
+      AddBias(product, i, 0, product.n);
     }
     return;
   }

@@ -6,6 +6,7 @@
 
 #include "kernels/fetch_ahead.h"
 #include "kernels/functions.h"
+#include "kernels/pack.h"
 #include "kernels/reduce.h"
 #include "kernels/relay.h"
 
@@ -33,13 +34,30 @@ void SumRows(const Compute& compute, int64_t rows, int64_t columns, const Add& a
   }
   const Relay relay(compute, rows, kLeastOfLeg);
   relay.Run([&](Relay::Leg& leg) {
-    const int64_t pieces = (columns + kSumColumns - 1) / kSumColumns;
+    const int64_t pieces = DivideUp(columns, kSumColumns);
     const int64_t first = leg.lane() * pieces / relay.lanes(), past = (leg.lane() + 1) * pieces / relay.lanes();
     for (int64_t piece = first; piece < past; ++piece) {
       const int64_t column = piece * kSumColumns;
       leg.Await(piece - first);
       add(leg.begin(), leg.end(), column, std::min(kSumColumns, columns - column));
       leg.Pass(piece - first + 1);
+    }
+  });
+}
+
+// dgain += dy times the normalised x, over the rows; normed(row) says how an element of a row is normalised.
+template <typename Normed>
+void AddGainGradient(const Compute& compute, const float* x, const float* dy, int64_t rows, int64_t columns,
+                     const Normed& normed, float* dgain) {
+  SumRows(compute, rows, columns, [&](int64_t begin, int64_t end, int64_t column, int64_t count) {
+    float* const to = dgain + column;
+    for (int64_t r = begin; r < end; ++r) {
+      const float* const in = x + r * columns + column;
+      const float* const out = dy + r * columns + column;
+      FetchAhead(in, columns, count);
+      FetchAhead(out, columns, count);
+      const auto of_row = normed(r);
+      for (int64_t c = 0; c < count; ++c) to[c] = __builtin_fmaf(out[c], of_row(in[c]), to[c]);
     }
   });
 }
@@ -160,17 +178,8 @@ void LayerNormRowsBackward(const Compute& compute, const float* x, const float* 
   });
   if (dbias != nullptr) AddRows(compute, dy, rows, columns, columns, dbias);
   if (dgain == nullptr) return;
-  SumRows(compute, rows, columns, [&](int64_t begin, int64_t end, int64_t column, int64_t count) {
-    float* const to = dgain + column;
-    for (int64_t r = begin; r < end; ++r) {
-      const float* const in = x + r * columns + column;
-      const float* const out = dy + r * columns + column;
-      FetchAhead(in, columns, count);
-      FetchAhead(out, columns, count);
-      const float m = mean[r], s = rstd[r];
-      for (int64_t c = 0; c < count; ++c) to[c] = __builtin_fmaf(out[c], (in[c] - m) * s, to[c]);
-    }
-  });
+  const auto normed = [=](int64_t r) { return [m = mean[r], s = rstd[r]](float value) { return (value - m) * s; }; };
+  AddGainGradient(compute, x, dy, rows, columns, normed, dgain);
 }
 
 void RmsNormRows(const Compute& compute, const float* x, const float* gain, float epsilon, int64_t rows,
@@ -206,17 +215,8 @@ void RmsNormRowsBackward(const Compute& compute, const float* x, const float* ga
     }
   });
   if (dgain == nullptr) return;
-  SumRows(compute, rows, columns, [&](int64_t begin, int64_t end, int64_t column, int64_t count) {
-    float* const to = dgain + column;
-    for (int64_t r = begin; r < end; ++r) {
-      const float* const in = x + r * columns + column;
-      const float* const out = dy + r * columns + column;
-      FetchAhead(in, columns, count);
-      FetchAhead(out, columns, count);
-      const float s = rstd[r];
-      for (int64_t c = 0; c < count; ++c) to[c] = __builtin_fmaf(out[c], in[c] * s, to[c]);
-    }
-  });
+  const auto normed = [=](int64_t r) { return [s = rstd[r]](float value) { return value * s; }; };
+  AddGainGradient(compute, x, dy, rows, columns, normed, dgain);
 }
 
 void AddRows(const Compute& compute, const float* x, int64_t rows, int64_t columns, int64_t stride, float* y) {

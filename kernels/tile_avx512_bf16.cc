@@ -34,7 +34,7 @@ constexpr auto kFunctions = TileFunctions<Pairs, kRows>();
 template <int kTogether>
 void AddRowsOfB(const int* a, const float* b, int64_t b_stride, bool odd, int64_t columns, float* c) {
   for (int64_t j = 0; j < columns; j += Pairs::kLanes) {
-    const __mmask16 there = static_cast<__mmask16>(columns - j >= Pairs::kLanes ? 0xFFFF : (1 << (columns - j)) - 1);
+    const __mmask16 there = First(columns - j);
     __m512 chain = _mm512_maskz_loadu_ps(there, c + j);
 #pragma GCC unroll 4
     for (int i = 0; i < kTogether; ++i) {
