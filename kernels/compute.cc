@@ -1,6 +1,8 @@
 #include "kernels/compute.h"
 
 #include <immintrin.h>
+#include <pthread.h>
+#include <sched.h>
 #include <x86intrin.h>
 
 #include <algorithm>
@@ -104,11 +106,25 @@ struct Compute::Pool {
     }
     round.fetch_add(1);
     if (sleepers.load() > 0) {
+      KeepHelpersOffThisCore();
       absl::MutexLock lock(&mutex);
       changed.SignalAll();
     }
     TakeChunks();
     BusyWait([&] { return done.load(std::memory_order_acquire) >= chunks; });
+  }
+
+  // A thread that wakes up begins where it last ran if its kernel saw all cores busy lately. Were that behind the caller,
+  // who does not rest, it would wait there for milliseconds.
+  void KeepHelpersOffThisCore() {
+    const int core = sched_getcpu();
+    if (core == kept_off) return;
+    kept_off = core;
+    cpu_set_t others;
+    if (sched_getaffinity(0, sizeof(others), &others) != 0) return;  // more cores than the set has room for
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    for (std::thread& helper : helpers) pthread_setaffinity_np(helper.native_handle(), sizeof(others), &others);
   }
 
   void TakeChunks() {
@@ -156,6 +172,7 @@ struct Compute::Pool {
   };
 
   std::vector<std::thread> helpers;
+  int kept_off = -1;  // the core that helpers keep off
   absl::Mutex mutex;
   absl::CondVar changed ABSL_GUARDED_BY(mutex);
   std::atomic<bool> ending = false;  // set under the mutex

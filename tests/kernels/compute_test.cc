@@ -1,8 +1,12 @@
 #include "kernels/compute.h"
 
+#include <sched.h>
+
 #include <atomic>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/checksum.h"
 #include "gtest/gtest.h"
 #include "kernels/conformance.h"
@@ -35,6 +39,27 @@ TEST(Compute, DenormalsAreFlushedOnEveryThread) {
   volatile float tiny = 0x1p-126f;
   tiny = tiny * 0.5f;
   EXPECT_NE(tiny, 0.0f) << "the caller's mode comes back";
+}
+
+// Behind the caller, who is busy, a helper would not come for milliseconds.
+TEST(Compute, AHelperThatSleptComesOnAnotherCoreThanTheCallers) {
+  cpu_set_t all;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(all), &all), 0);
+  if (CPU_COUNT(&all) == 1) GTEST_SKIP() << "there is one core";
+  const Compute compute(Isa::kScalar, 2);
+  // Until it has slept: it looks for work a while before.
+  cpu_set_t helpers = all;
+  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  while (CPU_COUNT(&helpers) == CPU_COUNT(&all)) {
+    ASSERT_LT(absl::Now(), deadline);
+    for (const absl::Time idle = absl::Now() + absl::Milliseconds(3); absl::Now() < idle;) continue;
+    std::atomic<int> here = 0;
+    compute.ParallelFor(2, 1, [&](int64_t, int64_t) {
+      if (Compute::ThreadIndex() == 1) sched_getaffinity(0, sizeof(helpers), &helpers);
+      for (++here; here < 2;) continue;  // one piece each
+    });
+  }
+  EXPECT_EQ(CPU_COUNT(&helpers), CPU_COUNT(&all) - 1);
 }
 
 TEST(Compute, NamesAreReadBack) {
