@@ -77,15 +77,15 @@ std::vector<double> Compare(const kernels::Compute& compute, const Way& first, c
     for (const Shape& shape : ShapesOf(model)) {
       if (!report->Wants(group + shape.name)) continue;
       ProductPair pair(shape, &compute);
-      const std::vector<double> seconds = SecondsOfEach(
+      const std::vector<std::vector<double>> seconds = SecondsInRounds(
           {[&] { (pair.*first.multiply)(first.precision); }, [&] { (pair.*second.multiply)(second.precision); }});
+      const double rate = shape.flop() / Median(seconds[0]), ratio = MedianRatio(seconds[1], seconds[0]);
       if (fastest != nullptr) {
-        fastest->See(shape, first, shape.flop() / seconds[0]);
-        fastest->See(shape, second, shape.flop() / seconds[1]);
+        fastest->See(shape, first, rate);
+        fastest->See(shape, second, shape.flop() / Median(seconds[1]));
       }
-      ratios.push_back(seconds[1] / seconds[0]);
-      report->Add(
-          {group + shape.name, shape.flop() / seconds[0] / 1e9, "GFLOP/s", shape.flop() / seconds[1] / 1e9, goal});
+      ratios.push_back(ratio);
+      report->Add({group + shape.name, rate / 1e9, "GFLOP/s", rate / ratio / 1e9, goal});
     }
   }
   return ratios;

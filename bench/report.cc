@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <thread>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
@@ -52,7 +53,8 @@ void Report::Absent(absl::string_view name, absl::string_view reason) {
   std::fflush(stdout);
 }
 
-std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& works, double seconds, int rounds) {
+std::vector<std::vector<double>> SecondsInRounds(const std::vector<std::function<void()>>& works, double seconds,
+                                                 int rounds) {
   using Clock = std::chrono::steady_clock;
   const auto time = [](const std::function<void()>& work, int64_t calls) {
     const Clock::time_point begun = Clock::now();
@@ -76,14 +78,24 @@ std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& work
       taken[i].push_back(time(works[i], calls[i]) / static_cast<double>(calls[i]));
     }
   }
+  return taken;
+}
+
+std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& works, double seconds, int rounds) {
   std::vector<double> medians;
-  for (const std::vector<double>& of_one : taken) medians.push_back(Median(of_one));
+  for (const std::vector<double>& taken : SecondsInRounds(works, seconds, rounds)) medians.push_back(Median(taken));
   return medians;
 }
 
 double Median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
   return values[values.size() / 2];
+}
+
+double MedianRatio(const std::vector<double>& a, const std::vector<double>& b) {
+  std::vector<double> ratios;
+  for (size_t i = 0; i < a.size(); ++i) ratios.push_back(a[i] / b[i]);
+  return Median(std::move(ratios));
 }
 
 double GeometricMean(const std::vector<double>& values) {

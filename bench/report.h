@@ -37,12 +37,17 @@ class Report {
   const Options options_;
 };
 
-// Seconds a call of `work` takes: the median over a few rounds of calls that take about `seconds` each, after one that
-// warms up. What is to be compared is measured in turn: times[i] is of works[i].
+// Seconds that a call of each work takes, in each of a few rounds of calls that take about `seconds` each, after one
+// that warms up: [i][round] is of works[i]. What is to be compared is measured in turn.
+std::vector<std::vector<double>> SecondsInRounds(const std::vector<std::function<void()>>& works, double seconds = 0.02,
+                                                 int rounds = 7);
+// The median of the rounds of each.
 std::vector<double> SecondsOfEach(const std::vector<std::function<void()>>& works, double seconds = 0.02,
                                   int rounds = 7);
 
 double Median(std::vector<double> values);
+// Of a[i] / b[i]: what was measured in turn, while a neighbour of the machine came or went.
+double MedianRatio(const std::vector<double>& a, const std::vector<double>& b);
 double GeometricMean(const std::vector<double>& values);
 
 }  // namespace millrace::bench
