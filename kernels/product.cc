@@ -36,6 +36,7 @@ constexpr int64_t kOperandCost = 32;
 // cache, a few where they do.
 constexpr int64_t kForeignCost = 16;
 constexpr int64_t kLeastOfLeg = 192;  // of k
+constexpr int64_t kFewRows = 6;       // of A: as many as are not faster with B packed
 
 thread_local Scratch strips_of_a;
 thread_local Scratch panels_of_b;
@@ -408,17 +409,28 @@ class Legs {
   const int64_t b_unit_;  // floats of the longest leg's panel of B
 };
 
-// One row of A times rows of B as they lie: to pack them would take longer than to multiply.
-void RunRow(const Compute& compute, const Product& product, const Tile& tile, const Packer& packer, bool parallel) {
+// A few rows of A times rows of B as they lie: to pack them would take longer than to multiply.
+void RunFewRows(const Compute& compute, const Product& product, const Tile& tile, const Packer& packer, bool parallel) {
   const int64_t stride = RoundUp(UnitsOf(packer.packing, product.k), 16);
-  float* const a = strips_of_a.Get(stride);
-  packer.rows(product.a.data, 0, 1, product.k, a, stride);
-  const int64_t grain = parallel ? RoundUp(DivideUp(product.n, 2 * compute.threads()), 64) : product.n;
+  float* const a = strips_of_a.Get(product.m * stride);
+  packer.rows(product.a.data, product.a.row_stride, product.m, product.k, a, stride);
+  const int64_t grain = parallel ? RoundUp(DivideUp(product.n, compute.threads()), 64) : product.n;
   compute.ParallelFor(product.n, grain, [&](int64_t begin, int64_t end) {
-    float* const c = product.c;
-    if (!product.accumulate) std::fill(c + begin, c + end, 0.0f);
-    tile.row(a, product.b.data + begin, product.b.row_stride, product.k, end - begin, c + begin);
-    AddBias(product, 0, begin, end);
+    FewRowsWork work;
+    work.rows = product.m;
+    work.k = product.k;
+    work.columns = end - begin;
+    work.a = a;
+    work.a_stride = stride;
+    work.b = product.b.data + begin;
+    work.b_stride = product.b.row_stride;
+    work.c = product.c + begin;
+    work.c_stride = product.c_stride;
+    for (int64_t i = 0; i < product.m && !product.accumulate; ++i) {
+      std::fill_n(work.c + i * work.c_stride, work.columns, 0.0f);
+    }
+    tile.few_rows(work);
+    for (int64_t i = 0; i < product.m; ++i) AddBias(product, i, begin, end);
   });
 }
 
@@ -437,8 +449,9 @@ void Run(const Compute& compute, const Product& product, bool parallel) {
     }
     return;
   }
-  if (product.m == 1 && tile.row != nullptr && product.a.column_stride == 1 && product.b.column_stride == 1) {
-    RunRow(compute, product, tile, packer, parallel);
+  if (product.m <= kFewRows && tile.few_rows != nullptr && product.a.column_stride == 1 &&
+      product.b.column_stride == 1) {
+    RunFewRows(compute, product, tile, packer, parallel);
     return;
   }
   const Grid grid = parallel ? ChooseGrid(product, tile, compute.threads()) : Grid();

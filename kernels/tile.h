@@ -25,9 +25,21 @@ struct TileWork {
 // c[rows, columns] continues its chains over the steps.
 using TileFunction = void (*)(const TileWork& work);
 
-// c[columns] continues its chains over k: units of one row of A times rows of B as they lie in memory, f32, `b_stride`
-// apart.
-using RowFunction = void (*)(const float* a, const float* b, int64_t b_stride, int64_t k, int64_t columns, float* c);
+// A few rows of A times rows of B as they lie in memory.
+struct FewRowsWork {
+  int64_t rows = 0;
+  int64_t k = 0;
+  int64_t columns = 0;
+  const void* a = nullptr;
+  int64_t a_stride = 0;  // units between rows
+  const float* b = nullptr;
+  int64_t b_stride = 0;
+  float* c = nullptr;
+  int64_t c_stride = 0;
+};
+
+// c[rows, columns] continues its chains over k.
+using FewRowsFunction = void (*)(const FewRowsWork& work);
 
 struct Tile {
   int rows = 0;     // at most
@@ -37,7 +49,7 @@ struct Tile {
   int panels_in_place = 0;
   // [panel of A][half of the columns][rows]
   const TileFunction* functions = nullptr;
-  RowFunction row = nullptr;  // null: such a product goes as all others
+  FewRowsFunction few_rows = nullptr;  // null: such a product goes as all others
 
   TileFunction Find(bool panel, bool half, int64_t row_count) const {
     return functions[((panel ? 2 : 0) + (half ? 1 : 0)) * (rows + 1) + row_count];

@@ -30,33 +30,50 @@ struct Pairs {
 
 constexpr auto kFunctions = TileFunctions<Pairs, kRows>();
 
-// Some rows of B at a time, from one end to the other, so that memory is read in its order.
-template <int kTogether>
-void AddRowsOfB(const int* a, const float* b, int64_t b_stride, bool odd, int64_t columns, float* c) {
-  for (int64_t j = 0; j < columns; j += Pairs::kLanes) {
-    const __mmask16 there = First(columns - j);
-    __m512 chain = _mm512_maskz_loadu_ps(there, c + j);
-#pragma GCC unroll 4
+// Some rows of B at a time, from one end to the other, so that memory is read in its order. kOne: a single row of A, as
+// of generation, whose loop would take longer than what is in it.
+template <int kTogether, bool kOne>
+void AddRowsOfB(const FewRowsWork& work, int64_t p, bool odd) {
+  const int* const a = static_cast<const int*>(work.a) + p / 2;
+  const float* const b = work.b + p * work.b_stride;
+  const int64_t rows = kOne ? 1 : work.rows;
+  for (int64_t j = 0; j < work.columns; j += Pairs::kLanes) {
+    const __mmask16 there = First(work.columns - j);
+    __m512bh pairs[kTogether];
+#pragma GCC unroll 8
     for (int i = 0; i < kTogether; ++i) {
-      const float* const row = b + 2 * i * b_stride + j;
-      _mm_prefetch(row + kRowsAhead * b_stride, _MM_HINT_T1);
-      _mm_prefetch(row + (kRowsAhead + 1) * b_stride, _MM_HINT_T1);
-      const __m512 second = odd ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, row + b_stride);
-      chain = _mm512_dpbf16_ps(chain, Pairs::Broadcast(a + i),
-                               AsPairs(ConvertRows(_mm512_maskz_loadu_ps(there, row), second)));
+      const float* const row = b + 2 * i * work.b_stride + j;
+      _mm_prefetch(row + kRowsAhead * work.b_stride, _MM_HINT_T1);
+      _mm_prefetch(row + (kRowsAhead + 1) * work.b_stride, _MM_HINT_T1);
+      const __m512 second = odd ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, row + work.b_stride);
+      pairs[i] = AsPairs(ConvertRows(_mm512_maskz_loadu_ps(there, row), second));
     }
-    _mm512_mask_storeu_ps(c + j, there, chain);
+    for (int64_t row = 0; row < rows; ++row) {
+      float* const c = work.c + row * work.c_stride + j;
+      __m512 chain = _mm512_maskz_loadu_ps(there, c);
+#pragma GCC unroll 8
+      for (int i = 0; i < kTogether; ++i) {
+        chain = _mm512_dpbf16_ps(chain, Pairs::Broadcast(a + row * work.a_stride + i), pairs[i]);
+      }
+      _mm512_mask_storeu_ps(c, there, chain);
+    }
   }
 }
 
-void MultiplyRow(const float* a, const float* b, int64_t b_stride, int64_t k, int64_t columns, float* c) {
-  constexpr int kTogether = 4;
-  const int* unit = reinterpret_cast<const int*>(a);
+template <bool kOne>
+void MultiplyRows(const FewRowsWork& work) {
+  constexpr int kTogether = 8;
   int64_t p = 0;
-  for (; p + 2 * kTogether <= k; p += 2 * kTogether, unit += kTogether) {
-    AddRowsOfB<kTogether>(unit, b + p * b_stride, b_stride, false, columns, c);
+  for (; p + 2 * kTogether <= work.k; p += 2 * kTogether) AddRowsOfB<kTogether, kOne>(work, p, false);
+  for (; p < work.k; p += 2) AddRowsOfB<1, kOne>(work, p, p + 1 == work.k);
+}
+
+void MultiplyFewRows(const FewRowsWork& work) {
+  if (work.rows == 1) {
+    MultiplyRows<true>(work);
+  } else {
+    MultiplyRows<false>(work);
   }
-  for (; p < k; p += 2, ++unit) AddRowsOfB<1>(unit, b + p * b_stride, b_stride, p + 1 == k, columns, c);
 }
 
 float Widen(unsigned bits) {
@@ -87,7 +104,7 @@ unsigned Pattern(unsigned long long* state) {
 
 }  // namespace
 
-const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, kFunctions.data(), &MultiplyRow};
+const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, kFunctions.data(), &MultiplyFewRows};
 
 bool Bf16InstructionIsAsDefined() {
   const FlushDenormals flush;

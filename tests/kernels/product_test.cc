@@ -85,6 +85,11 @@ TEST(Product, EveryInstructionSetAndThreadCountGivesTheDefinedBits) {
     Compare(computes, {1, 1000, 801, precision, false, false, false, true});
     Compare(computes, {1, 45, 38, precision, false, false, true, true});
     Compare(computes, {1, 2110, 333, precision, true, false, true, false});
+    for (const int m : {2, 3, 5, 6, 7}) {
+      Compare(computes, {m, 1000, 801, precision, false, false, false, true});
+      Compare(computes, {m, 45, 36, precision, false, false, true, true});
+      Compare(computes, {m, 333, 17, precision, false, false, true, false});
+    }
     Compare(computes, {3, 470, 400, precision, false, false, true, true});
     Compare(computes, {20, 40, 512, precision, false, false, false, false});
     // Cells across the columns, down the rows, and both; blocks of columns and of k.
