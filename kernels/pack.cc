@@ -30,7 +30,8 @@ __m256i FirstOfEight(int64_t count) {
                             _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-void TransposeEight(__m256 (&rows)[8]) {
+// Inlined, or the rows would go through memory.
+__attribute__((always_inline)) inline void TransposeEight(__m256 (&rows)[8]) {
   __m256 pairs[8], quads[8];
   for (int i = 0; i < 4; ++i) {
     pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);

@@ -46,17 +46,51 @@ void Transpose(__m512i (&rows)[16]) {
   }
 }
 
-// Lines side by side: two elements of all lines, interleaved. Row after row, for the sake of the prefetcher.
+// Lines side by side: two elements of all lines, interleaved. Row after row, for the sake of the prefetcher. kFull: all
+// lines are there, 16 or 32 of them.
+template <bool kFull>
 void PackSideBySide(const float* source, int64_t k_stride, int64_t lines, int64_t width, int64_t k, float* panel) {
-  for (int64_t p = 0; p < k; p += 2, source += 2 * k_stride, panel += width) {
-    const float* const next = p + 1 < k ? source + k_stride : nullptr;
+  const auto load = [lines](const float* row, int64_t line) {
+    return kFull ? _mm512_loadu_ps(row + line) : LoadFirst(row + line, lines - line);
+  };
+  const auto pack = [&](const float* even, const float* odd) {
     for (int64_t line = 0; line < width; line += kLanes) {
-      _mm_prefetch(source + kRowsAhead * k_stride + line, _MM_HINT_T1);
-      _mm_prefetch(source + (kRowsAhead + 1) * k_stride + line, _MM_HINT_T1);
-      const __mmask16 loaded = First(lines - line);
-      const __m512 even = _mm512_maskz_loadu_ps(loaded, source + line);
-      const __m512 odd = next != nullptr ? _mm512_maskz_loadu_ps(loaded, next + line) : _mm512_setzero_ps();
-      _mm512_mask_storeu_epi32(panel + line, First(width - line), ConvertRows(even, odd));
+      _mm_prefetch(even + kRowsAhead * k_stride + line, _MM_HINT_T1);
+      _mm_prefetch(even + (kRowsAhead + 1) * k_stride + line, _MM_HINT_T1);
+      const __m512i pairs = ConvertRows(load(even, line), odd != nullptr ? load(odd, line) : _mm512_setzero_ps());
+      if (kFull) {
+        _mm512_storeu_si512(panel + line, pairs);
+      } else {
+        _mm512_mask_storeu_epi32(panel + line, First(width - line), pairs);
+      }
+    }
+    panel += width;
+  };
+  for (; k >= 2; k -= 2, source += 2 * k_stride) pack(source, source + k_stride);
+  if (k > 0) pack(source, nullptr);
+}
+
+// Elements of a line side by side: 16 units of 16 lines. kFull: all of them are there.
+template <bool kFull>
+void PackSquare(const float* source, int64_t line_stride, int64_t lines, int64_t width, int64_t k, float* panel,
+                int64_t stride) {
+  __m512i rows[16];
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; ++j) {
+    const float* const line = source + j * line_stride;
+    _mm_prefetch(line + kRowsAhead * line_stride, _MM_HINT_T1);
+    _mm_prefetch(line + kRowsAhead * line_stride + kLanes, _MM_HINT_T1);
+    rows[j] = kFull ? Convert(_mm512_loadu_ps(line), _mm512_loadu_ps(line + kLanes))
+                    : (j < lines ? Units(line, k) : _mm512_setzero_si512());
+  }
+  Transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    float* const to = panel + i * stride;
+    if (kFull) {
+      _mm512_storeu_si512(to, rows[i]);
+    } else if (2 * i < k) {
+      _mm512_mask_storeu_epi32(to, First(width), rows[i]);
     }
   }
 }
@@ -64,30 +98,16 @@ void PackSideBySide(const float* source, int64_t k_stride, int64_t lines, int64_
 void PackPanel(const float* source, int64_t line_stride, int64_t k_stride, int64_t lines, int64_t width, int64_t k,
                float* panel) {
   if (line_stride == 1) {
-    PackSideBySide(source, k_stride, lines, width, k, panel);
+    const bool full = lines == width && width % kLanes == 0;
+    (full ? &PackSideBySide<true> : &PackSideBySide<false>)(source, k_stride, lines, width, k, panel);
     return;
   }
-  const int64_t units = (k + 1) / 2;
   for (int64_t line = 0; line < width; line += kLanes) {
-    const __mmask16 stored = First(width - line);
-    const int64_t present = lines - line;
-    // Elements of a line side by side: 16 units of 16 lines at a time.
-    for (int64_t unit = 0; unit < units; unit += kLanes) {
-      __m512i rows[16];
-#pragma GCC unroll 16
-      for (int j = 0; j < 16; ++j) {
-        const float* const ahead = source + (line + j + kRowsAhead) * line_stride + 2 * unit;
-        _mm_prefetch(ahead, _MM_HINT_T1);
-        _mm_prefetch(ahead + kLanes, _MM_HINT_T1);
-        rows[j] =
-            j < present ? Units(source + (line + j) * line_stride + 2 * unit, k - 2 * unit) : _mm512_setzero_si512();
-      }
-      Transpose(rows);
-      float* const to = panel + unit * width + line;
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        if (unit + i < units) _mm512_mask_storeu_epi32(to + i * width, stored, rows[i]);
-      }
+    const float* const first = source + line * line_stride;
+    for (int64_t p = 0; p < k; p += 2 * kLanes) {
+      const bool full = lines - line >= kLanes && k - p >= 2 * kLanes;
+      (full ? &PackSquare<true> : &PackSquare<false>)(first + p, line_stride, lines - line, width - line, k - p,
+                                                      panel + p / 2 * width + line, width);
     }
   }
 }
@@ -96,7 +116,11 @@ void PackRows(const float* source, int64_t row_stride, int64_t rows, int64_t k, 
   for (int64_t row = 0; row < rows; ++row) {
     const float* const from = source + row * row_stride;
     float* const row_to = to + row * to_stride;
-    for (int64_t p = 0; p < k; p += 2 * kLanes) _mm512_storeu_si512(row_to + p / 2, Units(from + p, k - p));
+    for (int64_t p = 0; p < k; p += 2 * kLanes) {
+      _mm_prefetch(from + kRowsAhead * row_stride + p, _MM_HINT_T1);
+      _mm_prefetch(from + kRowsAhead * row_stride + p + kLanes, _MM_HINT_T1);
+      _mm512_storeu_si512(row_to + p / 2, Units(from + p, k - p));
+    }
   }
 }
 
