@@ -7,6 +7,7 @@
 
 #include "common/philox.h"
 #include "dnnl.hpp"
+#include "model/arena.h"
 
 namespace millrace::bench {
 
@@ -39,9 +40,20 @@ std::vector<Shape> ShapesOf(const Model& model) {
 
 using dnnl::memory;
 
+namespace {
+
+// Operands lie as those of training do: on huge pages, one behind another.
+model::Arena RoomFor(int64_t floats) {
+  constexpr int64_t kParts = 3, kAlignment = 64;  // at most, each rounded up
+  return model::Arena::Create(floats + kParts * kAlignment).value();
+}
+
+}  // namespace
+
 struct ProductPair::State {
   // A matmul of oneDNN with its memories.
   struct Matmul {
+    model::Arena room;
     dnnl::matmul primitive;
     std::unordered_map<int, memory> arguments;
   };
@@ -50,7 +62,8 @@ struct ProductPair::State {
 
   Shape shape;
   const kernels::Compute* compute;
-  std::vector<float> a, b, c;
+  model::Arena room;
+  float *a = nullptr, *b = nullptr, *c = nullptr;
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
   dnnl::stream stream{engine};
   std::optional<Matmul> f32, bf16;
@@ -67,30 +80,36 @@ ProductPair::State::Matmul ProductPair::State::Prepare(kernels::Precision precis
   const memory::desc of_a = descriptor(shape.m, shape.k, shape.a_transposed, type);
   const memory::desc of_b = descriptor(shape.k, shape.n, shape.b_transposed, type);
   const memory::desc of_c = descriptor(shape.m, shape.n, false, memory::data_type::f32);
+  Matmul matmul;
+  const auto floats = [](const memory::desc& desc) { return static_cast<int64_t>(desc.get_size() / sizeof(float)) + 1; };
+  if (rounded) matmul.room = RoomFor(floats(of_a) + floats(of_b));
   const auto operand = [&](const memory::desc& desc, int64_t rows, int64_t columns, bool transposed, float* data) {
     memory plain(descriptor(rows, columns, transposed, memory::data_type::f32), engine, data);
     if (!rounded) return plain;
-    memory made(desc, engine);
+    memory made(desc, engine, matmul.room.Take(floats(desc)));
     dnnl::reorder(plain, made).execute(stream, plain, made);
     stream.wait();
     return made;
   };
-  Matmul matmul;
   matmul.primitive = dnnl::matmul({dnnl::matmul::desc(of_a, of_b, of_c), engine});
-  matmul.arguments = {{DNNL_ARG_SRC, operand(of_a, shape.m, shape.k, shape.a_transposed, a.data())},
-                      {DNNL_ARG_WEIGHTS, operand(of_b, shape.k, shape.n, shape.b_transposed, b.data())},
-                      {DNNL_ARG_DST, memory(of_c, engine, c.data())}};
+  matmul.arguments = {{DNNL_ARG_SRC, operand(of_a, shape.m, shape.k, shape.a_transposed, a)},
+                      {DNNL_ARG_WEIGHTS, operand(of_b, shape.k, shape.n, shape.b_transposed, b)},
+                      {DNNL_ARG_DST, memory(of_c, engine, c)}};
   return matmul;
 }
 
 ProductPair::ProductPair(const Shape& shape, const kernels::Compute* compute) : state_(new State{shape, compute}) {
-  const auto fill = [](int64_t size, uint64_t key, std::vector<float>* values) {
-    values->resize(static_cast<size_t>(size));
-    for (size_t i = 0; i < values->size(); ++i) (*values)[i] = UniformFloat(Philox(key)(0, i)[0]) - 0.5f;
+  const int64_t sizes[] = {shape.batch * shape.m * shape.k, shape.batch * shape.k * shape.n,
+                           shape.batch * shape.m * shape.n};
+  state_->room = RoomFor(sizes[0] + sizes[1] + sizes[2]);
+  const auto filled = [this](int64_t size, uint64_t key) {
+    float* const values = state_->room.Take(size);
+    for (int64_t i = 0; i < size; ++i) values[i] = UniformFloat(Philox(key)(0, static_cast<uint64_t>(i))[0]) - 0.5f;
+    return values;
   };
-  fill(shape.batch * shape.m * shape.k, 1, &state_->a);
-  fill(shape.batch * shape.k * shape.n, 2, &state_->b);
-  state_->c.resize(static_cast<size_t>(shape.batch * shape.m * shape.n));
+  state_->a = filled(sizes[0], 1);
+  state_->b = filled(sizes[1], 2);
+  state_->c = state_->room.Take(sizes[2]);
 }
 
 ProductPair::~ProductPair() = default;
@@ -99,12 +118,12 @@ void ProductPair::Ours(kernels::Precision precision) {
   const Shape& shape = state_->shape;
   std::vector<kernels::Product> products;
   for (int64_t i = 0; i < shape.batch; ++i) {
-    const float* const a = state_->a.data() + i * shape.m * shape.k;
-    const float* const b = state_->b.data() + i * shape.k * shape.n;
+    const float* const a = state_->a + i * shape.m * shape.k;
+    const float* const b = state_->b + i * shape.k * shape.n;
     kernels::Product product = {.m = shape.m, .n = shape.n, .k = shape.k};
     product.a = shape.a_transposed ? kernels::Operand{a, 1, shape.m} : kernels::Operand{a, shape.k, 1};
     product.b = shape.b_transposed ? kernels::Operand{b, 1, shape.k} : kernels::Operand{b, shape.n, 1};
-    product.c = state_->c.data() + i * shape.m * shape.n;
+    product.c = state_->c + i * shape.m * shape.n;
     product.c_stride = shape.n;
     product.precision = precision;
     products.push_back(product);
