@@ -22,7 +22,6 @@ namespace {
 
 constexpr int64_t kBlockSteps = 384;        // a strip of A is half the inner cache
 constexpr int64_t kCellFloats = 160 << 10;  // of a cell's B, packed
-constexpr int64_t kInPlaceSize = 1 << 20;   // of A's rows times B's; beyond, a packed B pays
 constexpr int64_t kPieceRows = 16;          // of an operand, packed together
 constexpr int64_t kInnerFloats = 8 << 10;   // in the inner cache the order does not matter
 constexpr int64_t kStripsTogether = 8;      // at most, packed as panels
@@ -56,7 +55,7 @@ struct Block {
   // Whether the tile takes a panel where it lies: rows of f32 that are not used often.
   bool InPlace(int64_t panel) const {
     return packer.packing == Packing::kPlain && product.b.column_stride == 1 &&
-           product.m * product.b.row_stride <= kInPlaceSize && (panel + 1) * tile.columns <= n_size;
+           product.m * product.b.row_stride <= tile.b_in_place && (panel + 1) * tile.columns <= n_size;
   }
   int64_t panels() const { return DivideUp(n_size, tile.columns); }
 };
@@ -336,10 +335,11 @@ class Legs {
         grid_(ChooseGrid(product, tile, relay_.lanes())),
         b_unit_(UnitsOf(packer.packing, DivideUp(product.k, relay_.legs()) + 2) * tile.columns) {}
 
-  // Whether threads are done sooner than with cells of `grid`: where panels of B are so long that there is room for few
-  // of them, A is read again and again.
+  // Whether threads are done sooner than with cells of `grid`. A leg's strip of A must stay in the inner cache; and where
+  // panels of B are so long that there is room for few of them, A is read again and again.
   bool Pay(const Grid& grid, int64_t threads) const {
-    if (relay_.legs() < 2 || b_unit_ > kCellFloats) return false;
+    const int64_t steps = UnitsOf(packer_.packing, DivideUp(product_.k, relay_.legs()));
+    if (relay_.legs() < 2 || steps > kBlockSteps) return false;
     const int64_t m = grid_.RowsOf(product_), n = grid_.ColumnsOf(product_, tile_);
     const int64_t cost = (m * n + kOperandCost * (BlocksOf(DivideUp(n, tile_.columns)) * m + n)) / relay_.legs() +
                          kForeignCost * m * n / product_.k;

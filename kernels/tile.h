@@ -47,6 +47,9 @@ struct Tile {
   // With at most so many panels of B, columns of A are faster read where they lie than packed: long steps hide that
   // their lines come from the outer cache.
   int panels_in_place = 0;
+  // Rows of B are faster read where they lie than packed while A's rows times the floats from one of B's to the next are
+  // at most so many: the fewer columns a panel has, the less of it comes with a line.
+  int64_t b_in_place = 0;
   // [panel of A][half of the columns][rows]
   const TileFunction* functions = nullptr;
   FewRowsFunction few_rows = nullptr;  // null: such a product goes as all others

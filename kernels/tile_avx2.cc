@@ -25,6 +25,6 @@ constexpr auto kFunctions = TileFunctions<Avx2, kRows>();
 
 }  // namespace
 
-const Tile kAvx2Tile = {kRows, 2 * Avx2::kLanes, 4, kFunctions.data()};
+const Tile kAvx2Tile = {kRows, 2 * Avx2::kLanes, 4, 1 << 17, kFunctions.data()};
 
 }  // namespace millrace::kernels

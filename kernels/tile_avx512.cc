@@ -28,6 +28,6 @@ constexpr auto kFunctions = TileFunctions<Avx512, kRows>();
 
 }  // namespace
 
-const Tile kAvx512Tile = {kRows, 2 * Avx512::kLanes, 1 << 20, kFunctions.data()};
+const Tile kAvx512Tile = {kRows, 2 * Avx512::kLanes, 1 << 20, 1 << 20, kFunctions.data()};
 
 }  // namespace millrace::kernels

@@ -104,7 +104,7 @@ unsigned Pattern(unsigned long long* state) {
 
 }  // namespace
 
-const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, kFunctions.data(), &MultiplyFewRows};
+const Tile kAvx512Bf16Tile = {kRows, 2 * Pairs::kLanes, 0, 0, kFunctions.data(), &MultiplyFewRows};
 
 bool Bf16InstructionIsAsDefined() {
   const FlushDenormals flush;

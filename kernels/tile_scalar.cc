@@ -38,7 +38,7 @@ constexpr TileFunction kFunctions[] = {
 
 }  // namespace
 
-const Tile kScalarTile = {kRows, kColumns, 4, kFunctions};
+const Tile kScalarTile = {kRows, kColumns, 4, 1 << 20, kFunctions};
 
 const Tile& F32Tile(Isa isa) {
   switch (isa) {
