@@ -21,7 +21,7 @@ constexpr double kWorst = 0.85;     // of oneDNN, f32
 constexpr double kMean = 0.95;      // of oneDNN, f32
 constexpr double kMeanBf16 = 0.85;  // of oneDNN, whose operands are bf16 already
 constexpr double kWidened = 0.9;    // bf16 without the instruction, of f32
-constexpr int kRounds = 5;        // of training, of which the median counts
+constexpr int kRounds = 5;          // of training, of which the median counts
 constexpr double kRoundSeconds = 1.2;
 constexpr char kNoBf16[] = "this processor has no bf16 instructions";
 

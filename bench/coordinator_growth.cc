@@ -43,7 +43,7 @@ namespace {
 
 constexpr int kCounts[] = {10, 100, 1000};
 constexpr int kUnits = 1000;  // a step
-constexpr int kRounds = 3;  // of all counts
+constexpr int kRounds = 3;    // of all counts
 constexpr absl::Duration kSettle = absl::Milliseconds(300);
 constexpr absl::Duration kMeasure = absl::Seconds(1);
 constexpr absl::Duration kHeartbeat = absl::Seconds(1);
@@ -340,6 +340,7 @@ absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
         return absl::UnavailableError(absl::StrCat("the coordinator leases nothing; the job: ", job.error()));
       }
       waits[i].insert(waits[i].end(), waited.begin(), waited.end());
+      // Later the peak is that of the most workers.
       if (round == 0) megabytes[i] = PeakMegabytes(coordinator.process->pid());
     }
   }
@@ -348,7 +349,7 @@ absl::Status BenchCoordinatorGrowth(const Machine& machine, Report* report) {
     std::nth_element(waits[i].begin(), p99, waits[i].end());
     const std::string name = absl::StrCat("growth/coordinator/", kCounts[i], "-workers");
     const double rate = Median(rates[i]), limit = i > 0 ? rate / MedianRatio(rates[i], rates[i - 1]) : 0;
-    report->Add({name + "/leases", rate, "units/s", limit, limit > 0 ? kGoal : 0});
+    report->Add({name + "/leases", rate, "units/s", limit, i > 0 ? kGoal : 0});
     report->Add({name + "/p99", *p99, "ms"});
     report->Add({name + "/memory", megabytes[i], "MiB"});
   }

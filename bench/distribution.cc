@@ -25,7 +25,7 @@ struct Setting {
   const char* name;
   const Model& model;
   int global_batch, microbatch;
-  int rounds;  // of which the median counts: a neighbour may be busy for some seconds
+  int rounds;      // of which the median counts: a neighbour may be busy for some seconds
   double seconds;  // of each; large models have few steps
   double goal;
   bool network;  // also with links held to a speed
@@ -97,8 +97,8 @@ absl::StatusOr<Measured> WholeCluster(const v1::JobSpec& job, double seconds, co
 }
 
 // Adds the row of hosts on a local network, against what the cluster reached without.
-absl::Status AddNetworkRow(const v1::JobSpec& job, double seconds, const Machine& machine,
-                           const std::string& directory, const std::string& name, double unlimited, Report* report) {
+absl::Status AddNetworkRow(const v1::JobSpec& job, double seconds, const Machine& machine, const std::string& directory,
+                           const std::string& name, double unlimited, Report* report) {
   const std::string row = name + "/1gbit-1ms";
   const absl::StatusOr<std::unique_ptr<Network>> network = Network::Make(1 + kShards + kWorkers);
   if (!network.ok()) {

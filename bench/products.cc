@@ -5,6 +5,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "absl/types/span.h"
 #include "common/philox.h"
 #include "dnnl.hpp"
 #include "model/arena.h"
@@ -43,9 +44,10 @@ using dnnl::memory;
 namespace {
 
 // Operands lie as those of training do: on huge pages, one behind another.
-model::Arena RoomFor(int64_t floats) {
-  constexpr int64_t kParts = 3, kAlignment = 64;  // at most, each rounded up
-  return model::Arena::Create(floats + kParts * kAlignment).value();
+model::Arena RoomFor(absl::Span<const int64_t> sizes) {
+  model::Arena measure;
+  for (const int64_t size : sizes) measure.Take(size);
+  return model::Arena::Create(measure.taken()).value();
 }
 
 }  // namespace
@@ -81,8 +83,10 @@ ProductPair::State::Matmul ProductPair::State::Prepare(kernels::Precision precis
   const memory::desc of_b = descriptor(shape.k, shape.n, shape.b_transposed, type);
   const memory::desc of_c = descriptor(shape.m, shape.n, false, memory::data_type::f32);
   Matmul matmul;
-  const auto floats = [](const memory::desc& desc) { return static_cast<int64_t>(desc.get_size() / sizeof(float)) + 1; };
-  if (rounded) matmul.room = RoomFor(floats(of_a) + floats(of_b));
+  const auto floats = [](const memory::desc& desc) {
+    return static_cast<int64_t>(desc.get_size() / sizeof(float)) + 1;
+  };
+  if (rounded) matmul.room = RoomFor({floats(of_a), floats(of_b)});
   const auto operand = [&](const memory::desc& desc, int64_t rows, int64_t columns, bool transposed, float* data) {
     memory plain(descriptor(rows, columns, transposed, memory::data_type::f32), engine, data);
     if (!rounded) return plain;
@@ -101,7 +105,7 @@ ProductPair::State::Matmul ProductPair::State::Prepare(kernels::Precision precis
 ProductPair::ProductPair(const Shape& shape, const kernels::Compute* compute) : state_(new State{shape, compute}) {
   const int64_t sizes[] = {shape.batch * shape.m * shape.k, shape.batch * shape.k * shape.n,
                            shape.batch * shape.m * shape.n};
-  state_->room = RoomFor(sizes[0] + sizes[1] + sizes[2]);
+  state_->room = RoomFor(sizes);
   const auto filled = [this](int64_t size, uint64_t key) {
     float* const values = state_->room.Take(size);
     for (int64_t i = 0; i < size; ++i) values[i] = UniformFloat(Philox(key)(0, static_cast<uint64_t>(i))[0]) - 0.5f;

@@ -1,6 +1,5 @@
 // How a shard bears many workers: a real one, in a process of its own, takes in the gradients of a step of 64 units,
 // from one worker after another or from many at once, each on a connection of its own.
-#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
@@ -136,9 +135,8 @@ absl::Status BenchShardGrowth(const Machine& machine, Report* report) {
     }
   }
   for (size_t i = 0; i < pushers.size(); ++i) {
-    std::sort(rates[i].begin(), rates[i].end());
     const std::string name = absl::StrCat("growth/shard/", kCounts[i], kCounts[i] == 1 ? "-pusher" : "-pushers");
-    report->Add({name, rates[i][kRounds / 2], "GB/s", i == 0 ? 0 : rates[0][kRounds / 2], i == 0 ? 0 : kGoal});
+    report->Add({name, Median(rates[i]), "GB/s", i == 0 ? 0 : Median(rates[0]), i == 0 ? 0 : kGoal});
   }
   report->Add({absl::StrCat("growth/shard/", kCounts[pushers.size() - 1], "-pushers/memory"),
                PeakMegabytes(shard.process->pid()), "MiB"});

@@ -31,7 +31,7 @@ __m256i FirstOfEight(int64_t count) {
 }
 
 // Inlined, or the rows would go through memory.
-__attribute__((always_inline)) inline void TransposeEight(__m256 (&rows)[8]) {
+inline __attribute__((always_inline)) void TransposeEight(__m256 (&rows)[8]) {
   __m256 pairs[8], quads[8];
   for (int i = 0; i < 4; ++i) {
     pairs[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);

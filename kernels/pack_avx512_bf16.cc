@@ -18,7 +18,8 @@ __m512i Units(const float* from, int64_t left) {
                             : Convert(LoadFirst(from, left), LoadFirst(from + kLanes, left - kLanes));
 }
 
-void Transpose(__m512i (&rows)[16]) {
+// Inlined, or the rows would go through memory.
+inline __attribute__((always_inline)) void Transpose(__m512i (&rows)[16]) {
   __m512i pairs[16], quads[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {
@@ -80,8 +81,7 @@ void PackSquare(const float* source, int64_t line_stride, int64_t lines, int64_t
     const float* const line = source + j * line_stride;
     _mm_prefetch(line + kRowsAhead * line_stride, _MM_HINT_T1);
     _mm_prefetch(line + kRowsAhead * line_stride + kLanes, _MM_HINT_T1);
-    rows[j] = kFull ? Convert(_mm512_loadu_ps(line), _mm512_loadu_ps(line + kLanes))
-                    : (j < lines ? Units(line, k) : _mm512_setzero_si512());
+    rows[j] = kFull || j < lines ? Units(line, kFull ? 2 * kLanes : k) : _mm512_setzero_si512();
   }
   Transpose(rows);
 #pragma GCC unroll 16

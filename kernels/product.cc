@@ -335,8 +335,8 @@ class Legs {
         grid_(ChooseGrid(product, tile, relay_.lanes())),
         b_unit_(UnitsOf(packer.packing, DivideUp(product.k, relay_.legs()) + 2) * tile.columns) {}
 
-  // Whether threads are done sooner than with cells of `grid`. A leg's strip of A must stay in the inner cache; and where
-  // panels of B are so long that there is room for few of them, A is read again and again.
+  // Whether threads are done sooner than with cells of `grid`. A leg's strip of A must stay in the inner cache; and
+  // where there are more panels of B than there is room for, A is read again for each few of them.
   bool Pay(const Grid& grid, int64_t threads) const {
     const int64_t steps = UnitsOf(packer_.packing, DivideUp(product_.k, relay_.legs()));
     if (relay_.legs() < 2 || steps > kBlockSteps) return false;
